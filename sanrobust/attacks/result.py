@@ -1,0 +1,63 @@
+"""What an attack hands back for a batch: a value that says everything a record needs.
+
+Letters: B images, H rows, W columns, K classes, N steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sanrobust.attacks.budget import LEVELS, Budget
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetResult:
+    """One attack of one strength on one batch, scored on its last iterate.
+
+    Attributes:
+        budget: the budget; None for an attack of torchattacks.
+        eps: L-inf radius in units of 1/255; None for an attack that has none.
+        adversarial: (B, 3, H, W) float32 in [0, 1].
+        clean_logits: (B, K) float32.
+        adv_logits: (B, K) float32, of ``adversarial``.
+        targets: (B,) int64; None when the attack is untargeted.
+        hit: (B,) bool, the last iterate is classified as its target; None when untargeted.
+        hit_any: (B,) bool, some iterate after the start was, in any restart (with 0 steps: the
+            start); None when the attack does not show its iterates.
+        linf: (B,) float32, the largest change of a pixel in units of 1/255; a whole number where
+            image and budget lie on the 8-bit grid, else within 3e-4 of the radius.
+        target_loss: (B, N + 1) float32, cross entropy toward the target at the start and after
+            each step of the restart that counts; None when the attack does not show it.
+        zero_gradient: (B, N) float32, part of the gradient that was exactly zero at each step,
+            near 1 where the model hides its gradient; None when the attack does not show it.
+    """
+
+    budget: Budget | None
+    eps: float | None
+    adversarial: Tensor
+    clean_logits: Tensor
+    adv_logits: Tensor
+    targets: Tensor | None
+    hit: Tensor | None
+    hit_any: Tensor | None
+    linf: Tensor
+    target_loss: Tensor | None
+    zero_gradient: Tensor | None
+
+    @property
+    def clean_pred(self) -> Tensor:
+        """Predicted class of each clean image, (B,) int64."""
+        return self.clean_logits.argmax(1)
+
+    @property
+    def adv_pred(self) -> Tensor:
+        """Predicted class of each adversarial image, (B,) int64."""
+        return self.adv_logits.argmax(1)
+
+
+def distance(adversarial: Tensor, images: Tensor) -> Tensor:
+    """Return the L-inf distance of two batches (B, 3, H, W) in units of 1/255, (B,) float32."""
+    change = (adversarial - images).abs().flatten(1)
+    return change.amax(1) * LEVELS

@@ -1,0 +1,228 @@
+"""Which wrong class each image is pushed toward. Importing this module loads no torch.
+
+Letters: B images, K classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sanrobust.attacks.randomness import hashed
+from sanrobust.errors import DataError, UsageError
+from sanrobust.registry import unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RuleKind = Literal["random", "least-likely", "second", "fixed", "file"]
+RULES = ("random", "least-likely", "second", "fixed:C", "file:CSV")
+COLUMNS = ("image", "target")
+_LISTING = "sanrobust pgd --help"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a batch that a rule can target, and why it cannot target the others.
+
+    Attributes:
+        kept: positions to attack, ascending.
+        excluded: position and reason of every other image.
+    """
+
+    kept: tuple[int, ...]
+    excluded: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """How a target follows from an image; made by `parse_rule` or `load_rule`.
+
+    Attributes:
+        kind: ``random`` (uniform over the wrong labels, from seed and image id), ``least-likely``
+            (lowest clean logit), ``second`` (highest clean logit), both over the wrong labels,
+            ``fixed`` (one class for all) or ``file`` (one class per image).
+        label: the class of a ``fixed`` rule.
+        path: the CSV of a ``file`` rule.
+        table: target of each image id, read from ``path``.
+        sha256: hash of the bytes that ``table`` was read from; empty until they are read.
+    """
+
+    kind: RuleKind
+    label: int | None = None
+    path: Path | None = field(default=None, compare=False)
+    table: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+    sha256: str = ""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the targets depend on the model's clean logits."""
+        return self.kind in ("least-likely", "second")
+
+    def identity(self) -> str:
+        """Return the rule's text for a run's specification; a file enters by its hash."""
+        if self.kind == "fixed":
+            return f"fixed:{self.label}"
+        return f"file:sha256:{self.sha256}" if self.kind == "file" else self.kind
+
+    def refusal(self, label: int) -> str | None:
+        """Say why an image of this label has no target under the rule, or return None."""
+        if self.kind == "fixed" and label == self.label:
+            return f"excluded: the image's label is the fixed target {label}"
+        return None
+
+    def split(self, labels: Sequence[int]) -> Split:
+        """Separate the images to attack from those that `refusal` gives a reason for."""
+        reasons = [self.refusal(int(label)) for label in labels]
+        return Split(
+            kept=tuple(i for i, reason in enumerate(reasons) if reason is None),
+            excluded=tuple((i, reason) for i, reason in enumerate(reasons) if reason is not None),
+        )
+
+    def check(self, ids: Sequence[str], labels: Sequence[int], num_classes: int) -> None:
+        """Refuse a rule that cannot serve these images; call it once before a long run.
+
+        Raises UsageError for a fixed target outside [0, K), DataError for a file that lacks an
+        image or names a target that is outside [0, K) or equal to the image's label.
+        """
+        if self.kind == "fixed" and not 0 <= (self.label or 0) < num_classes:
+            raise UsageError(f"the fixed target must be a class from 0 to {num_classes - 1}",
+                             seen=f"it is {self.label}", hint="name a class of the model")
+        if self.kind == "file":
+            for image_id, label in zip(ids, labels, strict=True):
+                self._check_row(image_id, int(label), num_classes)
+
+    def choose(self, ids: Sequence[str], labels: Tensor, logits: Tensor, *, seed: int) -> Tensor:
+        """Return a wrong label for every image.
+
+        Args:
+            ids: B image ids.
+            labels: (B,) int64, the true classes; no image may be one that `refusal` names.
+            logits: (B, K), the clean logits; their values matter only where `needs_logits`.
+            seed: seed of the ``random`` rule.
+
+        Returns:
+            (B,) int64 on the device of ``labels``.
+
+        Raises UsageError and DataError as `check` does.
+        """
+        true = [int(label) for label in labels.tolist()]
+        num_classes = logits.shape[1]
+        self.check(ids, true, num_classes)
+        if self.kind == "least-likely":
+            return _without(logits, labels, float("inf")).argmin(1)
+        if self.kind == "second":
+            return _without(logits, labels, float("-inf")).argmax(1)
+        if self.kind == "random":
+            return labels.new_tensor([random_target(image_id, label, num_classes, seed=seed)
+                                      for image_id, label in zip(ids, true, strict=True)])
+        if self.kind == "file":
+            return labels.new_tensor([self.table[image_id] for image_id in ids])
+        return labels.new_full((len(true),), self.label or 0)
+
+    def _check_row(self, image_id: str, label: int, num_classes: int) -> None:
+        target = self.table.get(image_id)
+        if target is None:
+            raise DataError("the target file must name every image",
+                            seen=f"{self.path} has no row for image {image_id!r}",
+                            hint="add a row image,target for it")
+        if not 0 <= target < num_classes:
+            raise DataError(f"a target must be a class from 0 to {num_classes - 1}",
+                            seen=f"{self.path} gives {target} for image {image_id!r}",
+                            hint="correct that row")
+        if target == label:
+            raise DataError("a target must differ from the image's label",
+                            seen=f"{self.path} gives {target}, the label of image {image_id!r}",
+                            hint="give that image a wrong class")
+
+
+def random_target(image_id: str, label: int, num_classes: int, *, seed: int) -> int:
+    """Return a class uniform over the ``num_classes - 1`` wrong ones, from (seed, id) alone."""
+    # Reducing 256 random bits favours a class by less than one part in 10**70.
+    draw = hashed(seed, "target", image_id) % (num_classes - 1)
+    return draw + (draw >= label)
+
+
+def parse_rule(text: str) -> TargetRule:
+    """Read a rule such as ``random``, ``fixed:7`` or ``file:targets.csv`` without opening a file.
+
+    Raises UsageError with the closest legal name.
+    """
+    name, colon, value = text.strip().partition(":")
+    if name == "fixed":
+        if not re.fullmatch(r"[0-9]{1,9}", value):
+            raise UsageError("a fixed target must be a class index", seen=f"{text!r} was seen",
+                             hint="type for example fixed:7")
+        return TargetRule("fixed", label=int(value))
+    if name == "file":
+        if not value:
+            raise UsageError("a target file must have a path", seen=f"{text!r} was seen",
+                             hint="type for example file:targets.csv")
+        return TargetRule("file", path=Path(value))
+    for kind in _PLAIN:
+        if text.strip() == kind:
+            return TargetRule(kind)
+    names = (*_PLAIN, "fixed", "file")
+    if name in names and colon:
+        raise UsageError(f"the rule {name} must stand alone", seen=f"{text!r} was seen",
+                         hint=f"type {name}")
+    raise unknown_name("target rule", text, names, listing=_LISTING)
+
+
+def load_rule(text: str) -> TargetRule:
+    """Read a rule as `parse_rule` does and, for a file rule, its table and hash.
+
+    Raises DataError when the file is missing, is not UTF-8 text, lacks the columns ``image`` and
+    ``target``, holds an image twice or a target that is not a whole number.
+    """
+    rule = parse_rule(text)
+    if rule.path is None:
+        return rule
+    try:
+        content = rule.path.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "is not UTF-8 text" if isinstance(error, ValueError) else _why(error)
+        raise _bad_file(rule.path, reason) from error
+    table = _read_table(rule.path, lines)
+    return replace(rule, table=table, sha256=hashlib.sha256(content).hexdigest())
+
+
+_PLAIN: tuple[RuleKind, ...] = ("random", "least-likely", "second")
+
+
+def _read_table(path: Path, lines: list[str]) -> dict[str, int]:
+    table: dict[str, int] = {}
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        if not set(COLUMNS) <= set(reader.fieldnames or ()):
+            raise _bad_file(path, f"has the columns {','.join(reader.fieldnames or ()) or 'none'}")
+        for row in reader:
+            image_id, target = row["image"], row["target"]
+            if not image_id or not re.fullmatch(r"\s*[0-9]{1,9}\s*", target or ""):
+                raise _bad_file(path, f"line {reader.line_num} gives {image_id!r} the target "
+                                      f"{target!r}")
+            if image_id in table:
+                raise _bad_file(path, f"line {reader.line_num} names {image_id!r} again")
+            table[image_id] = int(target)
+    except csv.Error as error:
+        raise _bad_file(path, f"cannot be read after line {reader.line_num} ({error})") from error
+    return table
+
+
+def _bad_file(path: Path, seen: str) -> DataError:
+    return DataError("a target file must be a CSV with the columns image,target, one row per image",
+                     seen=f"{path} {seen}", hint="mend the file or name another with file:CSV")
+
+
+def _why(error: Exception) -> str:
+    return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+
+
+def _without(logits: Tensor, labels: Tensor, fill: float) -> Tensor:
+    return logits.scatter(1, labels.unsqueeze(1), fill)

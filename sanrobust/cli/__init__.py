@@ -1,0 +1,29 @@
+"""The command ``sanrobust``: each subcommand parses, makes one library call and prints."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import click
+
+from sanrobust.cli.group import ErrorGroup
+from sanrobust.cli.info import info
+from sanrobust.cli.pgd import pgd
+from sanrobust.cli.rotate import rotate
+from sanrobust.cli.table import table
+from sanrobust.cli.train import train
+from sanrobust.cli.zoo import zoo
+
+
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"],
+                                               "max_content_width": 100})
+@click.version_option(metadata.version("sanrobust"), prog_name="sanrobust")
+def main() -> None:
+    """Measure how robust image classifiers are.
+
+    Without --data and --model the paper's nine networks are measured on the embedded digits.
+    """
+
+
+for command in (rotate, pgd, table, train, zoo, info):
+    main.add_command(command)

@@ -1,0 +1,31 @@
+"""``sanrobust info``: what this installation is and can use."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+def info() -> None:
+    """Print versions, devices, kernel backends and where files are kept."""
+    import torch
+
+    from sanrobust import device
+    from sanrobust.kernels.backends import explain
+    from sanrobust.zoo import store
+    for name, version in device.versions().items():
+        click.echo(f"{name:<14}{version}")
+    cpu = torch.device("cpu")
+    click.echo(f"\n{'cpu':<14}{torch.get_num_threads()} threads, "
+               f"{torch.backends.cpu.get_cpu_capability()}, "
+               f"{device.free_memory(cpu) / 2**30:.1f} GiB free")
+    refusal = device.cuda_refusal()
+    if refusal:
+        click.echo(f"{'cuda':<14}not used: {refusal}")
+    else:
+        for index in range(torch.cuda.device_count()):
+            click.echo(f"{f'cuda:{index}':<14}{torch.cuda.get_device_name(index)}")
+    click.echo()
+    for name, reason in explain().items():
+        click.echo(f"{name:<14}{'not used: ' + reason if reason else 'ready'}")
+    click.echo(f"\n{'store':<14}{store.home()}")

@@ -1,0 +1,144 @@
+"""Options that several commands share, named as in timm's validation script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.errors import UsageError
+from sanrobust.preprocessing import INTERPOLATIONS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+
+class Triple(click.ParamType[tuple[float, float, float]]):
+    """Three numbers, separated by commas or spaces: one per colour channel."""
+
+    name = "r,g,b"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> tuple[float, float, float]:
+        """Parse the text of the option."""
+        try:
+            red, green, blue = (float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is not three numbers such as 0.5,0.5,0.5", param, ctx)
+        return red, green, blue
+
+
+class BatchSize(click.ParamType[int | str]):
+    """A number of images, or ``auto``."""
+
+    name = "images|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> int | str:
+        """Parse the text of the option."""
+        if value == "auto":
+            return "auto"
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of images nor auto", param, ctx)
+        return int(value)
+
+
+def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+    return decorate
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that choose images and labels."""
+    return _stack(
+        click.option("--data", envvar="SANROBUST_DATA", metavar="NAME|FOLDER",
+                     help="Registered name, ImageFolder, or flat folder with --labels. "
+                          "[env: SANROBUST_DATA; default: the embedded digits]"),
+        click.option("--labels", type=PATH, metavar="FILE",
+                     help="CSV with file,class_index for a flat folder."),
+        click.option("--class-map", type=PATH, metavar="FILE",
+                     help="CSV with folder,class_index for an ImageFolder."),
+        click.option("--data-name", metavar="NAME",
+                     help="What tables call a folder; imagenet for ILSVRC's validation images."),
+        click.option("--data-root", type=PATH, envvar="SANROBUST_DATA_ROOT", metavar="FOLDER",
+                     help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]"),
+        click.option("--download/--no-download", default=False,
+                     help="Fetch a registered dataset that is not there."),
+        click.option("--num-samples", type=click.IntRange(min=1), metavar="N",
+                     help="A fixed subset of N images."),
+    )(command)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that choose models, weights and preprocessing."""
+    return _stack(
+        click.option("-m", "--model", "models", multiple=True, metavar="NAME",
+                     help="Zoo name, torchvision/NAME, timm/NAME or package.module:callable; "
+                          "repeatable. [default: the paper's nine]"),
+        click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights of the one model."),
+        click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
+                     help="Side of the centre crop."),
+        click.option("--crop-pct", type=float, metavar="PART",
+                     help="Crop side over resized short side."),
+        click.option("--interpolation", type=click.Choice(INTERPOLATIONS)),
+        click.option("--mean", type=Triple(), help="Normalisation mean per channel."),
+        click.option("--std", type=Triple(), help="Normalisation deviation per channel."),
+    )(command)
+
+
+def run_options(command: Command) -> Command:
+    """Add the options that say how to run; none of them changes a number."""
+    return _stack(
+        click.option("--out", type=PATH, default=Path("results"), show_default=True,
+                     metavar="FOLDER", help="Folder of records and tables."),
+        click.option("-b", "--batch-size", type=BatchSize(),
+                     help="Images per batch; auto fits it to memory. [default: by image size]"),
+        click.option("-j", "--workers", type=click.IntRange(min=0), default=0, show_default=True,
+                     metavar="N", help="Processes that decode images."),
+        click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
+        click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
+        click.option("--fresh/--resume", default=False,
+                     help="Start anew beside earlier runs, or go on with them. [default: resume]"),
+    )(command)
+
+
+def take_data(values: dict[str, Any]) -> DataChoice:
+    """Take the values of `data_options` out of a command's parameters."""
+    return DataChoice(data=values.pop("data"), labels=values.pop("labels"),
+                      class_map=values.pop("class_map"), root=values.pop("data_root"),
+                      download=values.pop("download"), num_samples=values.pop("num_samples"),
+                      name=values.pop("data_name"))
+
+
+def take_models(values: dict[str, Any]) -> ModelChoice:
+    """Take the values of `model_options` out of a command's parameters."""
+    fields = ("img_size", "crop_pct", "interpolation", "mean", "std")
+    given = {name: values.pop(name) for name in fields}
+    return ModelChoice(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
+                       overrides={name: value for name, value in given.items()
+                                  if value is not None})
+
+
+def take_how(values: dict[str, Any]) -> HowToRun:
+    """Take the values of `run_options` out of a command's parameters."""
+    return HowToRun(out=values.pop("out"), batch_size=values.pop("batch_size"),
+                    workers=values.pop("workers"), device=values.pop("device"),
+                    backend=values.pop("backend"), fresh=values.pop("fresh"))
+
+
+def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:
+    """Turn repeated ``key=value`` texts into a dict; raises UsageError for another form."""
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or key in parsed:
+            raise UsageError(f"{option} must be key=value, each key once", seen=f"it is {pair!r}",
+                             hint=f"type for example {option} eps=8/255")
+        parsed[key] = value
+    return parsed

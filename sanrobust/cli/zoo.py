@@ -1,0 +1,122 @@
+"""``sanrobust zoo``: the models, their facts and their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sanrobust.cli.group import ErrorGroup
+from sanrobust.cli.options import PATH
+from sanrobust.errors import CheckpointError
+from sanrobust.zoo import catalog
+from sanrobust.zoo.entry import (Entry, Packaged, Remote, ResNetConfig, SanConfig, Stored,
+                                 Unpublished, Untrained, WeightsSource)
+
+
+@click.group(cls=ErrorGroup)
+def zoo() -> None:
+    """List, show, add and verify models and their weights."""
+
+
+@zoo.command("list")
+@click.option("--tag", metavar="TAG", help="Only the entries with these weights.")
+def list_models(tag: str | None) -> None:
+    """List every entry: name, reported top-1 in percent, weights."""
+    for entry in catalog.entries():
+        if tag in (None, entry.tag):
+            top1 = "-" if entry.top1 is None else f"{entry.top1:.1f}"
+            click.echo(f"{entry.name:<30}{top1:>6}  {_describe(entry.weights)}")
+
+
+@zoo.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show all facts of one model."""
+    for fact, value in _facts(catalog.find(name)).items():
+        if value:
+            click.echo(f"{fact:<15}{value}")
+
+
+@zoo.command()
+@click.argument("name")
+@click.argument("file", type=PATH, required=False)
+@click.option("--like", metavar="NAME",
+              help="Entry whose architecture and preprocessing a new tag takes over.")
+def add(name: str, file: Path | None, like: str | None) -> None:
+    """Check weights and put them into the local store as NAME (ARCH.TAG).
+
+    Without FILE the entry's published weights are downloaded.
+    """
+    from sanrobust.zoo import store
+    from sanrobust.zoo.resolve import fetch
+    if file is None:
+        click.echo(f"{name}: {fetch(catalog.find(name))}")
+        return
+    record = store.add(name, file, like=catalog.find(like) if like else None)
+    click.echo(f"{name}: stored, weights {record.state_digest[:12]}, "
+               f"source sha256 {record.source_sha256}")
+
+
+@zoo.command()
+@click.argument("names", nargs=-1)
+def verify(names: tuple[str, ...]) -> None:
+    """Check hashes, load strictly and run one image; without NAMES all local weights."""
+    from sanrobust.zoo.resolve import verify as verify_entry
+    chosen = [catalog.find(name) for name in names] or [
+        entry for entry in catalog.entries() if isinstance(entry.weights, (Packaged, Stored))]
+    failed = []
+    for entry in chosen:
+        found = verify_entry(entry)
+        click.echo(f"{found.name:<30}{found.status:<8}{found.detail}")
+        failed += [found.name] * (found.status == "failed")
+    if failed:
+        raise CheckpointError("every model's weights must verify",
+                              seen=f"{', '.join(failed)} did not",
+                              hint="see the lines above for what to do")
+
+
+def _facts(entry: Entry) -> dict[str, str]:
+    preprocessing = entry.preprocessing
+    reported = " / ".join(f"{value:.1f}" for value in (entry.top1, entry.top5)
+                          if value is not None)
+    return {
+        "name": entry.name,
+        "architecture": _architecture(entry.architecture),
+        "weights": _describe(entry.weights),
+        "sha256": getattr(entry.weights, "sha256", None) or "",
+        "address": getattr(entry.weights, "url", ""),
+        "page": getattr(entry.weights, "page", ""),
+        "preprocessing": f"resize {preprocessing.resize_size}, crop {preprocessing.img_size}, "
+                         f"{preprocessing.interpolation}, mean {preprocessing.mean}, "
+                         f"std {preprocessing.std}",
+        "classes": f"{entry.architecture.num_classes} ({entry.data})",
+        "top-1 / top-5": reported and f"{reported} as reported",
+        "licence": entry.licence,
+        "reference": entry.reference,
+        "note": entry.note,
+    }
+
+
+def _architecture(architecture: SanConfig | ResNetConfig) -> str:
+    layers = ",".join(map(str, architecture.layers))
+    if isinstance(architecture, SanConfig):
+        return (f"SAN, {architecture.attention}, blocks {layers}, "
+                f"footprints {','.join(map(str, architecture.footprints))}, "
+                f"widths {','.join(map(str, architecture.widths))}")
+    return f"bottleneck ResNet, blocks {layers}, width {architecture.width}, " \
+           f"{architecture.stem} stem"
+
+
+def _describe(weights: WeightsSource) -> str:
+    match weights:
+        case Packaged():
+            return "in the package"
+        case Stored():
+            return "in the local store"
+        case Remote():
+            return "published by the authors; downloaded on first use"
+        case Untrained(seed):
+            return f"initial values of seed {seed}"
+        case Unpublished(reason):
+            return reason

@@ -1,0 +1,1 @@
+"""Datasets, decoding, the geometric transform, exact views and ordered batches."""

@@ -1,0 +1,106 @@
+"""Opening a dataset by its name or its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from sanrobust.data.catalog import DATASETS, DatasetInfo, resolve
+from sanrobust.data.digits import open_digits
+from sanrobust.data.folders import class_folders, labelled_folder
+from sanrobust.data.imageset import FileImages, ImageSet, Selectable, subset
+from sanrobust.data.public import (
+    Request,
+    open_cifar10,
+    open_fashion_mnist,
+    open_imagenet,
+    open_imagenette,
+)
+from sanrobust.errors import DataError, UsageError
+
+Split = Literal["test", "train"]
+Opener = Callable[[Request], Selectable]
+
+OPENERS: dict[str, Opener] = {
+    "digits": lambda request: open_digits(request.split),
+    "cifar10": open_cifar10,
+    "fashion-mnist": open_fashion_mnist,
+    "imagenette": open_imagenette,
+    "imagenet": open_imagenet,
+}
+
+
+def open_dataset(name_or_path: str, *, root: Path | None, split: Split = "test",
+                 labels: Path | None = None, class_map: Path | None = None,
+                 download: bool = False, num_samples: int | None = None,
+                 name: str | None = None) -> ImageSet:
+    """Open a dataset of the catalogue, or a folder of images, as an `ImageSet`.
+
+    Args:
+        name_or_path: a name of the catalogue or the path of a folder, which has no splits and is
+            used as it is.
+        root: where named datasets lie, as torchvision lays them out; ``digits`` and folders do
+            without.
+        split: ``test`` (ImageNet's and Imagenette's ``val``) or ``train``.
+        labels: CSV ``file,class_index`` for a folder without class subfolders.
+        class_map: CSV ``folder,class_index`` that gives class subfolders their indices.
+        download: fetch a missing dataset into ``root`` where torchvision can.
+        num_samples: keep this many images, chosen by the hash of their ids.
+        name: what to call a folder in tables; by default its own name.
+
+    Raises UnknownNameError for a word that is neither a name nor a path, UsageError for options
+    that do not go together, DataError for data that are missing or damaged, and DownloadError.
+    """
+    if labels is not None and class_map is not None:
+        raise UsageError("--labels and --class-map must not be given together",
+                         seen="both are", hint="keep --labels for a folder without class "
+                         "subfolders, --class-map for one with them")
+    found = resolve(name_or_path)
+    if isinstance(found, Path):
+        _refuse_download(name_or_path, download)
+        return subset(_open_folder(found, labels=labels, class_map=class_map, name=name),
+                      num_samples)
+    _refuse_folder_options(found, labels=labels, class_map=class_map, name=name)
+    images = OPENERS[found.name](Request(root=root, split=split, download=download))
+    _require_complete(found, images, split)
+    return subset(images, num_samples)
+
+
+def _open_folder(folder: Path, *, labels: Path | None, class_map: Path | None,
+                 name: str | None) -> FileImages:
+    chosen = name or _unmistakable_name(folder)
+    if labels is not None:
+        return labelled_folder(folder, labels, name=chosen)
+    return class_folders(folder, class_map=class_map, name=chosen)
+
+
+def _unmistakable_name(folder: Path) -> str | None:
+    """Return a name for a folder that is called like a known dataset, else None for its own."""
+    own = folder.resolve().name
+    return f"{own} (folder)" if own in DATASETS else None
+
+
+def _require_complete(info: DatasetInfo, images: ImageSet, split: Split) -> None:
+    expected = info.train_images if split == "train" else info.test_images
+    if len(images.refs) != expected:
+        raise DataError(f"the {split} split of {info.name} must have its {expected} images",
+                        seen=f"{len(images.refs)} are there",
+                        hint="fetch it anew, or measure what is there by giving its folder to "
+                             "--data")
+
+
+def _refuse_download(word: str, download: bool) -> None:
+    if download:
+        raise UsageError("--download must go with a dataset's name",
+                         seen=f"--data is the folder {word}", hint="leave --download out")
+
+
+def _refuse_folder_options(info: DatasetInfo, *, labels: Path | None,
+                           class_map: Path | None, name: str | None) -> None:
+    option = ("--labels" if labels else "--class-map" if class_map
+              else "--data-name" if name else None)
+    if option is not None:
+        raise UsageError(f"{option} must go with a folder of images",
+                         seen=f"--data is the dataset {info.name}",
+                         hint=f"leave {option} out, or give --data the folder itself")

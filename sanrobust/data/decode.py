@@ -1,0 +1,119 @@
+"""Reading one image file into RGB, with every failure told as a short reason."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"))
+MAX_PIXELS = 178_956_970  # Pillow's own limit for a file that claims to be an image
+# A closed list: other readers of Pillow start programs (EPS) or fetch nothing we want.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_SILENCE = logging.NullHandler()
+
+
+class ImageError(Exception):
+    """An image that cannot serve; the message is a short reason without the file's name."""
+
+
+def decode(path: Path) -> Image.Image:
+    """Read an image file completely and return it in mode RGB.
+
+    The pixels are those of Pillow's ``convert("RGB")``, as in torchvision's default loader: alpha
+    is dropped, palettes are looked up, only the first frame is read and the EXIF orientation is
+    not applied. The exception is greyscale of 16 bits, which is scaled to 0..255 instead of
+    clipped. Raises ImageError when the file is missing, empty, not an image, damaged, or
+    larger than MAX_PIXELS. Prints nothing.
+    """
+    reason = _refusal(path)
+    if reason is not None:
+        raise ImageError(reason)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_quiet())
+            stream = stack.enter_context(path.open("rb"))
+            image = stack.enter_context(Image.open(stream, formats=FORMATS))
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"more than {MAX_PIXELS} pixels")
+            if image.format == "TIFF":
+                stack.enter_context(_muted_stderr())
+            image.load()
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    # Damaged files make Pillow's readers raise nearly any type; all mean the same to us.
+    except Exception as error:
+        raise ImageError(_reason(error)) from error
+
+
+def _refusal(path: Path) -> str | None:
+    """Say why a path is not worth opening; a pipe or a device could block for ever."""
+    try:
+        if not path.is_file():
+            return "not a regular file" if path.exists() else "the file is missing"
+        return "the file is empty" if path.stat().st_size == 0 else None
+    except OSError as error:
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    detail = " ".join(str(error).split())[:100]
+    return f"damaged ({detail or type(error).__name__})"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BIT_MODES:
+        return _scale_16_bit(image)
+    if image.mode == "F":
+        raise ImageError("floating-point samples have no defined range")
+    return image.convert("RGB")
+
+
+def _scale_16_bit(image: Image.Image) -> Image.Image:
+    samples = np.asarray(image).astype(np.int64)
+    if samples.min() < 0 or samples.max() > 65535:
+        raise ImageError("integer samples outside 0..65535")
+    grey = ((samples + 128) // 257).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Pillow warns of odd metadata and logs through a logger that would fall back to stderr.
+    logging.getLogger("PIL").addHandler(_SILENCE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Point file descriptor 2 elsewhere: libtiff writes there directly, past Python."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # the process runs without a standard error: nothing to keep clean
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(nowhere)
+        os.close(saved)

@@ -1,0 +1,153 @@
+"""What a dataset is to the rest of the toolkit, and the two ways in which images are held."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sanrobust.data.decode import decode
+from sanrobust.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image of a set: its id, unique and the same on every machine, and its class index."""
+
+    id: str
+    label: int
+
+
+class ImageSet(Protocol):
+    """A fixed sequence of labelled images.
+
+    Attributes:
+        name: the dataset's name, or that of its folder.
+        refs: the images in their fixed order, ids unique.
+        num_classes: how many classes the labels index; None when unknown.
+        digest: SHA-256 in hexadecimal of what the set holds, wherever it lies.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def refs(self) -> tuple[ImageRef, ...]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def load(self, index: int) -> Image.Image:
+        """Return image ``index`` in mode RGB; raises ImageError when it cannot be decoded."""
+        ...
+
+
+class Selectable(ImageSet, Protocol):
+    """An image set of which a part can be taken."""
+
+    def take(self, indices: Sequence[int]) -> ImageSet:
+        """Return the set of the images at ``indices``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images in files below ``folder``; an image's id is its path there, with slashes."""
+
+    name: str
+    folder: Path
+    refs: tuple[ImageRef, ...]
+    num_classes: int | None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over one line ``id, label, size in bytes`` per image, separated by tabs."""
+        total = hashlib.sha256()
+        for ref in self.refs:
+            total.update(_line(ref, self._size(ref.id)))
+        return total.hexdigest()
+
+    def load(self, index: int) -> Image.Image:
+        """Return image ``index`` in mode RGB; raises ImageError when it cannot be decoded."""
+        return decode(self.folder / self.refs[index].id)
+
+    def take(self, indices: Sequence[int]) -> FileImages:
+        """Return the set of the images at ``indices``."""
+        return replace(self, refs=tuple(self.refs[index] for index in indices))
+
+    def _size(self, image_id: str) -> int:
+        try:
+            return (self.folder / image_id).stat().st_size
+        except OSError as error:
+            raise DataError("every listed image must be a readable file",
+                            seen=f"{image_id} is not ({error.strerror})",
+                            hint="mend or remove it and run again") from error
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images in memory: ``pixels`` is uint8, (N, H, W) greyscale or (N, H, W, 3) RGB."""
+
+    name: str
+    refs: tuple[ImageRef, ...]
+    num_classes: int | None
+    pixels: npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        if len(self.refs) != len(self.pixels):
+            raise ValueError(f"{len(self.refs)} labels for {len(self.pixels)} images")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over each image's line ``id, label, size in bytes`` followed by its pixels."""
+        total = hashlib.sha256()
+        for ref, image in zip(self.refs, self.pixels, strict=True):
+            total.update(_line(ref, image.nbytes))
+            total.update(image.tobytes())
+        return total.hexdigest()
+
+    def load(self, index: int) -> Image.Image:
+        """Return image ``index`` in mode RGB."""
+        return Image.fromarray(self.pixels[index]).convert("RGB")
+
+    def take(self, indices: Sequence[int]) -> ArrayImages:
+        """Return the set of the images at ``indices``."""
+        return replace(self, refs=tuple(self.refs[index] for index in indices),
+                       pixels=self.pixels[list(indices)])
+
+
+def subset(images: Selectable, num_samples: int | None) -> ImageSet:
+    """Return ``num_samples`` images chosen by the hash of their ids; None keeps them all.
+
+    The choice is the same on every machine, a smaller one is part of a larger one, and the order
+    of the dataset is kept. Raises UsageError when there are not that many.
+    """
+    if num_samples is None:
+        return images
+    available = len(images.refs)
+    if not 1 <= num_samples <= available:
+        raise UsageError(f"--num-samples must be between 1 and the {available} images of "
+                         f"{images.name}", seen=f"it is {num_samples}",
+                         hint="give a number in that range, or leave the option out")
+    ranked = sorted(range(available),
+                    key=lambda index: id_hash("sanrobust-subset", images.refs[index].id))
+    return images.take(sorted(ranked[:num_samples]))
+
+
+def id_hash(purpose: str, image_id: str) -> bytes:
+    """Return SHA-256 of ``purpose``, a zero byte and the id: a draw that never changes."""
+    return hashlib.sha256(f"{purpose}\0{image_id}".encode()).digest()
+
+
+def _line(ref: ImageRef, size: int) -> bytes:
+    return f"{ref.id}\t{ref.label}\t{size}\n".encode()

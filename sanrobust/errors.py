@@ -1,0 +1,90 @@
+"""Every deliberate error of the toolkit, each with the exit code of its command.
+
+An error is one sentence in three parts: what must hold, what was seen, and what to type next.
+Only these errors become messages on the command line; anything else is a defect and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class SanrobustError(Exception):
+    """Base of all deliberate errors; prints as ``rule, but seen: hint``.
+
+    Args:
+        rule: what must hold.
+        seen: what was found instead.
+        hint: what the user can do or type next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, rule: str, *, seen: str, hint: str) -> None:
+        self.rule = rule
+        self.seen = seen
+        self.hint = hint
+        super().__init__(f"{rule}, but {seen}: {hint}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process boundaries when a data worker raises them.
+        return (_rebuild, (type(self), self.rule, self.seen, self.hint))
+
+
+def _rebuild(kind: type[SanrobustError], rule: str, seen: str, hint: str) -> SanrobustError:
+    return kind(rule, seen=seen, hint=hint)
+
+
+class UsageError(SanrobustError):
+    """An option or argument that cannot be meant."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that no registry holds."""
+
+
+class DataError(SanrobustError):
+    """A dataset, label file, target file or image that cannot serve."""
+
+    exit_code = 3
+
+
+class ModelError(SanrobustError):
+    """A model that cannot be built or does not behave like a classifier."""
+
+    exit_code = 4
+
+
+class CheckpointError(ModelError):
+    """Weights that are missing, damaged, hostile or of another architecture."""
+
+
+class DownloadError(SanrobustError):
+    """A download that failed or brought something other than what was asked for."""
+
+    exit_code = 5
+
+
+class OutputError(SanrobustError):
+    """Results that cannot be written or do not read back."""
+
+    exit_code = 6
+
+
+class BackendError(SanrobustError):
+    """A compute device or kernel backend that cannot run what was asked."""
+
+    exit_code = 7
+
+
+class ProtocolError(SanrobustError):
+    """A run that broke a rule of its own experiment, so that its numbers would be wrong."""
+
+    exit_code = 8
+
+
+class Interrupted(SanrobustError):
+    """The user stopped the run; everything computed so far is saved."""
+
+    exit_code = 130

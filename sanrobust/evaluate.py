@@ -1,0 +1,147 @@
+"""The loop of every experiment: batch, view or attack, model, records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sanrobust.data.imageset import ImageRef, ImageSet
+from sanrobust.data.loader import Batch, Failure, batches
+from sanrobust.device import out_of_memory
+from sanrobust.errors import DataError
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.progress import Progress
+from sanrobust.records import RunStore, chunked
+
+FLUSH_SECONDS = 5.0
+FLUSH_IMAGES = 4096
+
+Columns = dict[str, list[object]]
+Model = Callable[[Tensor], Tensor]
+
+
+class Experiment(Protocol):
+    """What is done to a batch; ``rotate`` and ``pgd`` implement it."""
+
+    name: str
+    gradient: bool
+
+    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> None:
+        """Raise when these images cannot be measured with a model of ``num_classes`` logits."""
+        ...
+
+    def settings(self) -> Mapping[str, object]:
+        """Return everything that decides the numbers, as JSON values."""
+        ...
+
+    def measure(self, model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str]) -> Columns:
+        """Return the records of a batch: pixels (B, 3, S, S) in [0, 1], labels (B,)."""
+        ...
+
+    def failed(self, failure: Failure) -> Columns:
+        """Return the records of an image that could not be decoded or may not be measured."""
+        ...
+
+
+class _Buffer:
+    """Rows of whole batches on their way to the store; nothing in it outlives a failure twice."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._columns: Columns = {}
+        self._images = 0
+        self._since = time.monotonic()
+
+    def add(self, columns: Columns, images: int) -> None:
+        merge(self._columns, columns)
+        self._images += images
+        if self._images >= FLUSH_IMAGES or time.monotonic() - self._since >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        columns, self._columns = self._columns, {}
+        if any(columns.values()):
+            self._store.append(columns)
+        self._images, self._since = 0, time.monotonic()
+
+
+def merge(into: Columns, columns: Columns) -> None:
+    """Append the rows of ``columns`` to ``into`` in place."""
+    for name, values in columns.items():
+        into.setdefault(name, []).extend(values)
+
+
+def evaluate(model: Model, images: ImageSet, experiment: Experiment, store: RunStore, *,
+             preprocessing: Preprocessing, batch_size: int, workers: int, device: torch.device,
+             progress: Progress) -> None:
+    """Measure every image that ``store`` does not hold yet and append the records.
+
+    Batches are cut at the same places of the dataset however often the run was stopped, so a
+    resumed run repeats the arithmetic of an uninterrupted one. Rows computed before an
+    exception, Ctrl-C included, are saved before it goes on.
+    """
+    done = store.recorded()
+    plan = [[index for index in block if images.refs[index].id not in done]
+            for block in chunked(len(images.refs), batch_size)]
+    plan = [indices for indices in plan if indices]
+    buffer = _Buffer(store)
+    progress.begin(f"{store.spec.experiment} {store.spec.model}", total=len(images.refs),
+                   done=len(done))
+    try:
+        for batch in batches(images, preprocessing, plan=plan, workers=workers):
+            columns = _measure_batch(model, batch, experiment, device)
+            counted = len(batch.ids) + len(batch.failures)
+            buffer.add(columns, counted)
+            progress.advance(counted)
+    finally:
+        buffer.flush()
+        progress.end()
+
+
+def _measure_batch(model: Model, batch: Batch, experiment: Experiment,
+                   device: torch.device) -> Columns:
+    columns: Columns = {}
+    if batch.ids:
+        pixels, labels = batch.pixels.to(device), batch.labels.to(device)
+        merge(columns, _measure_within_memory(model, pixels, labels, batch.ids, experiment))
+    for failure in batch.failures:
+        merge(columns, experiment.failed(failure))
+    return columns
+
+
+def _measure_within_memory(model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str],
+                           experiment: Experiment) -> Columns:
+    """Measure a batch; where memory does not suffice, measure its halves."""
+    try:
+        return experiment.measure(model, pixels, labels, ids)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error) or len(ids) == 1:
+            raise
+    if pixels.is_cuda:
+        torch.cuda.empty_cache()
+    half, columns = len(ids) // 2, Columns()
+    for part in (slice(None, half), slice(half, None)):
+        merge(columns, _measure_within_memory(model, pixels[part], labels[part], ids[part],
+                                              experiment))
+    return columns
+
+
+def check_classes(images: ImageSet, *, num_classes: int, model: str) -> None:
+    """Refuse a dataset whose labels cannot be what the model's logits stand for.
+
+    Raises DataError when a label has no logit, or when the dataset knows its number of classes
+    and it is not the model's.
+    """
+    worst = max(images.refs, key=lambda ref: ref.label)
+    if worst.label >= num_classes:
+        raise DataError(f"labels must lie in 0..{num_classes - 1}, the classes of {model}",
+                        seen=f"{worst.id} of {images.name} has label {worst.label}",
+                        hint="mend the label file, or choose a model with enough classes")
+    if images.num_classes is not None and images.num_classes != num_classes:
+        raise DataError(f"data for {model} must have its {num_classes} classes",
+                        seen=f"{images.name} has {images.num_classes}",
+                        hint="pass --class-map FILE (folder,class_index) or another model")

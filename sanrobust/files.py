@@ -1,0 +1,67 @@
+"""Writing files so that a reader sees either the old content or the whole new one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from sanrobust.errors import OutputError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path`` that replaces it when the block ends well.
+
+    The content reaches the disk before the name does, so a crash or a full disk leaves the old
+    file as it was. Raises OutputError when the folder cannot be made or the write fails.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".",
+                                        suffix=TEMPORARY_SUFFIX)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 through `atomic_write`."""
+    with atomic_write(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Turn a failed write to ``path`` into a sentence that says how to go on."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    rule = "the disk must have room for the results" if full else "the results must be writable"
+    hint = ("free some room and run the same command again, which goes on from the last record"
+            if full else "name a writable folder with --out, or mend this one and run again")
+    return OutputError(rule, seen=f"writing {path} failed ({error.strerror or error})", hint=hint)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

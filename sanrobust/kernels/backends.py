@@ -1,0 +1,160 @@
+"""Who computes the operators: an ordered list of backends, each able to say why it cannot.
+
+The first backend of ``BACKENDS`` without a refusal computes a call. A caller can insist on one,
+in this order of precedence: the ``backend`` argument, ``use_backend``, the environment variable
+SANROBUST_BACKEND. A backend insisted on that refuses is an error, never a silent substitution.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.errors import BackendError
+from sanrobust.kernels import reference
+from sanrobust.kernels.reference import Window
+from sanrobust.registry import Registry
+
+AUTO = "auto"
+ENVIRONMENT_VARIABLE = "SANROBUST_BACKEND"
+
+Operation = Literal["aggregation", "subtraction", "neighbours",
+                    "pairwise_attention", "patchwise_attention"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend is asked to compute, as it decides whether it can.
+
+    Attributes:
+        operation: name of the operator, also the name of the backend's method.
+        tensors: the tensor arguments in the operator's order, checked and of one dtype and device.
+        window: the neighbours of a position.
+        mapping: the network from relations to attention weights; None for the plain operators.
+    """
+
+    operation: Operation
+    tensors: tuple[Tensor, ...]
+    window: Window
+    mapping: nn.Module | None = None
+
+
+class Backend(Protocol):
+    """A way to compute the operators; the methods are those of ``kernels.reference``."""
+
+    @property
+    def name(self) -> str:
+        """What users type to ask for this backend."""
+        ...
+
+    def refusal(self, call: Call) -> str | None:
+        """Return why this backend cannot compute ``call``, as a clause; None when it can."""
+        ...
+
+    def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor: ...
+
+    def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor: ...
+
+    def neighbours(self, maps: Tensor, window: Window) -> Tensor: ...
+
+    def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+                           mapping: nn.Module, window: Window) -> Tensor: ...
+
+    def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor,
+                            mapping: nn.Module, window: Window) -> Tensor: ...
+
+
+class ReferenceBackend:
+    """The plain torch formulation, which computes everything."""
+
+    name = "reference"
+    aggregation = staticmethod(reference.aggregation)
+    subtraction = staticmethod(reference.subtraction)
+    neighbours = staticmethod(reference.neighbours)
+    pairwise_attention = staticmethod(reference.pairwise_attention)
+    patchwise_attention = staticmethod(reference.patchwise_attention)
+
+    def refusal(self, call: Call) -> str | None:
+        """Return None: the reference computes every legal call."""
+        return None
+
+
+BACKENDS: Registry[Backend] = Registry("kernel backend",
+                                       listing="sanrobust.kernels.backends.names()")
+BACKENDS.add(ReferenceBackend.name, ReferenceBackend())
+
+_override: ContextVar[str | None] = ContextVar("sanrobust_backend", default=None)
+
+
+def names() -> tuple[str, ...]:
+    """Return what may be asked for: ``auto`` and every backend, fastest first."""
+    return (AUTO, *BACKENDS.names())
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Compute every call inside the ``with`` block on backend ``name`` (``auto``: free choice).
+
+    Raises UnknownNameError when no backend has the name.
+    """
+    token = _override.set(_known(name))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def requested(backend: str | None = None) -> str:
+    """Return the backend insisted on, or ``auto``; ``backend`` is the caller's own argument.
+
+    Raises UnknownNameError when the name, from wherever it came, is not a backend's.
+    """
+    for name in (backend, _override.get(), _environment()):
+        if name is not None:
+            return _known(name)
+    return AUTO
+
+
+def choose(call: Call, *, backend: str | None = None) -> Backend:
+    """Return the backend that computes ``call``.
+
+    Raises UnknownNameError for an unknown name and BackendError, with the reason, when the
+    backend insisted on refuses.
+    """
+    name = requested(backend)
+    if name == AUTO:
+        return next(each for each in BACKENDS if each.refusal(call) is None)
+    chosen = BACKENDS.get(name)
+    reason = chosen.refusal(call)
+    if reason is not None:
+        able = [each.name for each in BACKENDS if each.refusal(call) is None]
+        raise BackendError(f"backend {name} must be able to compute {call.operation}",
+                           seen=reason, hint=f"use {' or '.join([AUTO, *able])}")
+    return chosen
+
+
+def refusals(call: Call) -> dict[str, str | None]:
+    """Return every backend's answer to ``call`` in the order of choice; None means it can."""
+    return {each.name: each.refusal(call) for each in BACKENDS}
+
+
+def _known(name: str) -> str:
+    return name if name == AUTO else BACKENDS.get(name).name
+
+
+def _environment() -> str | None:
+    """Return the backend named in the environment; the only place that reads it."""
+    return os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+
+def explain() -> dict[str, str | None]:
+    """Return, for every backend, why it cannot compute a plain float32 call here; None: it can."""
+    value = torch.zeros(1, 1, 3, 3)
+    return refusals(Call("neighbours", (value,), Window(3)))

@@ -1,0 +1,185 @@
+"""The operators of self-attention over local footprints, with every argument check.
+
+Letters: B images, C channels, M weight groups, R relation channels, O value channels, P position
+channels, K2 = footprint squared neighbours (row by row, the order of
+``torch.nn.functional.unfold``), H and W map pixels, L = H' * W' output positions (row by row).
+Source: Zhao, Jia and Koltun, CVPR 2020, Section 3. Maps are floating tensors of one dtype on
+one device; a footprint is the side of a square and odd.
+
+All functions raise UsageError when an argument breaks a rule, UnknownNameError when no backend
+has the name given and BackendError when the backend insisted on cannot compute the call.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from torch import Tensor, nn
+
+from sanrobust.errors import UsageError
+from sanrobust.kernels.backends import Call, choose
+from sanrobust.kernels.reference import PaddingMode, Window
+
+
+def aggregation(value: Tensor, weight: Tensor, *, footprint: int, stride: int = 1,
+                dilation: int = 1, padding_mode: PaddingMode = "reflect",
+                backend: str | None = None) -> Tensor:
+    """Sum each position's neighbours under the weights of that position (equation 1).
+
+    y[b, c, i] = sum over n of weight[b, c % M, n, i] * padded value[b, c, neighbour n of i].
+
+    Args:
+        value: (B, O, H, W), O a multiple of M.
+        weight: (B, M, K2, L).
+
+    Returns (B, O, H', W') with H' = (H - 1) // stride + 1.
+    """
+    window = make_window(footprint, stride, dilation, padding_mode)
+    _require_maps(window, value=value)
+    _require_alike(value=value, weight=weight)
+    _require_weight(value, weight, window)
+    call = Call("aggregation", (value, weight), window)
+    return choose(call, backend=backend).aggregation(value, weight, window)
+
+
+def subtraction(query: Tensor, key: Tensor, *, footprint: int, stride: int = 1, dilation: int = 1,
+                padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
+    """Return the subtraction relation, query at the centre minus key at each neighbour.
+
+    Args:
+        query, key: (B, R, H, W).
+
+    Returns (B, R, K2, L).
+    """
+    window = make_window(footprint, stride, dilation, padding_mode)
+    _require_maps(window, query=query, key=key)
+    _require_alike(query=query, key=key)
+    _require_shape("key", key, tuple(query.shape))
+    call = Call("subtraction", (query, key), window)
+    return choose(call, backend=backend).subtraction(query, key, window)
+
+
+def neighbours(maps: Tensor, *, footprint: int, stride: int = 1, dilation: int = 1,
+               padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
+    """Gather the neighbours of every position: (B, C, H, W) to (B, C, K2, L)."""
+    window = make_window(footprint, stride, dilation, padding_mode)
+    _require_maps(window, maps=maps)
+    _require_alike(maps=maps)
+    call = Call("neighbours", (maps,), window)
+    return choose(call, backend=backend).neighbours(maps, window)
+
+
+def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+                       mapping: nn.Module, *, footprint: int,
+                       padding_mode: PaddingMode = "reflect",
+                       backend: str | None = None) -> Tensor:
+    """Attend with weights from pairs of positions (equation 2, subtraction relation).
+
+    The weights are softmax over the neighbours j of
+    mapping([query_i - key_j, position_i - position_j]).
+
+    Args:
+        query, key: (B, R, H, W).
+        value: (B, O, H, W), O a multiple of M.
+        position: encoded coordinates (1, P, H, W).
+        mapping: maps relations (B, R + P, K2, L) to weights (B, M, K2, L).
+
+    Returns (B, O, H, W).
+    """
+    window = make_window(footprint, 1, 1, padding_mode)
+    _require_attention(window, query, key, value)
+    _require_alike(query=query, position=position)
+    _require_shape("position", position, (1, position.shape[1], *query.shape[2:]))
+    call = Call("pairwise_attention", (query, key, value, position), window, mapping)
+    return choose(call, backend=backend).pairwise_attention(
+        query, key, value, position, mapping, window)
+
+
+def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module, *,
+                        footprint: int, padding_mode: PaddingMode = "reflect",
+                        backend: str | None = None) -> Tensor:
+    """Attend with weights from the whole patch (equation 4, concatenation relation).
+
+    Args:
+        query, key: (B, R, H, W).
+        value: (B, O, H, W), O a multiple of M.
+        mapping: maps patches (B, R * (1 + K2), 1, L), the query's channels first, then the
+            neighbours of the key channel by channel, to weights (B, M * K2, 1, L).
+
+    Returns (B, O, H, W).
+    """
+    window = make_window(footprint, 1, 1, padding_mode)
+    _require_attention(window, query, key, value)
+    call = Call("patchwise_attention", (query, key, value), window, mapping)
+    return choose(call, backend=backend).patchwise_attention(query, key, value, mapping, window)
+
+
+def make_window(footprint: int, stride: int = 1, dilation: int = 1,
+                padding_mode: PaddingMode = "reflect") -> Window:
+    """Return a checked window; raises UsageError when it is not one."""
+    _require(footprint >= 1 and footprint % 2 == 1, "the footprint must be odd and positive",
+             f"it is {footprint}", "use 3, 5 or 7")
+    for name, setting in (("stride", stride), ("dilation", dilation)):
+        _require(setting >= 1, f"the {name} must be at least 1", f"it is {setting}",
+                 f"leave {name} at 1")
+    modes = get_args(PaddingMode)
+    _require(padding_mode in modes, "the padding mode must be reflect or zeros",
+             f"it is {padding_mode!r}", f"use padding_mode={modes[0]!r}")
+    return Window(footprint, stride, dilation, padding_mode)
+
+
+def _require(holds: bool, rule: str, seen: str, hint: str) -> None:
+    if not holds:
+        raise UsageError(rule, seen=seen, hint=hint)
+
+
+def _require_attention(window: Window, query: Tensor, key: Tensor, value: Tensor) -> None:
+    _require_maps(window, query=query, key=key, value=value)
+    _require_alike(query=query, key=key, value=value)
+    _require_shape("key", key, tuple(query.shape))
+    _require_shape("value", value, (query.shape[0], value.shape[1], *query.shape[2:]))
+
+
+def _require_maps(window: Window, **maps: Tensor) -> None:
+    for name, each in maps.items():
+        _require(each.dim() == 4, f"{name} must have four dimensions (B, C, H, W)",
+                 f"its shape is {tuple(each.shape)}", "add or merge dimensions")
+        height, width = each.shape[-2:]
+        _require(min(height, width) >= 1, f"{name} must have at least one pixel",
+                 f"its shape is {tuple(each.shape)}", "use larger images")
+        if window.padding_mode == "reflect":
+            side = window.padding + 1
+            _require(min(height, width) >= side,
+                     f"reflection around a {window.footprint}x{window.footprint} footprint needs "
+                     f"maps of at least {side}x{side}", f"{name} is {height}x{width}",
+                     "use larger images, a smaller footprint or padding_mode='zeros'")
+
+
+def _require_alike(**tensors: Tensor) -> None:
+    (first_name, first), *others = tensors.items()
+    _require(first.is_floating_point(), f"{first_name} must be a floating tensor",
+             f"its dtype is {first.dtype}", f"convert it with {first_name}.float()")
+    for name, each in others:
+        for kind, seen, wanted in (("dtype", each.dtype, first.dtype),
+                                   ("device", each.device, first.device)):
+            _require(seen == wanted, f"{first_name} and {name} must have the same {kind}",
+                     f"they have {wanted} and {seen}", f"use {name}.to({first_name}.{kind})")
+
+
+def _require_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    _require(tuple(tensor.shape) == wanted, f"{name} must have shape {wanted}",
+             f"its shape is {tuple(tensor.shape)}", "project it from the same maps as the query")
+
+
+def _require_weight(value: Tensor, weight: Tensor, window: Window) -> None:
+    _require(weight.dim() == 4, "weight must have four dimensions (B, groups, neighbours, "
+             "positions)", f"its shape is {tuple(weight.shape)}", "reshape it")
+    groups = weight.shape[1]
+    _require(groups >= 1 and value.shape[1] % groups == 0,
+             f"channels of value ({value.shape[1]}) must be a multiple of the weight groups",
+             f"there are {groups}", "change one of the two")
+    height, width = window.output_size(value)
+    wanted = (value.shape[0], groups, window.neighbours, height * width)
+    _require(tuple(weight.shape) == wanted, f"weight must have shape {wanted}",
+             f"its shape is {tuple(weight.shape)}",
+             "give one weight for each neighbour and output position")

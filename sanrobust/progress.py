@@ -1,0 +1,49 @@
+"""Who is told what a run does and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def begin(self, title: str, *, total: int, done: int) -> None:
+        """Start showing a run of ``total`` images of which ``done`` have their records."""
+        ...
+
+    def advance(self, images: int) -> None:
+        """Count ``images`` more."""
+        ...
+
+    def end(self) -> None:
+        """Stop showing the run, finished or not."""
+        ...
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def begin(self, title: str, *, total: int, done: int) -> None:
+        """Show nothing."""
+
+    def advance(self, images: int) -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """What a run tells the outside.
+
+    Attributes:
+        say: takes one line of text.
+        progress: follows the images.
+    """
+
+    say: Callable[[str], None] = field(default=lambda _: None)
+    progress: Progress = field(default_factory=Silent)

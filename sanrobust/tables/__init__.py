@@ -1,0 +1,11 @@
+"""Tables of results: a value with fixed columns, rendered as CSV, LaTeX and Markdown."""
+
+from __future__ import annotations
+
+from sanrobust.tables.latex import to_latex
+from sanrobust.tables.markdown import to_markdown
+from sanrobust.tables.reference import RENDERERS, paper_tables, write_paper_tables, write_table
+from sanrobust.tables.table import Table, pgd_table, rotation_table, to_csv, with_paper
+
+__all__ = ["RENDERERS", "Table", "paper_tables", "pgd_table", "rotation_table", "to_csv",
+           "to_latex", "to_markdown", "with_paper", "write_paper_tables", "write_table"]

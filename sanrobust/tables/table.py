@@ -1,0 +1,180 @@
+"""The table as a value: unformatted numbers in a fixed column order, one layout per experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pandas as pd
+
+from sanrobust import paper
+from sanrobust.errors import OutputError, UsageError
+from sanrobust.metrics import VIEWS
+
+Layout = Literal["rotation", "pgd"]
+
+PAPER_PREFIX = "paper_"
+BUDGET = ("eps", "step", "iters")
+PGD_RATES = ("success", "success_any", "top1_adv", "top1_fb")
+NOT_SETTINGS = ("run_id", "weights", "weights_sha256", "note")
+"""Columns that may differ between the rows of a table without making them incomparable."""
+
+_TITLES: Mapping[Layout, str] = {
+    "rotation": "Zero-shot robustness to rotation and flipping",
+    "pgd": "Robustness to white-box targeted PGD attacks",
+}
+_INTEGERS = ("n", "failed", "iters")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of one experiment, derived from records and ready to be rendered.
+
+    Attributes:
+        layout: ``rotation`` (one row per model) or ``pgd`` (one row per model and budget).
+        rows: the numbers, in percent and unrounded, in the order in which they are rendered.
+        title: what the table shows, a phrase.
+        note: what a reader must not miss, for example that the data are a demonstration; every
+            rendering carries it.
+    """
+
+    layout: Layout
+    rows: pd.DataFrame
+    title: str
+    note: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns in their order."""
+        return tuple(self.rows.columns)
+
+    @property
+    def provenance(self) -> tuple[str, ...]:
+        """Columns that say where a row comes from."""
+        known = {"model", "data", *standard_columns(self.layout)}
+        return tuple(name for name in self.columns
+                     if name not in known and not name.startswith(PAPER_PREFIX))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Provenance columns in which comparable rows agree."""
+        return tuple(name for name in self.provenance if name not in NOT_SETTINGS)
+
+
+def rotation_table(summaries: Sequence[Mapping[str, object]], *, title: str = "",
+                   note: str = "") -> Table:
+    """Build the table of rotation and flip (layout of the paper's Table 9).
+
+    Args:
+        summaries: one mapping per model: ``model``, ``data``, what `rotation_summary` returns,
+            and any provenance (weights, seed, run_id, ...), which becomes columns at the end.
+        title: phrase that replaces the default one.
+        note: sentence that every rendering carries.
+
+    Raises OutputError when there is no summary, or one lacks a model or its data.
+    """
+    return _table("rotation", summaries, title, note)
+
+
+def pgd_table(summaries: Sequence[Mapping[str, object]], *, title: str = "",
+              note: str = "") -> Table:
+    """Build the table of targeted PGD (layout of the paper's Table 10).
+
+    Args:
+        summaries: one mapping per model and budget: ``model``, ``data``, what `pgd_summaries`
+            returns, and any provenance, which becomes columns at the end.
+        title: phrase that replaces the default one.
+        note: sentence that every rendering carries.
+
+    Raises OutputError when there is no summary, or one lacks a model or its data.
+    """
+    return _table("pgd", summaries, title, note)
+
+
+def with_paper(table: Table) -> Table:
+    """Put the paper's numbers beside ours: ``paper_*`` columns, empty where it has none.
+
+    Only rows on ImageNet get them, matched by architecture and, under attack, by budget. Raises
+    UsageError when the table has no such row.
+    """
+    reference = paper.rotation() if table.layout == "rotation" else paper.pgd()
+    keys = ["_arch"] if table.layout == "rotation" else ["_arch", *BUDGET]
+    reference = reference.rename(columns={"model": "_arch"})
+    values = {name: PAPER_PREFIX + name for name in reference.columns if name not in keys}
+    reference = reference.rename(columns=values)
+    arch = table.rows["model"].map(architecture).where(table.rows["data"] == paper.DATA)
+    rows = table.rows.assign(_arch=arch)
+    numbers = {name: "Float64" for name in keys[1:]}
+    rows, reference = rows.astype(numbers), reference.astype(numbers)
+    merged = rows.merge(reference, on=keys, how="left").drop(columns="_arch")
+    if merged[list(values.values())].isna().all(axis=None):
+        seen = ", ".join(sorted({f"{row.model} on {row.data}" for row in table.rows.itertuples()}))
+        raise UsageError("the paper's numbers stand beside its own models and budgets on imagenet",
+                         seen=f"the table has {seen}", hint="leave out the comparison")
+    return replace(table, rows=_typed(merged))
+
+
+def to_csv(table: Table) -> str:
+    """Render a table as CSV: unformatted numbers, missing ones empty, the note as a column."""
+    rows = table.rows.assign(note=table.note) if table.note else table.rows
+    return rows.to_csv(index=False, lineterminator="\n")
+
+
+def architecture(model: str) -> str:
+    """Return the architecture of a model's full name, ``arch.tag``."""
+    return model.split(".", 1)[0]
+
+
+def standard_columns(layout: Layout) -> list[str]:
+    """Return the columns behind ``model`` and ``data``: values, intervals, counts."""
+    if layout == "rotation":
+        rates = [f"{view}_{measure}" for view in VIEWS for measure in ("top1", "top5")]
+        drops = {name for name in rates if not name.startswith(f"{VIEWS[0]}_")}
+        values = [column for name in rates
+                  for column in ((name, f"{name}_drop") if name in drops else (name,))]
+        extra = []
+    else:
+        rates = ["clean_top1", *PGD_RATES]
+        values = ["clean_top1", *BUDGET, *PGD_RATES]
+        extra = ["mean_linf"]
+    intervals = [f"{name}_{bound}" for name in rates for bound in ("low", "high")]
+    return ["n", *values, *intervals, "failed", *extra]
+
+
+def _table(layout: Layout, summaries: Sequence[Mapping[str, object]], title: str,
+           note: str) -> Table:
+    if not summaries:
+        raise OutputError("a table must have at least one row", seen="there are no results",
+                          hint="run sanrobust rotate or sanrobust pgd first")
+    rows = pd.DataFrame([{name: _scalar(value) for name, value in summary.items()}
+                         for summary in summaries])
+    for name in ("model", "data"):
+        if name not in rows or rows[name].isna().any():
+            raise OutputError(f"every row of a table must have its {name}",
+                              seen="one has none", hint=f"add {name!r} to each summary")
+    known = ["model", "data", *standard_columns(layout)]
+    rest = [name for name in rows.columns if name not in known]
+    rows = rows[[name for name in known if name in rows.columns] + rest]
+    return Table(layout, _sorted(_typed(rows)), title or _TITLES[layout], note)
+
+
+def _scalar(value: object) -> object:
+    """Return a value that fits a cell; settings that are lists or mappings become JSON."""
+    return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def _typed(rows: pd.DataFrame) -> pd.DataFrame:
+    integers = {name: "Int64" for name in _INTEGERS if name in rows}
+    floats = {name: "float64" for name in ("eps", "step") if name in rows}
+    return rows.astype({**integers, **floats})
+
+
+def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sort as the paper does within each dataset, other models behind; otherwise keep order."""
+    places = {name: place for place, name in enumerate(paper.DISPLAY_NAMES)}
+    ranks = rows["model"].map(lambda model: places.get(architecture(model), len(places)))
+    order = rows.assign(_data=pd.factorize(rows["data"])[0], _rank=ranks)
+    order = order.sort_values(["_data", "_rank"], kind="stable")
+    return order.drop(columns=["_data", "_rank"]).reset_index(drop=True)

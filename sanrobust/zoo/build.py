@@ -1,0 +1,40 @@
+"""From a configuration to a network, and what can be known of it without building one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sanrobust.zoo.entry import Architecture, SanConfig
+from sanrobust.zoo.resnet import ResNet
+from sanrobust.zoo.san import San
+
+
+def build(architecture: Architecture) -> nn.Module:
+    """Build the network with fresh initial values, on the CPU and in training mode.
+
+    The network maps normalised images (B, 3, H, W) to logits (B, K). Raises ModelError when the
+    configuration cannot be built.
+    """
+    if isinstance(architecture, SanConfig):
+        return San(architecture)
+    return ResNet(architecture)
+
+
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every state-dict entry, in order, without allocating any of them.
+
+    Entries are parameters and buffers alike: what a checkpoint of the architecture holds.
+    """
+    entries = _weightless(architecture).state_dict()
+    return {name: tuple(value.shape) for name, value in entries.items()}
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Return the number of trainable values (buffers such as BN statistics not included)."""
+    return sum(value.numel() for value in _weightless(architecture).parameters())
+
+
+def _weightless(architecture: Architecture) -> nn.Module:
+    with torch.device("meta"):
+        return build(architecture)

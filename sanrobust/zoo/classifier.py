@@ -1,0 +1,109 @@
+"""A network with its normalisation: pixels in [0, 1] in, logits out, nothing to train.
+
+Letters: B images, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.errors import ModelError
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.zoo.checkpoint import state_digest
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation of each channel.
+
+    Both are in units of the [0, 1] pixel range; they are no part of the state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return normalised images (B, 3, H, W) for ``pixels`` (B, 3, H, W) in [0, 1]."""
+        return (pixels - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Pixels (B, 3, H, W) in [0, 1] to logits (B, K); always in eval mode, all weights frozen.
+
+    Args:
+        network: maps normalised images to logits; it is put in eval mode and frozen.
+        name: the name under which the user asked for it.
+        preprocessing: how images become its pixels; holds the normalisation.
+        num_classes: K; found with one black image when None.
+        weights_digest: hash of the weights; computed when None.
+        source: where the weights came from, in words.
+
+    Raises ModelError when the probe or any forward pass gives anything but finite logits (B, K).
+    """
+
+    def __init__(self, network: nn.Module, *, name: str, preprocessing: Preprocessing,
+                 num_classes: int | None = None, weights_digest: str | None = None,
+                 source: str = "") -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing.mean, preprocessing.std)
+        self.network = network
+        self.name = name
+        self.preprocessing = preprocessing
+        self.source = source
+        self.weights_digest = (state_digest(network.state_dict()) if weights_digest is None
+                               else weights_digest)
+        self.eval()
+        self.requires_grad_(False)
+        self.num_classes = self._probe() if num_classes is None else num_classes
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, K) for ``pixels`` (B, 3, H, W) in [0, 1]."""
+        logits: Tensor = self.network(self.normalize(pixels))
+        self._require_logits(logits, len(pixels))
+        return logits
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Stay in eval mode whatever is asked: batch statistics must never move here."""
+        super().train(False)
+        return self
+
+    def _probe(self) -> int:
+        side = self.preprocessing.img_size
+        pixels = torch.zeros(1, 3, side, side, device=self.normalize.mean.device)
+        self.num_classes = 0
+        try:
+            with torch.no_grad():
+                logits = self(pixels)
+        # A network refuses an input it cannot take in its own words; pass them on.
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            raise ModelError(f"{self.name} must take images of {side} x {side} pixels",
+                             seen=f"it stopped with: {_first_line(error)}",
+                             hint="give the size that it was made for with --img-size") from error
+        return int(logits.shape[1])
+
+    def _require_logits(self, logits: object, batch: int) -> None:
+        hint = "use a model that returns one tensor of logits per batch"
+        rule = f"{self.name} must return logits of shape (images, classes)"
+        if not isinstance(logits, Tensor):
+            raise ModelError(rule, seen=f"it returned a {type(logits).__name__}", hint=hint)
+        expected = (batch, self.num_classes or logits.shape[-1]) if logits.ndim else ()
+        if logits.ndim != 2 or tuple(logits.shape) != expected or not logits.shape[1]:
+            raise ModelError(rule, seen=f"{batch} images gave {tuple(logits.shape)}", hint=hint)
+        if not logits.is_floating_point():
+            raise ModelError(rule, seen=f"they are of type {logits.dtype}", hint=hint)
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError(f"the logits of {self.name} must be finite",
+                             seen="some are NaN or infinite",
+                             hint="check the weights, and use float32 if a lower precision was "
+                                  "chosen")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

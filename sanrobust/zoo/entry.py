@@ -1,0 +1,137 @@
+"""What the zoo knows of a model: one frozen value per entry, readable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sanrobust.preprocessing import Preprocessing
+
+Attention = Literal["pairwise", "patchwise"]
+
+
+@dataclass(frozen=True)
+class SanConfig:
+    """A self-attention network (Zhao et al. 2020, Table 1); one tuple item per stage.
+
+    Attributes:
+        attention: ``pairwise`` (subtraction, relative position, softmax) or ``patchwise``
+            (concatenation).
+        layers: self-attention blocks of each stage.
+        footprints: side of each stage's square attention footprint in pixels.
+        widths: channels of each stage; the first is also the width of the stem.
+        pools: whether a 2x2 max pooling with stride 2 precedes the stage.
+        num_classes: length of the logits.
+    """
+
+    attention: Attention
+    layers: tuple[int, ...]
+    footprints: tuple[int, ...] = (3, 7, 7, 7, 7)
+    widths: tuple[int, ...] = (64, 256, 512, 1024, 2048)
+    pools: tuple[bool, ...] = (True, True, True, True, True)
+    num_classes: int = 1000
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A bottleneck residual network (He et al. 2016).
+
+    Attributes:
+        layers: bottleneck blocks of each of the four stages.
+        width: channels of the stem and of the first stage's inner convolutions (64 in the paper).
+        stem: ``imagenet`` (7x7 convolution, stride 2, max pooling) or ``small`` (3x3, stride 1,
+            no pooling).
+        num_classes: length of the logits.
+    """
+
+    layers: tuple[int, int, int, int]
+    width: int = 64
+    stem: Literal["imagenet", "small"] = "imagenet"
+    num_classes: int = 1000
+
+
+Architecture = SanConfig | ResNetConfig
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Weights shipped inside the package: a file of ``zoo/weights`` and its SHA-256."""
+
+    filename: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Weights somebody else publishes.
+
+    Attributes:
+        url: direct address of the file.
+        sha256: expected hash; None when the publisher gives none, then the hash of the first
+            download is recorded and every later one is held to it.
+        page: where a person finds the file when the direct address fails.
+    """
+
+    url: str
+    sha256: str | None = None
+    page: str = ""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """Initial values drawn from a fixed seed: for trying a pipeline and measuring its speed."""
+
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Unpublished:
+    """No weights exist in public; ``reason`` says so in a sentence for the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Weights that the user added to the local store: file name in the store and its SHA-256."""
+
+    filename: str
+    sha256: str
+
+
+WeightsSource = Packaged | Remote | Untrained | Unpublished | Stored
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Everything about one model, ``arch.tag``.
+
+    Attributes:
+        arch: architecture name, for example ``san19-pair``.
+        tag: name of its weights, for example ``in1k``.
+        architecture: the network's configuration.
+        weights: where the weights come from.
+        preprocessing: how the weights expect their images.
+        data: the dataset whose classes the logits stand for.
+        top1, top5: accuracy in percent as reported by ``reference``; None when nobody reports it.
+        licence: licence of the weights.
+        reference: paper or command the figures come from.
+        note: anything else a user must know, one sentence.
+    """
+
+    arch: str
+    tag: str
+    architecture: Architecture
+    weights: WeightsSource
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    data: str = "imagenet"
+    top1: float | None = None
+    top5: float | None = None
+    licence: str = ""
+    reference: str = ""
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Full name, ``arch.tag``."""
+        return f"{self.arch}.{self.tag}"

@@ -1,0 +1,117 @@
+"""Self-Attention Networks (Zhao, Jia and Koltun, CVPR 2020, Section 4 and Table 1).
+
+Letters: B images, C channels, H and W pixels, K classes. Names, shapes and order of the state
+dict are those of the published checkpoints; the constants below are the paper's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sanrobust.errors import ModelError, UsageError
+from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.forms import smallest_input
+
+RELATION_REDUCTION = 16
+VALUE_REDUCTION = 4
+SHARED_CHANNELS = 8
+_WIDTH_UNIT = VALUE_REDUCTION * SHARED_CHANNELS
+
+
+class SanBlock(nn.Module):
+    """Pre-activation residual block around self-attention (paper Figure 2, (B, C, H, W) kept)."""
+
+    def __init__(self, config: SanConfig, *, channels: int, footprint: int) -> None:
+        super().__init__()
+        attention = PairwiseAttention if config.attention == "pairwise" else PatchwiseAttention
+        value_channels = channels // VALUE_REDUCTION
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.sam = attention(
+            channels,
+            relation_channels=channels // RELATION_REDUCTION,
+            value_channels=value_channels,
+            weight_groups=value_channels // SHARED_CHANNELS,
+            footprint=footprint,
+        )
+        self.bn2 = nn.BatchNorm2d(value_channels)
+        self.conv = nn.Conv2d(value_channels, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the block's output (B, C, H, W) for ``features`` (B, C, H, W)."""
+        attended = self.sam(F.relu(self.bn1(features), inplace=True))
+        residual: Tensor = self.conv(F.relu(self.bn2(attended), inplace=True))
+        return residual.add_(features)
+
+
+class San(nn.Module):
+    """A SAN; normalised images (B, 3, H, W) to logits (B, K).
+
+    Attributes:
+        config: the configuration it was built from.
+        smallest_input: shortest side in pixels that an image may have.
+
+    Raises ModelError when the configuration cannot be built.
+    """
+
+    def __init__(self, config: SanConfig) -> None:
+        super().__init__()
+        _require_buildable(config)
+        self.config = config
+        self.smallest_input = smallest_input(config)
+        width = config.widths[0]
+        self.conv_in = nn.Conv2d(3, width, 1, bias=False)
+        self.bn_in = nn.BatchNorm2d(width)
+        for stage, next_width in enumerate(config.widths):
+            self.add_module(f"conv{stage}", nn.Conv2d(width, next_width, 1, bias=False))
+            self.add_module(f"bn{stage}", nn.BatchNorm2d(next_width))
+            self.add_module(f"layer{stage}", nn.Sequential(*(
+                SanBlock(config, channels=next_width, footprint=config.footprints[stage])
+                for _ in range(config.layers[stage])
+            )))
+            width = next_width
+        self.fc = nn.Linear(width, config.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of normalised ``images`` (B, 3, H, W).
+
+        Raises UsageError when an image is smaller than the attention footprints allow.
+        """
+        self._require_large_enough(images)
+        features = F.relu(self.bn_in(self.conv_in(images)), inplace=True)
+        for stage, pooled in enumerate(self.config.pools):
+            features = self._stage(stage, F.max_pool2d(features, 2) if pooled else features)
+        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        return logits
+
+    def _stage(self, stage: int, features: Tensor) -> Tensor:
+        projected = self.get_submodule(f"conv{stage}")(features)
+        attended = self.get_submodule(f"layer{stage}")(projected)
+        return F.relu(self.get_submodule(f"bn{stage}")(attended), inplace=True)
+
+    def _require_large_enough(self, images: Tensor) -> None:
+        height, width = images.shape[-2:]
+        if min(height, width) < self.smallest_input:
+            side = self.smallest_input
+            raise UsageError(
+                f"this network needs images of at least {side}x{side} pixels",
+                seen=f"these are {height}x{width}",
+                hint=f"use --img-size {side} or larger, or a model made for small images",
+            )
+
+
+def _require_buildable(config: SanConfig) -> None:
+    stages = len(config.layers)
+    per_stage = {"footprints": config.footprints, "widths": config.widths, "pools": config.pools}
+    for name, values in per_stage.items():
+        if len(values) != stages:
+            raise ModelError(f"{name} of a SAN must have one item per stage",
+                             seen=f"there are {len(values)} for {stages} stages",
+                             hint=f"give {stages} values")
+    for width in config.widths:
+        if width < _WIDTH_UNIT or width % _WIDTH_UNIT:
+            nearest = max(1, round(width / _WIDTH_UNIT)) * _WIDTH_UNIT
+            raise ModelError(f"widths of a SAN must be multiples of {_WIDTH_UNIT}",
+                             seen=f"one is {width}", hint=f"use {nearest}")

@@ -1,0 +1,341 @@
+"""The user's own weights: one folder, an index, and a hash for everything in it. No torch.
+
+A file that enters is read safely, checked against its architecture and written again as
+safetensors, so what lies in the store holds tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sanrobust.errors import CheckpointError, UsageError
+from sanrobust.files import output_error, sha256_file, write_text
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.registry import unknown_name
+from sanrobust.zoo.entry import Architecture, Entry, ResNetConfig, SanConfig, Stored
+from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form
+
+IN1K_TAG = "in1k"
+IN1K_CLASSES = 1000
+RESERVED_TAGS = ("digits", "untrained", "untrained-small")
+UNKNOWN_DATA = "custom"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*\.[a-z0-9_+-]+")
+_INDEX = "index.json"
+_INDEX_VERSION = 1
+_MOST_BLOCKS = 1000
+_MOST_CHANNELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class StoreRecord:
+    """What the store knows of one set of weights.
+
+    Attributes:
+        entry: the catalogue entry, with ``Stored`` weights.
+        state_digest: hash of the tensors, the same in any file format.
+        source: name of the file that was added.
+        source_sha256: hash of that file.
+        added: date and time in UTC, ISO 8601.
+    """
+
+    entry: Entry
+    state_digest: str
+    source: str
+    source_sha256: str
+    added: str
+
+
+def home() -> Path:
+    """Return the store's folder: ``SANROBUST_HOME``, or ``~/.cache/sanrobust``."""
+    named = os.environ.get("SANROBUST_HOME")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "sanrobust"
+
+
+def weights_path(name: str) -> Path:
+    """Return where the store keeps the weights called ``name`` (``arch.tag``)."""
+    require_name(name)
+    return home() / f"{name}.safetensors"
+
+
+def download_path(name: str) -> Path:
+    """Return where the store keeps the published file of the model ``name``."""
+    require_name(name)
+    return home() / "downloads" / f"{name}.pth"
+
+
+def require_name(name: str) -> None:
+    """Raise UsageError unless ``name`` is ``arch.tag`` in small letters, safe as a file name."""
+    if _NAME.fullmatch(name) is None:
+        raise UsageError("the name of stored weights must be ARCH.TAG in small letters, digits, "
+                         "'_', '+' and '-'", seen=f"it is {name!r}",
+                         hint="choose a name such as san10-pair.mine")
+
+
+def add(name: str, path: Path, *, like: Entry | None = None) -> StoreRecord:
+    """Check the checkpoint ``path`` and keep its weights as the model ``name``.
+
+    Args:
+        name: ``arch.tag``; the architecture is one of the zoo's nine, the tag the user's own or
+            ``in1k``. A name added before is replaced.
+        path: a checkpoint in any format that `checkpoint.read_state_dict` reads.
+        like: entry whose form and preprocessing the weights share; by default what our own
+            training wrote into the file, else the architecture's ImageNet form.
+
+    Raises UsageError for a name that cannot be taken, CheckpointError for a file that does not
+    fit, and OutputError when the store cannot be written.
+    """
+    import torch  # heavy: the listing commands read this module without it
+
+    from sanrobust.zoo import checkpoint
+    from sanrobust.zoo.build import build
+
+    _require_free(name)
+    state = checkpoint.read_state_dict(path)
+    model_facts = None if like is not None else checkpoint.read_facts(path)
+    entry = _planned(name, path, like, model_facts, _classes(state.get("fc.weight"), name, path))
+    with torch.random.fork_rng(devices=[]):
+        network = build(entry.architecture)
+    checkpoint.load_strict(network, state, name=name, source=str(path),
+                           suggestion="choose the name {arch}.TAG and add --like {model}")
+    weights = network.state_dict()
+    target = weights_path(name)
+    with locked(home() / f"{_INDEX}.lock"):
+        index = _read_index()
+        checkpoint.save_safetensors(weights, target,
+                                    {checkpoint.METADATA_KEY: json.dumps(facts(entry))})
+        entry = replace(entry, weights=Stored(target.name, sha256_file(target)))
+        record = StoreRecord(entry, checkpoint.state_digest(weights), path.name,
+                             sha256_file(path), _now())
+        index[name] = _as_row(record)
+        _write_index(index)
+    return record
+
+
+def records() -> dict[str, StoreRecord]:
+    """Return everything in the store by name, in the order in which it was added.
+
+    Raises CheckpointError when the index is damaged.
+    """
+    return {name: _from_row(name, row) for name, row in _read_index().items()}
+
+
+def pinned(path: Path) -> str | None:
+    """Return the SHA-256 to which a downloaded file is held; None before its first use."""
+    try:
+        text = _pin_file(path).read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    digest = text.partition(" ")[0].strip()
+    if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
+        raise CheckpointError("a recorded hash must be a SHA-256",
+                              seen=f"{_pin_file(path)} holds something else",
+                              hint="remove that file and the download beside it, and run again")
+    return digest
+
+
+def pin(path: Path, sha256: str) -> None:
+    """Record the SHA-256 of a downloaded file beside it, in the format of ``sha256sum``."""
+    write_text(_pin_file(path), f"{sha256}  {path.name}\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` against other processes where the system has such locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    except OSError as error:
+        raise output_error(path, error) from error
+    with stream:
+        try:
+            import fcntl  # absent on Windows, where two writers at once are not guarded
+        except ImportError:
+            yield
+            return
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def facts(entry: Entry) -> dict[str, object]:
+    """Return an entry as plain values for JSON, without its weights' whereabouts and its tag."""
+    kind = "san" if isinstance(entry.architecture, SanConfig) else "resnet"
+    return {
+        "arch": entry.arch,
+        "architecture": {"kind": kind, **asdict(entry.architecture)},
+        "preprocessing": entry.preprocessing.as_dict(),
+        "data": entry.data,
+        "num_classes": entry.architecture.num_classes,
+        **{key: getattr(entry, key) for key in ("top1", "top5", "licence", "reference", "note")},
+    }
+
+
+def entry_from_facts(values: Mapping[str, Any], *, tag: str, weights: Stored) -> Entry:
+    """Rebuild an entry from what `facts` wrote; raises CheckpointError when it cannot be one."""
+    try:
+        wanted = values["preprocessing"]
+        preprocessing = Preprocessing(**{**wanted, "mean": tuple(wanted["mean"]),
+                                         "std": tuple(wanted["std"])})
+        return Entry(arch=_text(values["arch"]), tag=tag,
+                     architecture=_architecture(values["architecture"]),
+                     weights=weights, preprocessing=preprocessing, data=_text(values["data"]),
+                     top1=_percent(values.get("top1")), top5=_percent(values.get("top5")),
+                     **{key: _text(values.get(key, "")) for key in
+                        ("licence", "reference", "note")})
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise CheckpointError("the facts stored with weights must describe a model of the zoo",
+                              seen=f"they do not ({type(error).__name__}: {error})",
+                              hint="add the weights again with --like and the model's name") \
+            from error
+
+
+def _architecture(values: Mapping[str, Any]) -> Architecture:
+    form: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                            for key, value in values.items()}
+    kind = form.pop("kind")
+    if kind not in ("san", "resnet"):
+        raise ValueError(f"there is no kind of network called {kind!r}")
+    architecture = SanConfig(**form) if kind == "san" else ResNetConfig(**form)
+    _require_sane(architecture)
+    return architecture
+
+
+def _require_sane(architecture: Architecture) -> None:
+    """Facts come from files, and a file may ask for a network that no machine can hold."""
+    widths = architecture.widths if isinstance(architecture, SanConfig) else (architecture.width,)
+    sizes = (*architecture.layers, *widths, architecture.num_classes)
+    if not all(type(size) is int and 1 <= size <= _MOST_CHANNELS for size in sizes):
+        raise ValueError(f"sizes must be whole numbers between 1 and {_MOST_CHANNELS}")
+    if sum(architecture.layers) > _MOST_BLOCKS:
+        raise ValueError(f"at most {_MOST_BLOCKS} blocks")
+    kind = architecture.attention if isinstance(architecture, SanConfig) else architecture.stem
+    if kind not in ("pairwise", "patchwise", "imagenet", "small"):
+        raise ValueError(f"{kind!r} is neither an attention nor a stem")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _percent(value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise TypeError(f"{value!r} is not a percentage")
+    return float(value)
+
+
+def _require_free(name: str) -> None:
+    require_name(name)
+    arch, _, tag = name.partition(".")
+    if arch not in ARCHITECTURES:
+        raise unknown_name("architecture", arch, ARCHITECTURES, listing="sanrobust zoo list")
+    if tag in RESERVED_TAGS:
+        raise UsageError("the tag of added weights must be your own or in1k",
+                         seen=f"{tag} belongs to the package",
+                         hint=f"choose another, such as {arch}.mine")
+
+
+def _classes(head: Any, name: str, path: Path) -> int:
+    if head is None or head.ndim != 2 or head.shape[0] < 1:
+        raise CheckpointError("a checkpoint of the zoo must hold fc.weight (classes, channels)",
+                              seen=f"{path} has no such tensor",
+                              hint=f"give the weights that belong to {name.partition('.')[0]}")
+    return int(head.shape[0])
+
+
+def _planned(name: str, path: Path, like: Entry | None, model_facts: Mapping[str, object] | None,
+             classes: int) -> Entry:
+    """Return the entry that the weights should fit; its hash is not known yet."""
+    arch, _, tag = name.partition(".")
+    template = _template(arch, tag, like, model_facts)
+    if template.arch != arch:
+        source = "the file says" if like is None else "--like says"
+        raise CheckpointError(f"weights named {name} must belong to {arch}",
+                              seen=f"{source} {template.arch}",
+                              hint=f"choose the name {template.arch}.{tag}")
+    if tag == IN1K_TAG and classes != IN1K_CLASSES:
+        raise CheckpointError(f"{name} must have the {IN1K_CLASSES} classes of ImageNet",
+                              seen=f"{path} has {classes}",
+                              hint=f"choose another tag, such as {arch}.mine")
+    same = classes == template.architecture.num_classes
+    return replace(template, architecture=replace(template.architecture, num_classes=classes),
+                   data=template.data if same else UNKNOWN_DATA)
+
+
+def _template(arch: str, tag: str, like: Entry | None,
+              model_facts: Mapping[str, object] | None) -> Entry:
+    nowhere = Stored("", "")
+    if like is not None:
+        return Entry(arch=like.arch, tag=tag, architecture=like.architecture, weights=nowhere,
+                     preprocessing=like.preprocessing, data=like.data)
+    if model_facts is not None:
+        return entry_from_facts(model_facts, tag=tag, weights=nowhere)
+    return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=nowhere)
+
+
+def _as_row(record: StoreRecord) -> dict[str, object]:
+    weights = record.entry.weights
+    assert isinstance(weights, Stored)
+    return {"sha256": weights.sha256, "state_digest": record.state_digest,
+            "source": record.source, "source_sha256": record.source_sha256,
+            "added": record.added, "facts": facts(record.entry)}
+
+
+def _from_row(name: str, row: Mapping[str, Any]) -> StoreRecord:
+    try:
+        weights = Stored(weights_path(name).name, _text(row["sha256"]))
+        entry = entry_from_facts(row["facts"], tag=name.partition(".")[2], weights=weights)
+        if entry.name != name:
+            raise ValueError(f"{name} is described as {entry.name}")
+        return StoreRecord(entry, *(_text(row[key]) for key in
+                                    ("state_digest", "source", "source_sha256", "added")))
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise _damaged_index(f"its row {name!r} does not read") from error
+
+
+def _read_index() -> dict[str, Any]:
+    path = home() / _INDEX
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _damaged_index(f"{path} does not read as JSON") from error
+    if not isinstance(content, dict) or content.get("version") != _INDEX_VERSION \
+            or not isinstance(content.get("entries"), dict):
+        raise _damaged_index(f"{path} is not of version {_INDEX_VERSION}")
+    entries: dict[str, Any] = content["entries"]
+    return entries
+
+
+def _write_index(entries: Mapping[str, object]) -> None:
+    content = {"version": _INDEX_VERSION, "entries": dict(entries)}
+    write_text(home() / _INDEX, json.dumps(content, indent=1) + "\n")
+
+
+def _damaged_index(seen: str) -> CheckpointError:
+    return CheckpointError("the index of the weights store must be whole", seen=seen,
+                           hint=f"remove {home() / _INDEX} and add the weights again with "
+                                "sanrobust zoo add NAME FILE")
+
+
+def _pin_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,91 @@
+"""The attack settings of a run: what they refuse and how they enter its specification."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from sanrobust.attacks.budget import TABLE10, Budget
+from sanrobust.attacks.losses import LOSSES
+from sanrobust.attacks.settings import LOSS_NAMES, AttackSettings
+from sanrobust.errors import DataError, SanrobustError, UnknownNameError, UsageError
+
+
+def test_the_default_is_the_experiment_of_table_10() -> None:
+    assert AttackSettings().as_dict() == {
+        "attack": "pgd", "targets": "random", "seed": 0,
+        "budgets": [{"eps": 8.0, "step": 4.0, "iters": 2}, {"eps": 8.0, "step": 2.0, "iters": 4}],
+        "random_start": False, "restarts": 1, "loss": "ce",
+    }
+
+
+def test_no_budget_means_the_two_of_table_10() -> None:
+    assert AttackSettings(budgets=()).budgets == TABLE10
+
+
+def test_the_names_of_the_losses_are_those_that_exist() -> None:
+    assert LOSS_NAMES == LOSSES.names()
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"attack": "pdg"}, "did you mean pgd?"),
+    ({"attack": "torchattacks:"}, "an attack of torchattacks must be named"),
+    ({"loss": "margn"}, "did you mean margin?"),
+    ({"targets": "randm"}, "did you mean random?"),
+    ({"restarts": 3}, "several restarts must start at random points"),
+    ({"restarts": 0}, "restarts must be a whole number, 1 or more"),
+    ({"seed": -1}, "the seed must be a whole number, 0 or more"),
+    ({"seed": 1.5}, "the seed must be a whole number, 0 or more"),
+    ({"budgets": (Budget(8, 4, 2), Budget(8, 4, 2))}, "the budgets of a run must differ"),
+    ({"options": (("eps", "8/255"),)}, "attack options must belong to an attack of torchattacks"),
+    ({"attack": "torchattacks:PGD", "options": (("eps", "0"), ("eps", "1"))}, "given 2 times"),
+    ({"attack": "torchattacks:PGD", "budgets": TABLE10}, "budgets must be a setting of pgd"),
+    ({"attack": "torchattacks:PGD", "loss": "dlr"}, "loss must be a setting of pgd"),
+    ({"attack": "torchattacks:PGD", "random_start": True}, "random-start must be a setting of pgd"),
+])
+def test_settings_that_cannot_be_meant_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        AttackSettings(**given)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_a_mistyped_name_is_an_unknown_name() -> None:
+    with pytest.raises(UnknownNameError):
+        AttackSettings(attack="fgsm")
+
+
+def test_the_order_in_which_options_are_typed_does_not_matter() -> None:
+    one = AttackSettings(attack="torchattacks:PGD", options=(("eps", "8/255"), ("alpha", "0.1")))
+    two = AttackSettings(attack="torchattacks:PGD", options=(("alpha", "0.1"), ("eps", "8/255")))
+    assert one == two
+    assert one.as_dict() == {"attack": "torchattacks:PGD", "targets": "random", "seed": 0,
+                             "options": {"alpha": "0.1", "eps": "8/255"}}
+
+
+def test_a_target_file_enters_the_specification_by_its_hash_not_its_path(tmp_path: Path) -> None:
+    content = b"image,target\na,1\n"
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_bytes(content)
+    shown = [AttackSettings(targets=f"file:{tmp_path / name}").as_dict()
+             for name in ("one.csv", "two.csv")]
+    assert shown[0] == shown[1]
+    assert shown[0]["targets"] == f"file:sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def test_the_specification_can_use_the_rule_that_the_run_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "targets.csv"
+    path.write_text("image,target\na,1\n")
+    settings = AttackSettings(targets=f"file:{path}")
+    rule = settings.rule()
+    path.unlink()
+    assert settings.as_dict(rule)["targets"] == rule.identity()
+    with pytest.raises(DataError, match="cannot be opened"):
+        settings.as_dict()
+
+
+def test_every_refusal_is_a_usage_error_of_exit_code_2() -> None:
+    with pytest.raises(SanrobustError) as caught:
+        AttackSettings(restarts=2)
+    assert caught.value.exit_code == 2

@@ -1,0 +1,76 @@
+"""The catalogue: names, folders, and words that are neither."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sanrobust.data.catalog import DATASETS, DatasetInfo, resolve
+from sanrobust.data.datasets import OPENERS
+from sanrobust.errors import DataError, UnknownNameError
+
+
+def test_the_catalogue_loads_neither_torch_nor_the_image_libraries() -> None:
+    code = ("import sys, sanrobust.data.catalog; "
+            "print([name for name in ('torch', 'torchvision', 'numpy', 'PIL') "
+            "if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_catalogued_name_can_be_opened_and_every_opener_is_catalogued() -> None:
+    assert tuple(OPENERS) == DATASETS.names()
+
+
+@pytest.mark.parametrize("info", DATASETS, ids=lambda info: info.name)
+def test_every_entry_is_described(info: DatasetInfo) -> None:
+    assert info.description and info.licence and info.source
+    assert info.classes in DATASETS
+    assert info.test_images > 0 and info.train_images > info.test_images
+
+
+def test_bare_model_names_take_the_weights_of_the_classes() -> None:
+    tags = {info.name: info.tag for info in DATASETS}
+    assert tags == {"digits": "digits", "cifar10": None, "fashion-mnist": None,
+                    "imagenette": "in1k", "imagenet": "in1k"}
+
+
+def test_a_known_name_wins_over_a_folder_of_that_name(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("digits") is DATASETS.get("digits")
+    assert resolve("./digits") == Path("digits")
+
+
+def test_a_home_relative_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pictures").mkdir()
+    assert resolve("~/pictures") == tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("word, told", [
+    ("imagenete", "'imagenete' is neither: did you mean imagenette\\?"),
+    ("Digits", "did you mean digits\\?"),
+    ("", "'' is neither: give one of digits, cifar10"),
+    ("qqq", "'qqq' is neither: give one of digits, cifar10"),
+])
+def test_a_word_that_is_neither_names_the_closest_dataset(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match=told):
+        resolve(word)
+
+
+def test_a_path_that_does_not_exist_is_called_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder .*/absent"):
+        resolve(str(tmp_path / "absent"))
+
+
+def test_an_archive_is_to_be_unpacked_first(tmp_path: Path) -> None:
+    (tmp_path / "val.tar").write_bytes(b"tar")
+    with pytest.raises(DataError, match="is a file: unpack it"):
+        resolve(str(tmp_path / "val.tar"))

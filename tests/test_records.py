@@ -1,0 +1,148 @@
+"""Records: whole chunks or none, each image once, one specification per folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sanrobust import files
+from sanrobust.errors import OutputError
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.records import Run, RunStore, chunked, column_names, find_runs
+from sanrobust.spec import RunSpec
+
+SPEC = RunSpec(experiment="rotate", model="m.t", weights="00", preprocessing=Preprocessing(),
+               data="d", data_digest="11", images=4)
+
+
+def rows(ids: Sequence[str], view: str = "none") -> dict[str, list[object]]:
+    count = len(ids)
+    values: dict[str, list[object]] = {name: [None] * count for name in column_names("rotate")}
+    values.update(image=list(ids), label=[1] * count, view=[view] * count, pred=[1] * count,
+                  top5_hit=[True] * count, prob_label=[0.5] * count)
+    return values
+
+
+def test_appended_rows_read_back_in_order(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.write_header({"status": "complete"})
+        store.append(rows(["b", "a"]))
+        store.append(rows(["c"]))
+    (run,) = find_runs(tmp_path, "rotate")
+    assert run.records()["image"].tolist() == ["b", "a", "c"]
+    assert tuple(run.records().columns) == column_names("rotate")
+
+
+def test_recorded_images_survive_reopening_and_leftovers_are_swept(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows(["a", "b"]))
+        leftover = store.folder / "records" / "000001.parquet.xyz.tmp"
+        leftover.write_bytes(b"half a chunk")
+    with RunStore(tmp_path, SPEC) as store:
+        assert store.recorded() == {"a", "b"}
+        assert not leftover.exists()
+        store.append(rows(["c"]))
+        assert store.recorded() == {"a", "b", "c"}
+
+
+def test_an_image_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows(["a"]))
+        store.append(rows(["a"]))
+        with pytest.raises(OutputError, match="a stands twice"):
+            store.recorded()
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC), pytest.raises(OutputError, match="another one is writing"):
+        with RunStore(tmp_path, SPEC):
+            pass
+
+
+def test_fresh_goes_beside_the_old_run_and_resume_takes_the_newest(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as first:
+        first.append(rows(["a"]))
+    with RunStore(tmp_path, SPEC, fresh=True) as second:
+        assert second.recorded() == set()
+        second.append(rows(["b"]))
+    with RunStore(tmp_path, SPEC) as third:
+        assert third.folder == second.folder != first.folder
+        assert third.recorded() == {"b"}
+    assert Run(first.folder, {"spec": SPEC.as_dict()}).records()["image"].tolist() == ["a"]
+
+
+def test_another_specification_gets_another_folder(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows(["a"]))
+    with RunStore(tmp_path, replace(SPEC, weights="02")) as other:
+        assert other.recorded() == set()
+
+
+def test_a_folder_written_for_another_specification_is_refused(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.write_header({})
+        path = store.folder / "run.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({**header, "spec_digest": "f" * 64}))
+    with pytest.raises(OutputError, match="one specification"), RunStore(tmp_path, SPEC):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"spec": 3}'])
+def test_a_damaged_header_is_named(tmp_path: Path, content: str) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.write_header({})
+        (store.folder / "run.json").write_text(content)
+    with pytest.raises(OutputError, match="run.json does not"):
+        find_runs(tmp_path, "rotate")
+
+
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows(["a"]))
+        chunk = store.folder / "records" / "000000.parquet"
+        chunk.write_bytes(chunk.read_bytes()[:-9])
+        with pytest.raises(OutputError, match="000000.parquet does not"):
+            store.recorded()
+
+
+def test_a_lost_chunk_is_noticed(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows(["a"]))
+        store.append(rows(["b"]))
+        (store.folder / "records" / "000000.parquet").unlink()
+        with pytest.raises(OutputError, match="without holes"):
+            store.recorded()
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "must have room"),
+                                               (errno.EACCES, "must be writable")])
+def test_a_refused_write_says_why_and_leaves_the_old_chunks(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows(["a"]))
+
+        def refuse(*_: object) -> None:
+            raise OSError(number, "no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "fsync", refuse)
+            with pytest.raises(OutputError, match=words):
+                store.append(rows(["b"]))
+        assert store.recorded() == {"a"}
+        assert not list(store.folder.rglob("*.tmp"))
+
+
+def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="must be writable"), RunStore(tmp_path / "file", SPEC):
+        pass
+
+
+def test_blocks_are_cut_at_the_same_places() -> None:
+    assert [list(block) for block in chunked(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]

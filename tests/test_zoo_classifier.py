@@ -1,0 +1,142 @@
+"""The wrapper that makes a network a classifier of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sanrobust.errors import ModelError
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.zoo.checkpoint import state_digest
+from sanrobust.zoo.classifier import Classifier, Normalize
+
+PREPROCESSING = Preprocessing(img_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+
+
+class Network(nn.Module):
+    """A normalised, dropping-out toy whose answer can be replaced."""
+
+    def __init__(self, answer: Callable[[Tensor], object] | None = None) -> None:
+        super().__init__()
+        self.norm, self.drop, self.fc = nn.BatchNorm2d(3), nn.Dropout(), nn.Linear(3, 4)
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> object:
+        if self.answer is not None:
+            return self.answer(images)
+        return self.fc(self.drop(self.norm(images)).mean((2, 3)))
+
+
+def classifier(answer: Callable[[Tensor], object] | None = None,
+               num_classes: int | None = None) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Classifier(Network(answer), name="toy", preprocessing=PREPROCESSING,
+                          num_classes=num_classes)
+
+
+def test_normalises_each_channel() -> None:
+    pixels = torch.tensor([0.6, 0.7, 0.3]).view(1, 3, 1, 1)
+    normalised = Normalize(PREPROCESSING.mean, PREPROCESSING.std)(pixels)
+    # float32 rounding of the decimal fractions
+    torch.testing.assert_close(normalised.flatten(), torch.tensor([1.0, 2.0, 0.0]),
+                               atol=1e-6, rtol=0)
+
+
+def test_the_normalisation_is_no_part_of_the_weights() -> None:
+    assert set(Normalize((0.5,) * 3, (0.5,) * 3).state_dict()) == set()
+
+
+def test_finds_the_number_of_classes_with_one_image() -> None:
+    assert classifier().num_classes == 4
+
+
+def test_believes_a_number_of_classes_that_is_given() -> None:
+    assert classifier(num_classes=4).num_classes == 4
+
+
+def test_the_probe_leaves_statistics_and_generator_alone() -> None:
+    state = torch.get_rng_state()
+    network = Network()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    after_building = torch.get_rng_state()
+    Classifier(network, name="toy", preprocessing=PREPROCESSING)
+    assert torch.equal(torch.get_rng_state(), after_building)
+    assert all(torch.equal(network.state_dict()[key], before[key]) for key in before)
+    torch.set_rng_state(state)
+
+
+def test_is_frozen_and_stays_in_eval_mode() -> None:
+    model = classifier()
+    model.train()
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradients_reach_the_pixels() -> None:
+    pixels = torch.rand(2, 3, 8, 8, requires_grad=True)
+    classifier()(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert bool(pixels.grad.abs().sum() > 0)
+
+
+def test_an_images_logits_do_not_depend_on_its_batch() -> None:
+    model, pixels = classifier(), torch.rand(5, 3, 8, 8)
+    # the linear layer may sum in another order for another batch
+    torch.testing.assert_close(model(pixels)[2:3], model(pixels[2:3]), atol=1e-6, rtol=0)
+
+
+def test_an_empty_batch_gives_no_logits() -> None:
+    assert classifier()(torch.zeros(0, 3, 8, 8)).shape == (0, 4)
+
+
+def test_moves_as_a_whole() -> None:
+    model = classifier(num_classes=4).to("meta")
+    assert {value.device.type for value in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
+def test_runs_in_double_precision_when_asked() -> None:
+    assert classifier().double()(torch.rand(1, 3, 8, 8).double()).dtype == torch.float64
+
+
+def test_the_digest_is_that_of_the_networks_weights() -> None:
+    model = classifier()
+    assert model.weights_digest == state_digest(model.network.state_dict())
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    (lambda x: x, r"1 images gave \(1, 3, 8, 8\)"), (lambda x: (x, x), "it returned a tuple"),
+    (lambda x: {"logits": x}, "it returned a dict"), (lambda x: x.sum(), r"1 images gave \(\)"),
+    (lambda x: torch.zeros(2, 4), r"1 images gave \(2, 4\)"),
+    (lambda x: torch.zeros(1, 0), r"1 images gave \(1, 0\)"),
+    (lambda x: torch.zeros(1, 4, dtype=torch.int64), "of type torch.int64"),
+    (lambda x: torch.full((1, 4), torch.nan), "some are NaN or infinite"),
+    (lambda x: torch.full((1, 4), torch.inf), "some are NaN or infinite"),
+])
+def test_refuses_anything_but_finite_logits(answer: Callable[[Tensor], object],
+                                            said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        classifier(answer)
+
+
+def test_refuses_logits_that_turn_bad_later() -> None:
+    model = classifier(lambda x: x.mean((2, 3)) / x.sum((1, 2, 3))[:, None].isfinite(), 3)
+    with pytest.raises(ModelError, match="must be finite"):
+        model(torch.full((1, 3, 8, 8), torch.inf))
+
+
+def test_refuses_logits_of_another_length_than_promised() -> None:
+    with pytest.raises(ModelError, match=r"2 images gave \(2, 4\)"):
+        classifier(num_classes=7)(torch.rand(2, 3, 8, 8))
+
+
+def test_passes_on_why_a_network_refuses_the_size() -> None:
+    def refuse(images: Tensor) -> Tensor:
+        raise AssertionError("needs 224\nand more words")
+
+    with pytest.raises(ModelError, match=r"8 x 8 pixels, but it stopped with: needs 224: give "
+                       r"the size that it was made for with --img-size"):
+        classifier(refuse)
