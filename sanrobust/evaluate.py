@@ -17,7 +17,7 @@ from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Progress
 from sanrobust.records import RunStore, chunked
 
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 2.0
 FLUSH_IMAGES = 4096
 
 Columns = dict[str, list[object]]

@@ -45,6 +45,10 @@ def run_rotation(models: ModelChoice, data: DataChoice, how: HowToRun,
 def run_pgd(models: ModelChoice, data: DataChoice, how: HowToRun, reporter: Reporter, *,
             settings: AttackSettings) -> Summary:
     """Attack as in Table 10 and rebuild the PGD tables."""
+    for budget in settings.budgets:
+        shortfall = None if settings.random_start else budget.shortfall()
+        if shortfall:
+            reporter.say(f"note: {shortfall}")
     return _run(TargetedPgd(settings), models, data, how, reporter)
 
 

@@ -92,6 +92,10 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
 def command(job: TrainingJob, arch: str) -> str:
     """Return the command that trains one network as ``job`` does."""
     parts = ["sanrobust", "train", "--model", arch, "--data", job.data]
+    if job.held_out is not None:
+        parts += ["--held-out", str(job.held_out)]
+    if job.tag is not None:
+        parts += ["--tag", job.tag]
     for name, value in asdict(job.recipe).items():
         if value != getattr(Recipe(), name):
             parts += [f"--{name.replace('_', '-')}", str(value)]

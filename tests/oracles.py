@@ -175,6 +175,16 @@ def unfold_aggregation(value: Tensor, weight: Tensor, footprint: int,
     return (around * weight.unsqueeze(1)).sum(-2).view(images, channels, height, width)
 
 
+def convolve_mapping(mapping: nn.Sequential, relations: Tensor) -> Tensor:
+    """The mapping with its linear layers as the library's 1x1 convolutions."""
+    for layer in mapping:
+        if isinstance(layer, nn.Conv2d):
+            relations = F.conv2d(relations, layer.weight, layer.bias)
+        else:
+            relations = layer(relations)
+    return relations
+
+
 def unfold_pairwise(layer: modules.PairwiseAttention, features: Tensor) -> Tensor:
     """Pairwise attention as released, with unfold in place of its compiled operators."""
     footprint, padding_mode = layer.window.footprint, layer.window.padding_mode
@@ -187,7 +197,7 @@ def unfold_pairwise(layer: modules.PairwiseAttention, features: Tensor) -> Tenso
     relation = query.flatten(2).unsqueeze(2) - unfold_neighbours(key, footprint, padding_mode)
     place = encoded.flatten(2).unsqueeze(2) - unfold_neighbours(encoded, footprint, padding_mode)
     relation = torch.cat((relation, place.repeat(images, 1, 1, 1)), 1)
-    weight = layer.conv_w(relation).softmax(-2)
+    weight = convolve_mapping(layer.conv_w, relation).softmax(-2)
     return unfold_aggregation(value, weight, footprint, padding_mode)
 
 
@@ -197,7 +207,7 @@ def unfold_patchwise(layer: modules.PatchwiseAttention, features: Tensor) -> Ten
     images = features.shape[0]
     query, key, value = layer.conv1(features), layer.conv2(features), layer.conv3(features)
     patch = unfold_neighbours(key, footprint, padding_mode).flatten(1, 2).unsqueeze(2)
-    mapped = layer.conv_w(torch.cat((query.flatten(2).unsqueeze(2), patch), 1))
+    mapped = convolve_mapping(layer.conv_w, torch.cat((query.flatten(2).unsqueeze(2), patch), 1))
     weight = mapped.view(images, -1, footprint ** 2, mapped.shape[-1])
     return unfold_aggregation(value, weight, footprint, padding_mode)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sanrobust.attacks import pgd
 from sanrobust.attacks.budget import TABLE10, Budget
 from sanrobust.attacks.losses import LOSSES
 from sanrobust.attacks.pgd import targeted_pgd
@@ -259,6 +260,28 @@ def test_restarts_never_do_worse_than_the_first_start(loss: str) -> None:
     torch.testing.assert_close(four.adv_logits, net(four.adversarial).detach())
 
 
+def forked(pixels: Tensor) -> Tensor:
+    """Bright images miss class 1 by little, dark ones win it with a lower probability."""
+    bright = (pixels.mean((1, 2, 3), keepdim=True)[:, 0, 0] > 0.5).float()
+    slope = pixels.mean((1, 2, 3)).unsqueeze(1) * torch.tensor([[0.0, 1e-4, 0.0]])
+    missed, won = torch.tensor([[0.55, 0.45, 0.001]]).log(), torch.tensor([[0.3, 0.4, 0.3]]).log()
+    return bright * missed + (1 - bright) * won + slope
+
+
+def test_a_restart_that_hits_counts_more_than_one_that_comes_closer() -> None:
+    images, ids = torch.full((32, 3, 2, 2), 0.5), [str(number) for number in range(32)]
+    zeros = torch.zeros(32, dtype=torch.int64)
+
+    def attack(restarts: int) -> BudgetResult:
+        return targeted_pgd(forked, images, zeros, ids, targets=zeros + 1, random_start=True,
+                            budgets=[Budget(8, 4, 0)], restarts=restarts)[0]
+
+    one, many = attack(1), attack(12)
+    assert 0 < some(one.hit).sum() < 32
+    # A start is dark half of the time, so 12 of them miss it for 32 images in 1 run of 128.
+    assert some(many.hit).all() and (some(many.target_loss) >= some(one.target_loss)).all()
+
+
 def zigzag(pixels: Tensor) -> Tensor:
     """Class 1 only while the mean lies in a narrow band that a second step leaves again."""
     mean = pixels.mean((1, 2, 3))
@@ -275,6 +298,27 @@ def test_hit_counts_the_last_iterate_and_hit_any_every_one() -> None:
                           budgets=[Budget(8, 4, 1), Budget(20, 10, 2), Budget(20, 4, 3)])
     assert [bool(some(one.hit)) for one in result] == [True, False, False]
     assert [bool(some(one.hit_any)) for one in result] == [True, False, True]
+
+
+def test_a_hit_at_the_start_that_a_step_loses_is_no_hit() -> None:
+    images = torch.full((1, 3, 4, 4), 103 / 255)
+    still, moved = targeted_pgd(zigzag, images, torch.tensor([0]), ["a"],
+                                targets=torch.tensor([1]),
+                                budgets=[Budget(20, 10, 0), Budget(20, 10, 2)])
+    assert some(still.hit).all() and not some(moved.hit_any).any()
+
+
+def test_hit_any_counts_the_iterates_of_every_restart() -> None:
+    images = torch.full((64, 3, 2, 2), 95 / 255)
+    ids = [str(number) for number in range(64)]
+
+    def attack(restarts: int) -> Tensor:
+        return some(targeted_pgd(zigzag, images, torch.zeros(64, dtype=torch.int64), ids,
+                                 targets=torch.ones(64, dtype=torch.int64), random_start=True,
+                                 budgets=[Budget(20, 10, 2)], restarts=restarts)[0].hit_any)
+
+    counts = [int(attack(restarts).sum()) for restarts in (1, 2, 8)]
+    assert 0 < counts[0] < counts[1] < counts[2]
 
 
 def test_with_no_step_the_start_is_scored() -> None:
@@ -350,6 +394,37 @@ def test_the_model_is_left_as_it_was_also_after_an_exception(breaks: bool) -> No
     assert all(weight.grad is None for weight in net.parameters())
     assert not any(module.training for module in net.modules())
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_no_parameter_asks_for_a_gradient_during_the_attack() -> None:
+    net, (images, labels, ids) = small_net(), batch(2)
+    asked: list[bool] = []
+    net.register_forward_pre_hook(
+        lambda module, inputs: asked.append(any(w.requires_grad for w in module.parameters())))
+    targeted_pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)
+    assert asked == [False] * 7 and all(weight.requires_grad for weight in net.parameters())
+
+
+def test_a_model_in_train_mode_is_refused() -> None:
+    images, labels, ids = batch(2)
+    with pytest.raises(ProtocolError, match="every part of the model must be in eval mode"):
+        targeted_pgd(small_net().train(), images, labels, ids, budgets=TABLE10, targets=RANDOM)
+
+
+def test_a_walk_that_left_its_ball_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, ids = batch(2)
+    monkeypatch.setattr(pgd._Ball, "project", lambda self, pixels: pixels.clamp(0, 1))
+    with pytest.raises(ProtocolError, match="must stay within 3/255 of the clean ones"):
+        targeted_pgd(small_net(), images, labels, ids, budgets=[Budget(3, 2, 2)], targets=RANDOM)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_logits_of_another_precision_are_scored_as_float32(dtype: torch.dtype) -> None:
+    net, (images, labels, ids) = small_net(), batch(2)
+    result = targeted_pgd(lambda x: net(x).to(dtype), images, labels, ids, budgets=TABLE10,
+                          targets=RANDOM)[0]
+    assert result.clean_logits.dtype == result.adv_logits.dtype == torch.float32
+    assert torch.equal(result.clean_pred, net(images).to(dtype).argmax(1))
 
 
 def test_a_gradient_that_the_caller_holds_is_kept() -> None:

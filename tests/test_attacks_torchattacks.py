@@ -220,6 +220,18 @@ def test_an_untargeted_attack_leaves_the_label(name: str) -> None:
     assert result.hit is None and (result.adv_pred != labels).any()
 
 
+@pytest.mark.parametrize("name", ["APGDT", "FAB"])
+def test_the_number_of_classes_is_the_models(name: str) -> None:
+    net = small_net()
+    images, labels, ids = batch(net, 2)
+    options = [("eps", "0.01/255")] + ([("multi_targeted", "true")] if name == "FAB" else [])
+    # The default of 10 classes fails on an image that is not fooled, since there are 6.
+    result = adapt(name, options)(net, images, labels, ids, targets=RANDOM)
+    assert torch.equal(result.adv_pred, labels)
+    with pytest.raises(ProtocolError, match="IndexError"):
+        adapt(name, [*options, ("n_classes", "10")])(net, images, labels, ids, targets=RANDOM)
+
+
 @pytest.mark.parametrize("name", ["APGD", "Square"])
 def test_an_attack_with_a_seed_of_its_own_follows_ours(name: str) -> None:
     net = small_net()

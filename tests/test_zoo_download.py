@@ -243,10 +243,10 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("target", ["http://example.org/a", "file:///etc/passwd"])
+@pytest.mark.parametrize("target", ["http://example.org/a", "ftp://127.0.0.1/a"])
 def test_a_redirect_must_be_allowed_too(tmp_path: Path, target: str) -> None:
     with serving(lambda request: request.send(302, b"", Location=target)) as url:
-        with pytest.raises(DownloadError):
+        with pytest.raises(DownloadError, match="must start with https://"):
             download(url, tmp_path / "a.pth", attempts=1)
     assert leftovers(tmp_path) == []
 

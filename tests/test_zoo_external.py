@@ -104,7 +104,7 @@ def test_loads_a_local_checkpoint_with_the_models_preprocessing(
     path = save_random(network, tmp_path / "a.pth")
     model = create_external(name, checkpoint=path)
     assert model.weights_digest == state_digest(network.state_dict())
-    assert (model.num_classes, model.name, model.source) == (1000, name, str(path))
+    assert (model.num_classes, model.name, model.source) == (1000, f"{name}.a", str(path))
     assert (model.preprocessing.interpolation, model.preprocessing.resize_size) == (
         interpolation, resize_size)
 

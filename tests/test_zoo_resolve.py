@@ -146,7 +146,7 @@ def test_a_checkpoint_of_the_authors_loads_under_the_bare_name(tmp_path: Path) -
     state = official_layout(imagenet_form("san10-patch"), tmp_path / "model_best.pth")
     model = create_model("san10-patch", checkpoint=tmp_path / "model_best.pth")
     assert model.weights_digest == state_digest(state)
-    assert (model.num_classes, model.name) == (1000, "san10-patch")
+    assert (model.num_classes, model.name) == (1000, "san10-patch.model_best")
 
 
 def test_a_checkpoint_brings_its_number_of_classes(tmp_path: Path) -> None:

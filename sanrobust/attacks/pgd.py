@@ -225,7 +225,7 @@ def _better(old: BudgetResult, new: BudgetResult) -> BudgetResult:
     assert old.hit is not None and old.hit_any is not None and old.target_loss is not None
     assert new.hit is not None and new.hit_any is not None and new.target_loss is not None
     assert old.zero_gradient is not None and new.zero_gradient is not None
-    closer = (new.hit == old.hit) & (new.target_loss[:, -1] < old.target_loss[:, -1])
+    closer = new.target_loss[:, -1] < old.target_loss[:, -1]
     take = ~old.hit & (new.hit | closer)
 
     def pick(ours: Tensor, theirs: Tensor) -> Tensor:

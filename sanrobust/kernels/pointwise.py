@@ -1,4 +1,4 @@
-"""A 1x1 convolution as a matrix product."""
+"""A 1x1 convolution as a batched matrix product."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` of kernel 1 with the same parameters, computed by ``torch.matmul``.
+    """``nn.Conv2d`` of kernel 1 with the same parameters, computed by ``torch.bmm``.
 
-    Convolution libraries pad a few channels to a full vector register: on a CPU, 4 channels to 2
-    over (B, 4, 49, 256) take a product a fiftieth of a convolution's time.
+    Convolution libraries pad a few channels to a full vector register: on a CPU, a product takes
+    a fiftieth of a convolution's time for 4 channels to 2 over (B, 4, 49, 256), and the same
+    time for some hundred channels.
 
     Args:
         in_channels: C of the input (B, C, H, W).
@@ -23,7 +24,11 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the mapped maps (B, O, H, W) of ``input`` (B, C, H, W)."""
-        product = torch.matmul(self.weight.flatten(1), input.flatten(2))
-        if self.bias is not None:
-            product = product + self.bias.unsqueeze(1)
-        return product.reshape(*product.shape[:2], *input.shape[2:])
+        # Expanded by hand: torch.matmul would copy the input into another order first.
+        weight = self.weight.flatten(1).expand(input.shape[0], -1, -1)
+        columns = input.flatten(2)
+        if self.bias is None:
+            product = torch.bmm(weight, columns)
+        else:
+            product = torch.baddbmm(self.bias.unsqueeze(1), weight, columns)
+        return product.view(*product.shape[:2], *input.shape[2:])

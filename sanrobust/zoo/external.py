@@ -67,7 +67,8 @@ def create_external(name: str, *, checkpoint: Path | None = None,
 
     Args:
         name: a torchvision or timm name may end in ``.TAG``, the name of its weights.
-        checkpoint: a file to load instead of the published weights; nothing is downloaded then.
+        checkpoint: a file to load instead of the published weights; nothing is downloaded then,
+            and the classifier is called ``name.STEM`` after it.
         overrides: preprocessing fields that replace the model's own.
         num_classes: length of the logits; by default the checkpoint's or the model's own.
 
@@ -85,7 +86,8 @@ def create_external(name: str, *, checkpoint: Path | None = None,
     preprocessing = external.preprocessing(network)
     if overrides:
         preprocessing = replace(preprocessing, **overrides)
-    return Classifier(network, name=name, preprocessing=preprocessing, source=source)
+    shown = name if checkpoint is None else f"{name}.{checkpoint.stem}"
+    return Classifier(network, name=shown, preprocessing=preprocessing, source=source)
 
 
 def _find(name: str) -> External:

@@ -31,7 +31,8 @@ def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalo
     Args:
         name: an entry (``san10-pair.in1k``), an architecture alone, ``torchvision/NAME``,
             ``timm/NAME`` or ``package.module:callable``.
-        checkpoint: a file whose weights are used instead of the entry's own.
+        checkpoint: a file whose weights are used instead of the entry's own; the classifier is
+            then called ``arch.STEM`` after it.
         tag: the entry meant when ``name`` is an architecture alone.
         overrides: preprocessing fields that replace the entry's; those that are None do not.
         num_classes: length of the logits; by default the checkpoint's or the entry's.
@@ -203,7 +204,8 @@ def _from_checkpoint(name: str, entry: Entry, checkpoint: Path, overrides: Mappi
         entry = _with_classes(entry, num_classes)
     network = _built(entry, 0)
     load_strict(network, state, name=name, source=str(checkpoint))
-    return _classifier(entry, network, overrides, str(checkpoint), name=name)
+    tag = checkpoint.name.removesuffix(checkpoint.suffix).removeprefix(f"{entry.arch}.")
+    return _classifier(entry, network, overrides, str(checkpoint), name=f"{entry.arch}.{tag}")
 
 
 def _loaded(entry: Entry, path: Path, name: str, overrides: Mapping[str, Any]) -> Classifier:

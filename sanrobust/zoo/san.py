@@ -104,6 +104,9 @@ class San(nn.Module):
 
 def _require_buildable(config: SanConfig) -> None:
     stages = len(config.layers)
+    if stages < 1:
+        raise ModelError("a SAN must have at least one stage", seen="its layers are empty",
+                         hint="name the blocks of each stage")
     per_stage = {"footprints": config.footprints, "widths": config.widths, "pools": config.pools}
     for name, values in per_stage.items():
         if len(values) != stages:

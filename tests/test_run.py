@@ -1,0 +1,198 @@
+"""Runs end to end: numbers follow from the specification, and nothing computed is ever lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import Command
+from sanrobust.errors import Interrupted, ModelError
+from sanrobust.records import find_runs
+
+SMALL = "resnet26.untrained-small"
+ATTENTION = "san10-pair.untrained-small"
+KILLS = int(os.environ.get("SANROBUST_KILLS", "2"))
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def records(out: Path, experiment: str) -> pd.DataFrame:
+    (run,) = find_runs(out, experiment)
+    assert run.complete
+    return run.records()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> tuple[Path, Path]:
+    """A flat folder of ten colour images with labels."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    generator = random.Random(0)
+    lines = ["file,class_index"]
+    for number in range(10):
+        pixels = bytes(generator.randrange(256) for _ in range(40 * 36 * 3))
+        Image.frombytes("RGB", (40, 36), pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{number}")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(lines) + "\n")
+    return folder, labels
+
+
+@pytest.mark.parametrize("experiment", ["rotate", "pgd"])
+def test_numbers_do_not_depend_on_batches_or_workers(
+        command: Command, tmp_path: Path, photographs: tuple[Path, Path], experiment: str) -> None:
+    folder, labels = photographs
+    found = []
+    for batch_size, workers in ((1, 0), (3, 2), (10, 0)):
+        out = tmp_path / f"{batch_size}-{workers}"
+        result = command(experiment, "-m", ATTENTION, "--data", folder, "--labels", labels,
+                         "--out", out, "-b", batch_size, "-j", workers)
+        assert result.exit_code == 0, result.output
+        found.append(records(out, experiment))
+    exact = ["image", "label", "error"] + (["view", "pred"] if experiment == "rotate"
+                                           else ["target", "clean_pred", "eps", "iters"])
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0][exact], other[exact])
+    # Float32 sums in another order move a probability by about 1e-7; a wrong image moves it more.
+    if experiment == "rotate":
+        assert (found[0]["prob_label"] - found[1]["prob_label"]).abs().max() < 1e-5
+
+
+def test_the_whole_dataset_is_measured_once_per_view(command: Command, tmp_path: Path) -> None:
+    result = command("rotate", "-m", SMALL, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path, "rotate")
+    assert len(rows) == 451 * 5 and not rows.duplicated(["image", "view"]).any()
+    header = json.loads(next(tmp_path.glob("runs/*/run.json")).read_text())
+    assert header["spec"]["images"] == 451 and header["seconds"] > 0
+    assert header["environment"]["versions"]["torch"] and len(header["spec_digest"]) == 64
+
+
+def test_both_budgets_of_table_10_are_the_default(command: Command, tmp_path: Path) -> None:
+    assert command("pgd", "-m", SMALL, "--num-samples", 8, "--out", tmp_path).exit_code == 0
+    rows = records(tmp_path, "pgd")
+    budgets = set(zip(rows["eps"], rows["step"], rows["iters"], strict=True))
+    assert budgets == {(8.0, 4.0, 2), (8.0, 2.0, 4)}
+    assert (rows["target"] != rows["label"]).all() and rows["linf"].max() <= 8
+    assert rows["target_loss"].map(len).eq(rows["iters"] + 1).all()
+
+
+@pytest.mark.parametrize("options", [
+    ("--eps", "8", "--step", "2", "--iters", "4", "--random-start", "--restarts", "2"),
+    ("--targets", "least-likely", "--loss", "margin"),
+    ("--attack", "torchattacks:FGSM", "-A", "eps=8/255"),
+], ids=["restarts", "margin", "torchattacks"])
+def test_attack_options_run_through(command: Command, tmp_path: Path,
+                                    options: tuple[str, ...]) -> None:
+    result = command("pgd", "-m", SMALL, "--num-samples", 6, "--out", tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path, "pgd")
+    assert rows["image"].nunique() == 6 and rows["error"].isna().all()
+
+
+def test_images_of_the_fixed_target_are_excluded_and_counted(command: Command,
+                                                             tmp_path: Path) -> None:
+    result = command("pgd", "-m", SMALL, "--num-samples", 40, "--targets", "fixed:3", "--out",
+                     tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path, "pgd")
+    excluded = rows[rows["error"].notna()]
+    assert rows["image"].nunique() == 40
+    assert set(excluded["label"]) == {3} and (rows["label"] == 3).sum() == len(excluded)
+    table = pd.read_csv(tmp_path / "pgd.csv")
+    assert (table["n"] + table["failed"]).tolist() == [40, 40]
+
+
+def test_a_second_run_computes_nothing_and_fresh_computes_again(command: Command,
+                                                                tmp_path: Path) -> None:
+    arguments = ("rotate", "-m", SMALL, "--num-samples", 20, "--out", tmp_path)
+    command(*arguments)
+    assert "already complete" in command(*arguments).output
+    assert "already complete" not in command(*arguments, "--fresh").output
+    assert len(find_runs(tmp_path, "rotate")) == 2
+    assert len(pd.read_csv(tmp_path / "rotation.csv")) == 1
+
+
+def test_changed_preprocessing_never_mixes_into_a_run(command: Command, tmp_path: Path) -> None:
+    arguments = ("rotate", "-m", SMALL, "--num-samples", 20, "--out", tmp_path)
+    command(*arguments)
+    command(*arguments, "--crop-pct", 0.9)
+    assert len(find_runs(tmp_path, "rotate")) == 2
+
+
+def test_corrupt_images_are_recorded_as_failed_and_counted(
+        command: Command, tmp_path: Path, photographs: tuple[Path, Path]) -> None:
+    folder, labels = photographs
+    good = (folder / "4.png").read_bytes()
+    (folder / "4.png").write_bytes(good[:len(good) // 2])
+    (folder / "7.png").write_bytes(b"not an image")
+    for experiment, table in (("rotate", "rotation.csv"), ("pgd", "pgd.csv")):
+        result = command(experiment, "-m", SMALL, "--data", folder, "--labels", labels, "--out",
+                         tmp_path, "-b", 4)
+        assert result.exit_code == 0, result.output
+        rows = records(tmp_path, experiment)
+        assert rows["image"].nunique() == 10
+        assert set(rows[rows["error"].notna()]["image"]) == {"4.png", "7.png"}
+        summary = pd.read_csv(tmp_path / table)
+        assert set(summary["n"]) == {8} and set(summary["failed"]) == {2}
+
+
+def test_one_missing_model_does_not_cost_the_others(command: Command, tmp_path: Path) -> None:
+    result = command("rotate", "-m", "resnet38.in1k", "-m", SMALL, "--num-samples", 10, "--out",
+                     tmp_path)
+    assert result.exit_code == ModelError.exit_code
+    assert "published no ResNet weights" in result.output
+    assert pd.read_csv(tmp_path / "rotation.csv")["model"].tolist() == [SMALL]
+
+
+def _wait_for_chunk(out: Path, child: subprocess.Popen[str], count: int) -> None:
+    while child.poll() is None and len(list(out.glob("runs/*/records/*.parquet"))) < count:
+        time.sleep(0.01)
+
+
+def test_killed_at_random_moments_a_run_goes_on_to_the_same_records(
+        command: Command, process: Start, tmp_path: Path) -> None:
+    arguments = ("pgd", "-m", SMALL, "--num-samples", "256", "-b", "4")
+    command(*arguments, "--out", tmp_path / "whole")
+    moments = random.Random(0)
+    broken = tmp_path / "broken"
+    kills = 0
+    while kills < KILLS:
+        child = process(*arguments, "--out", broken)
+        already = len(list(broken.glob("runs/*/records/*.parquet")))
+        _wait_for_chunk(broken, child, already + moments.choice((0, 1)))
+        time.sleep(moments.uniform(0, 0.3))
+        if child.poll() is not None:
+            break
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        kills += 1
+    assert kills
+    command(*arguments, "--out", broken)
+    pd.testing.assert_frame_equal(records(tmp_path / "whole", "pgd"), records(broken, "pgd"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_politely_a_run_saves_says_how_to_go_on_and_exits_130(
+        command: Command, process: Start, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ("pgd", "-m", ATTENTION, "--num-samples", "400", "-b", "2", "--out", tmp_path)
+    child = process(*arguments)
+    while child.poll() is None and not list(tmp_path.glob("runs/*/run.json")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    child.send_signal(number)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == Interrupted.exit_code, told
+    assert "type the same command again" in told and "Traceback" not in told
+    (run,) = find_runs(tmp_path, "pgd")
+    assert run.header["status"] == "interrupted"
+    assert 0 < run.records()["image"].nunique() < 400
