@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets.folder import default_loader
 
 from sanrobust.data.decode import ImageError, decode
-from tests.image_files import noise, png_header_claiming, save_noise
+from image_files import noise, png_header_claiming, save_noise
 
 
 def _palette_with_transparency(image: Image.Image) -> Image.Image:

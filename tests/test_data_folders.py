@@ -11,7 +11,7 @@ import pytest
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.folders import class_folders, labelled_folder
 from sanrobust.errors import DataError, SanrobustError, UsageError
-from tests.image_files import class_tree, flat_folder, save_noise, write_lines
+from image_files import class_tree, flat_folder, save_noise, write_lines
 
 
 @pytest.fixture

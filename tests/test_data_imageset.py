@@ -13,7 +13,7 @@ import pytest
 from sanrobust.data.folders import class_folders, labelled_folder
 from sanrobust.data.imageset import ArrayImages, FileImages, ImageRef, subset
 from sanrobust.errors import DataError, UsageError
-from tests.image_files import class_tree, flat_folder, write_lines
+from image_files import class_tree, flat_folder, write_lines
 
 
 @pytest.fixture

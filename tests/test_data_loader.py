@@ -19,7 +19,7 @@ from sanrobust.data.loader import Batch, _lost_worker, batches
 from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError, UsageError
 from sanrobust.preprocessing import Preprocessing
-from tests.image_files import class_tree, noise
+from image_files import class_tree, noise
 
 SMALL = Preprocessing(img_size=16)
 PLAN = [[5, 0, 3], [1, 2], [4, 7, 6, 8], [9, 10], [11]]

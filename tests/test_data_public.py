@@ -22,7 +22,7 @@ from sanrobust.data.public import (
     open_imagenette,
 )
 from sanrobust.errors import DataError, DownloadError, UsageError
-from tests.image_files import class_tree, write_lines
+from image_files import class_tree, write_lines
 
 
 def _request(root: Path | None, *, train: bool = False, download: bool = False) -> Request:

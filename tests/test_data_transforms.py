@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from sanrobust.data.decode import ImageError
 from sanrobust.data.transforms import to_pixels
 from sanrobust.preprocessing import INTERPOLATIONS, Preprocessing
-from tests.image_files import noise
+from image_files import noise
 
 SIZES = [(500, 375), (375, 500), (256, 256), (257, 256), (224, 224), (31, 29), (8, 8), (1, 40),
          (600, 90)]

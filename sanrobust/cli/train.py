@@ -25,7 +25,7 @@ from sanrobust.zoo.catalog import PAPER_ORDER
 @click.option("--tag", metavar="TAG", help="Tag of the weights. [default: the data's name]")
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True)
 @click.option("-b", "--batch-size", type=click.IntRange(min=2), default=64, show_default=True)
-@click.option("--lr", type=float, default=0.1, show_default=True,
+@click.option("--lr", type=float, default=0.05, show_default=True,
               help="Initial learning rate; falls to zero on a cosine.")
 @click.option("--shift", type=click.IntRange(min=0), default=3, show_default=True,
               metavar="PIXELS", help="Largest random translation.")
@@ -40,8 +40,7 @@ def train(**values: Any) -> None:
     source tree, makes the embedded weights anew.
     """
     from sanrobust.cli.report import say
-    from sanrobust.training import TrainingJob, train_models
-    from sanrobust.train import Recipe
+    from sanrobust.train import Recipe, TrainingJob, train_models
     recipe = Recipe(**{name: values.pop(name) for name in
                        ("epochs", "batch_size", "lr", "shift", "seed")})
     train_models(TrainingJob(recipe=recipe, **values), say=say)
