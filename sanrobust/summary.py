@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sanrobust import metrics
 from sanrobust.errors import OutputError, UnknownNameError
 from sanrobust.records import Run, find_runs
-from sanrobust.tables import Table, pgd_table, rotation_table, to_markdown, with_paper, write_table
+from sanrobust.tables import Table, pgd_table, rotation_table, to_text, with_paper, write_table
 from sanrobust.zoo import catalog
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Summary:
         return self.table.rows
 
     @property
-    def markdown(self) -> str:
+    def text(self) -> str:
         """The table as people read it on a screen."""
-        return to_markdown(self.table)
+        return to_text(self.table)
 
 
 def rebuild(out: Path, experiment: str, *, paper: bool = False) -> Summary:

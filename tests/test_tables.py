@@ -17,7 +17,7 @@ from sanrobust import paper
 from sanrobust.errors import OutputError, UsageError
 from sanrobust.metrics import VIEWS, wilson
 from sanrobust.tables import (Table, paper_tables, pgd_table, rotation_table, to_csv, to_latex,
-                              to_markdown, with_paper, write_table)
+                              to_markdown, to_text, with_paper, write_table)
 from sanrobust.tables.grid import printed
 from sanrobust.tables.latex import escape as escape_latex
 from sanrobust.tables.markdown import escape as escape_markdown
@@ -399,3 +399,19 @@ def test_escaped_markdown_gives_the_text_back(text: str) -> None:
     escaped = escape_markdown(text)
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_|<>\[\]]", escaped)
     assert re.sub(r"\\(.)", r"\1", escaped) == " ".join(text.split())
+
+
+def test_the_screen_shows_every_number_of_the_paper_in_aligned_columns() -> None:
+    table = paper_tables()["rotation"]
+    lines = to_text(table).splitlines()
+    rows = [line for line in lines if line.startswith(("ResNet", "SAN"))]
+    assert len(rows) == 9 and "49.1(24.5)" in rows[0] and "*78.2" in rows[-1]
+    # Right-aligned columns end at the same places in every row and under their headings.
+    ends = [{match.end() for match in re.finditer(r"\S+", line)} for line in [*rows, lines[1]]]
+    assert all(found - {len("Method")} >= ends[-1] - {len("Method")} for found in ends[:-1])
+
+
+def test_the_screen_widens_columns_for_long_headings() -> None:
+    lines = to_text(paper_tables()["pgd"]).splitlines()
+    assert lines[0].split() == ["clean", "attack", "n", "=", "2", "attack", "n", "=", "4"]
+    assert lines[0].index("attack n = 4") > lines[0].index("attack n = 2") + len("attack n = 2")

@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 def print_summary(summary: Summary) -> None:
     """Print a table to standard output and where its files are to standard error."""
-    click.echo(summary.markdown)
+    click.echo(f"\n{summary.text}\n")
     for line in summary.remarks:
         say(line)
     say("wrote " + ", ".join(str(path) for path in summary.files))

@@ -15,11 +15,12 @@ _PGD_LEGEND = ("n is the number of iterations, ε the largest change of a pixel 
                "(lower is better), top-1 the accuracy under attack.")
 
 
-def caption(table: Table, layout: Grid) -> str:
+def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
     """Return the caption as plain text, in sentences.
 
-    It names the data, how many images were evaluated and how many failed, the intervals, the
-    weights, settings that are not the same in all rows, and the table's note.
+    It names the data, how many images were evaluated and how many failed, the intervals,
+    settings that are not the same in all rows, the table's note and, if asked for, the digests of
+    the weights.
     """
     members = entries(table)
     bold = any(cell.bold for group in layout.groups for line in group for cell in line.cells)
@@ -31,7 +32,7 @@ def caption(table: Table, layout: Grid) -> str:
         _data_sentence(members),
         _failed_sentence(members),
         _interval_sentence(table),
-        _by_value("Weights", members, "weights"),
+        _by_value("Weights", members, "weights") if weights else "",
         *_setting_sentences(table, members),
         _paper_sentence(table),
         " ".join(table.note.split()),

@@ -37,7 +37,8 @@ def to_markdown(table: Table) -> str:
         # An empty row stands for the rule between two groups.
         lines += [[""] * len(headings)] if lines else []
         lines += [_row(layout, line) for line in group]
-    parts = [escape(caption(table, layout)), _pipes(headings, lines, len(layout.stubs))]
+    parts = [escape(caption(table, layout, weights=True)),
+             _pipes(headings, lines, len(layout.stubs))]
     if any(name.endswith("_low") for name in table.columns):
         parts += ["95 % Wilson intervals:", _intervals(table, layout)]
     return "\n\n".join(parts) + "\n"

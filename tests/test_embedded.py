@@ -1,0 +1,59 @@
+"""The weights in the package are what they are said to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from sanrobust.data.datasets import open_dataset
+from sanrobust.data.loader import batches
+from sanrobust.zoo.catalog import PAPER_ORDER, WEIGHTS_FOLDER, find
+from sanrobust.zoo.resolve import create_model, verify
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+@pytest.mark.parametrize("arch", PAPER_ORDER)
+def test_weights_reach_the_listed_accuracy_on_images_they_never_saw(arch: str) -> None:
+    entry = find(arch, tag="digits")
+    model = create_model(entry.name)
+    images = open_dataset("digits", root=None)
+    hits = 0
+    for batch in batches(images, entry.preprocessing, plan=[range(len(images.refs))], workers=0):
+        with torch.no_grad():
+            hits += int((model(batch.pixels).argmax(1) == batch.labels).sum())
+    # One image may change sides where another machine rounds differently.
+    assert entry.top1 is not None
+    assert abs(hits - entry.top1 * len(images.refs) / 100) <= 1.001
+    assert entry.top1 >= 95
+
+
+@pytest.mark.parametrize("arch", PAPER_ORDER)
+def test_weights_verify(arch: str) -> None:
+    found = verify(find(arch, tag="digits"))
+    assert found.status == "ok", found.detail
+
+
+def test_all_weights_together_stay_small() -> None:
+    files = list(WEIGHTS_FOLDER.glob("*.safetensors"))
+    assert len(files) == 9 and sum(path.stat().st_size for path in files) < 10_000_000
+
+
+@pytest.mark.parametrize("name", ["rotation", "pgd"])
+def test_the_committed_tables_were_made_with_these_weights(name: str) -> None:
+    table = pd.read_csv(RESULTS / f"{name}.csv")
+    digests = {arch: create_model(f"{arch}.digits").weights_digest for arch in PAPER_ORDER}
+    assert dict(zip(table["model"], table["weights"], strict=False)) == {
+        f"{arch}.digits": digest for arch, digest in digests.items()}
+    assert set(table["n"]) == {451}
+
+
+def test_each_file_is_listed_with_the_command_that_makes_it() -> None:
+    listed = json.loads((WEIGHTS_FOLDER / "digits.json").read_text())
+    assert list(listed) == list(PAPER_ORDER)
+    for arch, facts in listed.items():
+        assert facts["command"] == f"sanrobust train --model {arch} --data digits"
