@@ -56,6 +56,10 @@ class ModelError(SanrobustError):
     exit_code = 4
 
 
+class NonFiniteError(ModelError):
+    """Logits or gradients that are no numbers; the images behind them count as failed."""
+
+
 class CheckpointError(ModelError):
     """Weights that are missing, damaged, hostile or of another architecture."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.loader import Batch, Failure, batches
 from sanrobust.device import out_of_memory
-from sanrobust.errors import DataError
+from sanrobust.errors import DataError, NonFiniteError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Progress
 from sanrobust.records import RunStore, chunked
@@ -92,11 +92,12 @@ def evaluate(model: Model, images: ImageSet, experiment: Experiment, store: RunS
     progress.begin(f"{store.spec.experiment} {store.spec.model}", total=len(images.refs),
                    done=len(done))
     try:
-        for batch in batches(images, preprocessing, plan=plan, workers=workers):
+        loaded = batches(images, preprocessing, plan=plan, workers=workers)
+        for indices, batch in zip(plan, loaded, strict=True):
             columns = _measure_batch(model, batch, experiment, device)
-            counted = len(batch.ids) + len(batch.failures)
-            buffer.add(columns, counted)
-            progress.advance(counted)
+            buffer.add(_in_order(columns, [images.refs[index].id for index in indices]),
+                       len(indices))
+            progress.advance(len(indices))
     finally:
         buffer.flush()
         progress.end()
@@ -107,17 +108,32 @@ def _measure_batch(model: Model, batch: Batch, experiment: Experiment,
     columns: Columns = {}
     if batch.ids:
         pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-        merge(columns, _measure_within_memory(model, pixels, labels, batch.ids, experiment))
+        merge(columns, _measure(model, pixels, labels, batch.ids, experiment))
     for failure in batch.failures:
         merge(columns, experiment.failed(failure))
     return columns
 
 
-def _measure_within_memory(model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str],
-                           experiment: Experiment) -> Columns:
-    """Measure a batch; where memory does not suffice, measure its halves."""
+def _in_order(columns: Columns, ids: Sequence[str]) -> Columns:
+    """Sort rows into the order of ``ids``; the rows of one image keep theirs."""
+    place = {image: position for position, image in enumerate(ids)}
+    images = columns["image"]
+    order = sorted(range(len(images)), key=lambda row: place[str(images[row])])
+    return {name: [values[row] for row in order] for name, values in columns.items()}
+
+
+def _measure(model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str],
+             experiment: Experiment) -> Columns:
+    """Measure a batch, its halves where it does not fit into memory or some image has no numbers.
+
+    An image whose logits or gradients are not finite is recorded as failed, by itself.
+    """
     try:
         return experiment.measure(model, pixels, labels, ids)
+    except NonFiniteError as error:
+        if len(ids) == 1:
+            reason = f"{error.rule}, but {error.seen}"
+            return experiment.failed(Failure(ids[0], int(labels[0]), reason))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or len(ids) == 1:
             raise
@@ -125,8 +141,7 @@ def _measure_within_memory(model: Model, pixels: Tensor, labels: Tensor, ids: Se
         torch.cuda.empty_cache()
     half, columns = len(ids) // 2, Columns()
     for part in (slice(None, half), slice(half, None)):
-        merge(columns, _measure_within_memory(model, pixels[part], labels[part], ids[part],
-                                              experiment))
+        merge(columns, _measure(model, pixels[part], labels[part], ids[part], experiment))
     return columns
 
 

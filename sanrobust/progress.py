@@ -36,6 +36,19 @@ class Silent:
         """Show nothing."""
 
 
+def download_lines(name: str, say: Callable[[str], None]) -> Callable[[int, int | None], None]:
+    """Return a follower of a download in bytes that says a line every tenth of the way."""
+    tenths_said = 0
+
+    def follow(done: int, total: int | None) -> None:
+        nonlocal tenths_said
+        tenths = done * 10 // total if total else 0
+        if total and tenths > tenths_said:
+            tenths_said = tenths
+            say(f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+    return follow
+
+
 @dataclass(frozen=True)
 class Reporter:
     """What a run tells the outside.

@@ -24,7 +24,7 @@ from sanrobust.evaluate import Experiment, check_classes, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.kernels.backends import use_backend
 from sanrobust.memory import default_batch, fit_batch
-from sanrobust.progress import Reporter
+from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
 from sanrobust.spec import RunSpec
 from sanrobust.summary import Summary, rebuild
@@ -136,7 +136,8 @@ class _Job:
         if isinstance(name, Classifier):
             return name.to(self.device)
         classifier = create_model(name, checkpoint=self.models.checkpoint, tag=self.tag,
-                                  overrides=self.models.overrides)
+                                  overrides=self.models.overrides, say=self.reporter.say,
+                                  progress=download_lines(str(name), self.reporter.say))
         return classifier.to(self.device)
 
     def _spec(self, classifier: Classifier) -> RunSpec:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.attacks import guards
-from sanrobust.errors import ModelError, ProtocolError
+from sanrobust.errors import ModelError, NonFiniteError, ProtocolError
 
 GRAY = torch.full((2, 3, 4, 4), 0.5)
 LABELS = torch.tensor([0, 1])
@@ -104,7 +104,7 @@ def test_an_adversarial_of_another_form_is_refused(adversarial: Tensor) -> None:
 
 def test_a_nan_gradient_is_refused_and_an_infinite_one_is_not() -> None:
     guards.check_gradient(torch.tensor([float("inf")]))
-    with pytest.raises(ProtocolError, match="some of it is NaN"):
+    with pytest.raises(NonFiniteError, match="some of it is NaN"):
         guards.check_gradient(torch.tensor([float("nan")]))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust import memory
-from sanrobust.evaluate import Columns, _measure_within_memory
+from sanrobust.evaluate import Columns, _measure
 
 CPU = torch.device("cpu")
 
@@ -58,8 +58,8 @@ class Crowded:
 def test_a_batch_that_does_not_fit_is_measured_in_halves_in_order() -> None:
     crowded = Crowded()
     ids = list("abcdefg")
-    rows = _measure_within_memory(Doubling(), torch.zeros(7, 3, 2, 2), torch.arange(7), ids,
-                                  crowded)  # type: ignore[arg-type]
+    rows = _measure(Doubling(), torch.zeros(7, 3, 2, 2), torch.arange(7), ids,
+                    crowded)  # type: ignore[arg-type]
     assert rows == {"image": ids, "label": list(range(7))}
     assert max(crowded.seen) == 7 and min(crowded.seen) == 1
 
@@ -70,8 +70,8 @@ def test_one_image_that_does_not_fit_is_an_error() -> None:
             raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(torch.OutOfMemoryError):
-        _measure_within_memory(Doubling(), torch.zeros(4, 3, 2, 2), torch.arange(4), list("abcd"),
-                               Full())  # type: ignore[arg-type]
+        _measure(Doubling(), torch.zeros(4, 3, 2, 2), torch.arange(4), list("abcd"),
+                 Full())  # type: ignore[arg-type]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -82,6 +82,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
     broken = Broken()
     with pytest.raises(RuntimeError, match="shapes differ"):
-        _measure_within_memory(Doubling(), torch.zeros(4, 3, 2, 2), torch.arange(4), list("abcd"),
-                               broken)  # type: ignore[arg-type]
+        _measure(Doubling(), torch.zeros(4, 3, 2, 2), torch.arange(4), list("abcd"),
+                 broken)  # type: ignore[arg-type]
     assert broken.seen == [4]

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from sanrobust.cli import progress
+from sanrobust.progress import download_lines
 
 
 class Clock:
@@ -55,3 +56,12 @@ def test_a_terminal_gets_the_bar(monkeypatch: pytest.MonkeyPatch, terminal: bool
                                  kind: type) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     assert isinstance(progress.progress(), kind)
+
+
+def test_a_download_says_a_line_every_tenth_of_the_way() -> None:
+    told: list[str] = []
+    follow = download_lines("m", told.append)
+    for done in range(0, 1001, 25):
+        follow(done * 1_000_000, 1_000_000_000)
+    follow(5, None)
+    assert told[0] == "m: 100 of 1000 MB" and told[-1] == "m: 1000 of 1000 MB" and len(told) == 10

@@ -146,6 +146,34 @@ def test_corrupt_images_are_recorded_as_failed_and_counted(
         assert set(summary["n"]) == {8} and set(summary["failed"]) == {2}
 
 
+@pytest.mark.parametrize("experiment", ["rotate", "pgd"])
+def test_an_image_without_finite_logits_fails_by_itself(
+        command: Command, tmp_path: Path, photographs: tuple[Path, Path],
+        monkeypatch: pytest.MonkeyPatch, experiment: str) -> None:
+    folder, labels = photographs
+    Image.new("RGB", (40, 36), (255, 255, 255)).save(folder / "6.png")
+    (tmp_path / "divider.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Divider(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        means = x.mean((2, 3))\n"
+        "        white = (x.amin((1, 2, 3)) > 0.9)[:, None]\n"
+        "        return torch.cat([means, means * 2, means * 3, means[:, :1]], 1) / ~white\n"
+        "def make():\n"
+        "    return Divider()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = command(experiment, "-m", "divider:make", "--data", folder, "--labels", labels,
+                     "--out", tmp_path / "out", "-b", 4, "--img-size", 32, "--mean", "0,0,0",
+                     "--std", "1,1,1")
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path / "out", experiment)
+    assert rows["image"].drop_duplicates().tolist() == [f"{number}.png" for number in range(10)]
+    failed = rows[rows["error"].notna()]
+    assert set(failed["image"]) == {"6.png"} and failed["error"].str.contains("finite").all()
+
+
 def test_one_missing_model_does_not_cost_the_others(command: Command, tmp_path: Path) -> None:
     result = command("rotate", "-m", "resnet38.in1k", "-m", SMALL, "--num-samples", 10, "--out",
                      tmp_path)

@@ -206,10 +206,12 @@ def test_published_weights_are_fetched_once_and_held_to_their_first_hash(home: P
         asked.append(request.path)
         request.send(200, content[0])
 
+    told: list[str] = []
     with serving(answer) as url:
-        path = fetch(remote(url))
-        assert fetch(remote(url)) == path
+        path = fetch(remote(url), say=told.append)
+        assert fetch(remote(url), say=told.append) == path
         assert len(asked) == 1
+        assert len(told) == 1 and "gives no hash; recorded SHA-256" in told[0]
         assert store.pinned(path) == hashlib.sha256(content[0]).hexdigest()
         path.unlink()
         content[0] = pickled(trained(seed=9))

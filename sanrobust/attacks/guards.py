@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.attacks.budget import LEVELS
-from sanrobust.errors import ModelError, ProtocolError
+from sanrobust.errors import ModelError, NonFiniteError, ProtocolError
 
 Classifier = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-6
@@ -57,7 +57,8 @@ def check_eval(model: Classifier) -> None:
 
 
 def check_logits(logits: Tensor, batch: int, num_classes: int | None = None) -> None:
-    """Require finite logits (B, K) with K at least 2; raises ModelError.
+    """Require finite logits (B, K) with K at least 2; raises ModelError, NonFiniteError if not
+    finite.
 
     Args:
         logits: what the model returned for ``batch`` images.
@@ -70,8 +71,8 @@ def check_logits(logits: Tensor, batch: int, num_classes: int | None = None) -> 
         raise ModelError(f"the model must return logits of shape ({batch}, {num_classes or 'K'})",
                          seen=f"it returned {seen}", hint="wrap it so that it returns logits alone")
     if not torch.isfinite(logits).all():
-        raise ModelError("the model's logits must be finite", seen="some are NaN or infinite",
-                         hint="check the weights and the precision")
+        raise NonFiniteError("the model's logits must be finite", seen="some are NaN or infinite",
+                             hint="check the weights and the precision")
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -102,10 +103,10 @@ def check_targets(targets: Tensor, labels: Tensor, num_classes: int) -> None:
 
 
 def check_gradient(gradient: Tensor) -> None:
-    """Require a gradient without NaN; raises ProtocolError."""
+    """Require a gradient without NaN; raises NonFiniteError."""
     if torch.isnan(gradient).any():
-        raise ProtocolError("the gradient must be a number everywhere", seen="some of it is NaN",
-                            hint="use full precision, or another loss or backend")
+        raise NonFiniteError("the gradient must be a number everywhere", seen="some of it is NaN",
+                             hint="use full precision, or another loss or backend")
 
 
 def check_adversarial(adversarial: Tensor, images: Tensor, eps: float | None) -> None:

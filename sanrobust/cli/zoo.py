@@ -9,6 +9,7 @@ import click
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.options import PATH
 from sanrobust.errors import CheckpointError
+from sanrobust.progress import download_lines
 from sanrobust.zoo import catalog
 from sanrobust.zoo.entry import (Entry, Packaged, Remote, ResNetConfig, SanConfig, Stored,
                                  Unpublished, Untrained, WeightsSource)
@@ -51,7 +52,8 @@ def add(name: str, file: Path | None, like: str | None) -> None:
     from sanrobust.zoo import store
     from sanrobust.zoo.resolve import fetch
     if file is None:
-        click.echo(f"{name}: {fetch(catalog.find(name))}")
+        path = fetch(catalog.find(name), progress=download_lines(name, click.echo), say=click.echo)
+        click.echo(f"{name}: {path}")
         return
     record = store.add(name, file, like=catalog.find(like) if like else None)
     click.echo(f"{name}: stored, weights {record.state_digest[:12]}, "

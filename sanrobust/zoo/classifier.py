@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import ModelError
+from sanrobust.errors import ModelError, NonFiniteError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.checkpoint import state_digest
 
@@ -99,10 +99,9 @@ class Classifier(nn.Module):
         if not logits.is_floating_point():
             raise ModelError(rule, seen=f"they are of type {logits.dtype}", hint=hint)
         if not bool(torch.isfinite(logits).all()):
-            raise ModelError(f"the logits of {self.name} must be finite",
-                             seen="some are NaN or infinite",
-                             hint="check the weights, and use float32 if a lower precision was "
-                                  "chosen")
+            raise NonFiniteError(f"the logits of {self.name} must be finite",
+                                 seen="some are NaN or infinite",
+                                 hint="check the weights, the preprocessing and the images")
 
 
 def _first_line(error: BaseException) -> str:

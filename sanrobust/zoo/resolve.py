@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,12 @@ from sanrobust.zoo.entry import (
 )
 from sanrobust.zoo.external import create_external, is_external
 
+Say = Callable[[str], None]
+
 
 def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalog.DEFAULT_TAG,
                  overrides: Mapping[str, Any] | None = None, num_classes: int | None = None,
-                 progress: Progress | None = None) -> Classifier:
+                 progress: Progress | None = None, say: Say = lambda _: None) -> Classifier:
     """Return the classifier called ``name``, on the CPU.
 
     Args:
@@ -37,6 +39,7 @@ def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalo
         overrides: preprocessing fields that replace the entry's; those that are None do not.
         num_classes: length of the logits; by default the checkpoint's or the entry's.
         progress: told how far a download has come, in bytes.
+        say: told in a sentence what a user must know of a download.
 
     Raises UnknownNameError, CheckpointError, DownloadError or ModelError, each with the way out.
     """
@@ -53,14 +56,15 @@ def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalo
                              f"{entry.name}", seen=f"it is {num_classes}",
                              hint="leave it out, or give other weights with --checkpoint FILE")
         entry = _with_classes(entry, num_classes)
-    return _from_entry(entry, chosen, progress)
+    return _from_entry(entry, chosen, progress, say)
 
 
-def fetch(entry: Entry, *, progress: Progress | None = None) -> Path:
+def fetch(entry: Entry, *, progress: Progress | None = None, say: Say = lambda _: None) -> Path:
     """Return the local file of a published entry's weights, downloaded when it is not here yet.
 
     The file's hash is the publisher's or, where there is none, that of the first file from which
-    the model could be loaded. Raises UsageError for an entry that is not published anywhere.
+    the model could be loaded, which ``say`` is told. Raises UsageError for an entry that is not
+    published anywhere.
     """
     remote = entry.weights
     if not isinstance(remote, Remote):
@@ -79,6 +83,8 @@ def fetch(entry: Entry, *, progress: Progress | None = None) -> Path:
         if remote.sha256 is None:
             _require_loads(entry, path, remote)
             store.pin(path, sha256_file(path))
+            say(f"{entry.name}: the publisher gives no hash; recorded SHA-256 {store.pinned(path)} "
+                "of this first download, to which every later use is held")
     return path
 
 
@@ -108,7 +114,7 @@ def verify(entry: Entry) -> Verification:
     if isinstance(entry.weights, Remote) and not store.download_path(entry.name).exists():
         return Verification(entry.name, "absent", "not downloaded yet; its first use does that")
     try:
-        classifier = _from_entry(entry, {}, None)
+        classifier = _from_entry(entry, {})
         _require_store_digest(entry, classifier)
         side = entry.preprocessing.img_size
         # Noise will not do: the products of a deep patchwise network, which has no softmax,
@@ -122,17 +128,17 @@ def verify(entry: Entry) -> Verification:
                                           f"weights {classifier.weights_digest[:12]}")
 
 
-def _from_entry(entry: Entry, overrides: Mapping[str, Any],
-                progress: Progress | None) -> Classifier:
+def _from_entry(entry: Entry, overrides: Mapping[str, Any], progress: Progress | None = None,
+                say: Say = lambda _: None) -> Classifier:
     weights = entry.weights
     if isinstance(weights, Untrained):
         network = _built(entry, weights.seed)
         return _classifier(entry, network, overrides, f"initial values of seed {weights.seed}")
-    path = _local_file(entry, progress)
+    path = _local_file(entry, progress, say)
     return _loaded(entry, path, entry.name, overrides)
 
 
-def _local_file(entry: Entry, progress: Progress | None) -> Path:
+def _local_file(entry: Entry, progress: Progress | None, say: Say) -> Path:
     weights = entry.weights
     if isinstance(weights, Packaged):
         path = catalog.WEIGHTS_FOLDER / weights.filename
@@ -144,7 +150,7 @@ def _local_file(entry: Entry, progress: Progress | None) -> Path:
                       f"add the weights again with sanrobust zoo add {entry.name} FILE")
         return path
     if isinstance(weights, Remote):
-        return fetch(entry, progress=progress)
+        return fetch(entry, progress=progress, say=say)
     assert isinstance(weights, Unpublished)
     raise CheckpointError(f"{entry.name} must have weights to be measured",
                           seen=_without_hint(weights.reason)[0],
