@@ -159,4 +159,5 @@ def check_classes(images: ImageSet, *, num_classes: int, model: str) -> None:
     if images.num_classes is not None and images.num_classes != num_classes:
         raise DataError(f"data for {model} must have its {num_classes} classes",
                         seen=f"{images.name} has {images.num_classes}",
-                        hint="pass --class-map FILE (folder,class_index) or another model")
+                        hint="choose other images with --data, map folders to classes with "
+                             "--class-map FILE, or name another --model")

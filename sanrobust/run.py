@@ -28,8 +28,10 @@ from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
 from sanrobust.spec import RunSpec
 from sanrobust.summary import Summary, rebuild
+from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.external import is_external
 from sanrobust.zoo.resolve import create_model
 
 DEFAULT_DATA = "digits"
@@ -61,6 +63,7 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
         reporter.say(f"no --data: measuring on {DATASETS.get(DEFAULT_DATA).description}")
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
     chosen = use_backend(how.backend) if how.backend else nullcontext()
+    job.refuse_unfit()
     with chosen, _stoppable():
         failed = job.run_all()
     if failed:
@@ -107,6 +110,14 @@ class _Job:
     def names(self) -> Sequence[str | Classifier]:
         """The models asked for, the paper's nine by default."""
         return self.models.models or PAPER_ORDER
+
+    def refuse_unfit(self) -> None:
+        """Refuse a mistyped name or other classes before anything is fetched or computed."""
+        for name in self.names:
+            if self.models.checkpoint is None and isinstance(name, str) and not is_external(name):
+                entry = catalog.find(name, tag=self.tag)
+                check_classes(self.images, num_classes=entry.architecture.num_classes,
+                              model=entry.name)
 
     def run_all(self) -> dict[str, ModelError | DownloadError]:
         """Run the models one after another and return those that could not be had."""
