@@ -175,8 +175,8 @@ def test_an_image_without_finite_logits_fails_by_itself(
 
 
 def test_one_missing_model_does_not_cost_the_others(command: Command, tmp_path: Path) -> None:
-    result = command("rotate", "-m", "no_such_module:make", "-m", SMALL, "--num-samples", 10, "--out",
-                     tmp_path)
+    result = command("rotate", "-m", "no_such_module:make", "-m", SMALL, "--num-samples", 10,
+                     "--out", tmp_path)
     assert result.exit_code == ModelError.exit_code
     assert "no_such_module" in result.output
     assert pd.read_csv(tmp_path / "rotation.csv")["model"].tolist() == [SMALL]
