@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 os.environ["OMP_NUM_THREADS"] = "1"
 
 Command = Callable[..., Result]
+SCRIPT = Path(sys.executable).with_name("sanrobust")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,6 @@ def process() -> Callable[..., subprocess.Popen[str]]:
     """Start ``sanrobust`` as a process of its own."""
     def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "sanrobust", *(str(argument) for argument in arguments)],
+            [SCRIPT, *(str(argument) for argument in arguments)],
             cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return start

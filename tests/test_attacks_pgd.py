@@ -18,7 +18,8 @@ from sanrobust.attacks.pgd import targeted_pgd
 from sanrobust.attacks.randomness import symmetric_noise
 from sanrobust.attacks.result import BudgetResult
 from sanrobust.attacks.targets import parse_rule
-from sanrobust.errors import ModelError, ProtocolError, UnknownNameError, UsageError
+from sanrobust.errors import (ModelError, NonFiniteError, ProtocolError, UnknownNameError,
+                              UsageError)
 
 RANDOM = parse_rule("random")
 CLASSES = 10
@@ -468,7 +469,7 @@ def returns_a_nan_gradient(pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("model", "kind", "message"), [
     (changes_its_input, ModelError, "the model must leave its input as it is"),
-    (returns_a_nan_gradient, ProtocolError, "the gradient must be a number everywhere"),
+    (returns_a_nan_gradient, NonFiniteError, "the gradient must be a number everywhere"),
     (lambda x: x.detach().flatten(1)[:, :CLASSES], ModelError, "must be differentiable"),
     (lambda x: x.flatten(1)[:, :CLASSES] / 0, ModelError, "the model's logits must be finite"),
     (lambda x: x, ModelError, r"must return logits of shape \(2, K\), but it returned \(2, 3, 4"),

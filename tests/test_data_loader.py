@@ -172,6 +172,8 @@ def test_an_error_ends_the_workers_at_once(culprit: Scripted) -> None:
     assert set(multiprocessing.active_children()) == before
 
 
+# torch's signal handler raises wherever Python happens to be, now and then in a finaliser.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_becomes_a_sentence() -> None:
     with pytest.raises(DataError, match="with --workers 1 one failed .*--workers 0"):
         list(batches(Dies(), SMALL, plan=_one_each(), workers=1))
