@@ -25,10 +25,17 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Experiment(Protocol):
-    """What is done to a batch; ``rotate`` and ``pgd`` implement it."""
+    """What is done to a batch; ``rotate`` and ``pgd`` implement it.
+
+    Attributes:
+        name: ``rotate`` or ``pgd``.
+        gradient: whether it takes gradients with respect to the pixels.
+        batched: whether it gives the model several images at a time.
+    """
 
     name: str
     gradient: bool
+    batched: bool
 
     def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> None:
         """Raise when these images cannot be measured with a model of ``num_classes`` logits."""

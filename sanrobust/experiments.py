@@ -22,6 +22,7 @@ class Rotation:
 
     name = "rotate"
     gradient = False
+    batched = True
 
     def settings(self) -> Mapping[str, object]:
         """Return the views in their order."""
@@ -79,6 +80,7 @@ class TargetedPgd:
     gradient = True
 
     def __init__(self, settings: AttackSettings) -> None:
+        self.batched = settings.adapted is None
         self._settings = settings
         self._rule = settings.rule()
         self._attack = build_attack(settings, self._rule)

@@ -27,6 +27,7 @@ from sanrobust.memory import default_batch, fit_batch
 from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
 from sanrobust.spec import RunSpec
+from sanrobust.steady import SteadyBatches, least_batch
 from sanrobust.summary import Summary, rebuild
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
@@ -165,8 +166,9 @@ class _Job:
             "workers": self.how.workers, "environment": environment(self.device),
             **store.header(),
         }
+        least = least_batch(self.device) if self.experiment.batched else 1
         with _header(store, facts):
-            evaluate(classifier, self.images, self.experiment, store,
+            evaluate(SteadyBatches(classifier, least), self.images, self.experiment, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
                      workers=self.how.workers, device=self.device,
                      progress=self.reporter.progress)
