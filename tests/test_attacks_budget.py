@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sanrobust.attacks.budget import TABLE10, Budget, parse_budget, parse_level
+from sanrobust.attacks.budget import TABLE10, Budget, parse_level
 from sanrobust.errors import UsageError
 
 
@@ -73,17 +73,6 @@ def test_a_walk_that_cannot_reach_the_surface_says_so() -> None:
     assert Budget(8, 4, 0).shortfall() is None
     assert Budget(8, 2, 2).shortfall() == (
         "2 steps of 2/255 walk 4/255 at most and never reach eps = 8/255")
-
-
-def test_a_budget_is_typed_in_one_word() -> None:
-    assert parse_budget("8,4,2", "--budget") == Budget(8, 4, 2)
-    assert parse_budget("8/255, 2/255, 4", "--budget") == Budget(8, 2, 4)
-
-
-@pytest.mark.parametrize("text", ["8,4", "8,4,2,1", "8,4,two", "8,4,2.5", "", "8,4,-2"])
-def test_an_incomplete_budget_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--budget must be EPS,STEP,ITERS"):
-        parse_budget(text, "--budget")
 
 
 def test_settings_load_neither_torch_nor_numpy() -> None:

@@ -83,18 +83,6 @@ def parse_level(text: str, option: str) -> float:
     return _level(level, option)
 
 
-def parse_budget(text: str, option: str) -> Budget:
-    """Read a budget written ``EPS,STEP,ITERS``, for example ``8,4,2`` or ``8/255,4/255,2``.
-
-    Raises UsageError that names ``option`` when a part is missing or is not legal.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not re.fullmatch(r"[0-9]+", parts[2]):
-        raise UsageError(f"{option} must be EPS,STEP,ITERS", seen=f"{text!r} was seen",
-                         hint=f"type for example {option} 8,4,2")
-    return Budget(parse_level(parts[0], option), parse_level(parts[1], option), int(parts[2]))
-
-
 def _not_a_level(text: str, option: str) -> UsageError:
     return UsageError(f"{option} must be a number of 1/255 from 0 to {LEVELS}",
                       seen=f"{text!r} was seen", hint=f"type for example {option} 8 or 8/255")
