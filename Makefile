@@ -5,12 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= results
 PROCESSES ?= auto
+GPU ?= cuda13
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.cfg pyproject.toml README.md $(shell find sanrobust -type f -not -name '*.pyc')
+SOURCES := setup.cfg setup.py pyproject.toml README.md \
+  $(shell find sanrobust -type f -not -name '*.pyc' -not -path '*/native/lib/*')
 
-.PHONY: demo test check weights clean
+.PHONY: demo test check weights gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -25,6 +27,19 @@ check:
 
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights
+
+# Everything that needs a GPU: its tests, then speed and memory in each element type.
+gpu-check: SHELL := /bin/bash
+gpu-check: .SHELLFLAGS := -o pipefail -ec
+gpu-check: $(VENV)/test.stamp
+	$(PIP) install --quiet '.[$(GPU)]'
+	mkdir -p $(OUT)/bench
+	$(BIN)/sanrobust info | tee $(OUT)/bench/gpu-info.txt
+	$(BIN)/pytest -q -m gpu 2>&1 | tee $(OUT)/bench/gpu-tests.txt
+	for dtype in float32 float16 bfloat16; do \
+	  $(BIN)/sanrobust bench --device cuda --dtype $$dtype --batch-size 128 --compile \
+	    --out $(OUT)/bench/gpu-$$dtype 2>&1 | tee $(OUT)/bench/gpu-$$dtype.txt; \
+	done
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -69,6 +69,7 @@ class HowToRun:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         backend: name of the attention kernels; None for the best that can run.
         fresh: start a new attempt beside earlier ones.
+        fold: compute a SAN as a whole by the native kernels where they can.
     """
 
     out: Path = Path("results")
@@ -77,3 +78,4 @@ class HowToRun:
     device: str = "auto"
     backend: str | None = None
     fresh: bool = False
+    fold: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,16 @@ LARGEST_BATCH = 256
 # Temporaries that live at the same moment, counted as multiples of the largest tensor of a pass.
 _LIVE_TEMPORARIES = 4
 _USABLE_PART = 0.5
+
+
+@runtime_checkable
+class Buffered(Protocol):
+    """A module that keeps memory of its own from one pass to the next."""
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes taken for the batch last seen."""
+        ...
 
 
 def default_batch(img_size: int, device: torch.device) -> int:
@@ -48,7 +58,9 @@ def image_bytes(model: nn.Module, img_size: int, device: torch.device, *, gradie
     with torch.set_grad_enabled(gradient), largest, \
             torch.autograd.graph.saved_tensors_hooks(_count(kept), _same):
         model(pixels)
-    return sum(kept.values()) + _LIVE_TEMPORARIES * largest.bytes
+    buffers = sum(module.buffer_bytes for module in model.modules()
+                  if isinstance(module, Buffered))
+    return sum(kept.values()) + buffers + _LIVE_TEMPORARIES * largest.bytes
 
 
 class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]

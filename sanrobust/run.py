@@ -33,10 +33,12 @@ from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.external import is_external
+from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
+SWITCHED_OFF = "it was switched off"
 
 
 def run_rotation(models: ModelChoice, data: DataChoice, how: HowToRun,
@@ -142,7 +144,11 @@ class _Job:
                 self.reporter.say(f"{classifier.name}: already complete in {store.folder}; "
                                   "--fresh measures it again")
                 return
-            self._fill(store, classifier)
+            reason: str | None = SWITCHED_OFF
+            if self.how.fold:
+                # Bound to the same name, so that the unfolded weights can be freed.
+                classifier, reason = accelerate(classifier, self.device)
+            self._fill(store, classifier, reason)
 
     def _classifier(self, name: str | Classifier) -> Classifier:
         if isinstance(name, Classifier):
@@ -159,14 +165,15 @@ class _Job:
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
             settings=self.experiment.settings())
 
-    def _fill(self, store: RunStore, classifier: Classifier) -> None:
+    def _fill(self, store: RunStore, classifier: Classifier, not_folded: str | None) -> None:
         batch_size = self._batch_size(classifier)
         facts = {
             "started": _now(), "weights_source": classifier.source, "batch_size": batch_size,
             "workers": self.how.workers, "environment": environment(self.device),
+            "folded": not_folded is None, "not_folded": not_folded,
             **store.header(),
         }
-        least = least_batch(self.device) if self.experiment.batched else 1
+        least = least_batch(self.device) if not_folded and self.experiment.batched else 1
         with _header(store, facts):
             evaluate(SteadyBatches(classifier, least), self.images, self.experiment, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,

@@ -1,21 +1,23 @@
 """Independent formulations of the attention layers, to hold the package against.
 
 Two of them: explicit loops over images, channels and neighbours in float64, slow and plain, and
-the usual formulation with ``unfold``, which materialises every neighbour of every position.
-Neither calls anything of ``sanrobust.kernels`` except to read parameters from its modules.
+the usual formulation with ``unfold`` (of ``sanrobust.bench``), which materialises every neighbour
+of every position. Neither calls anything of ``sanrobust.kernels`` except to read parameters from
+its modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import product
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sanrobust.bench.unfold import attention_by, unfold_attention
 from sanrobust.kernels import modules
+
+__all__ = ["attention_by", "loop_aggregation", "loop_neighbours", "loop_pairwise",
+           "loop_patchwise", "unfold_attention"]
 
 
 def reflect(index: int, length: int) -> int:
@@ -155,89 +157,3 @@ def loop_patchwise(layer: modules.PatchwiseAttention, features: Tensor) -> Tenso
     for g, n in product(range(groups), range(count)):
         weight[:, g, n] = mapped[:, g * count + n, 0]
     return loop_aggregation(value, weight, footprint=footprint, padding_mode=padding_mode)
-
-
-def unfold_neighbours(maps: Tensor, footprint: int, padding_mode: str) -> Tensor:
-    """Gather (B, C, H, W) to (B, C, K2, H * W) with the library's im2col."""
-    images, channels = maps.shape[:2]
-    mode = "reflect" if padding_mode == "reflect" else "constant"
-    padded = F.pad(maps, (footprint // 2,) * 4, mode=mode)
-    return F.unfold(padded, footprint).view(images, channels, footprint ** 2, -1)
-
-
-def unfold_aggregation(value: Tensor, weight: Tensor, footprint: int,
-                       padding_mode: str) -> Tensor:
-    """Multiply all neighbours by their weights, then sum."""
-    images, channels, height, width = value.shape
-    groups = weight.shape[1]
-    around = unfold_neighbours(value, footprint, padding_mode)
-    around = around.view(images, channels // groups, groups, footprint ** 2, -1)
-    return (around * weight.unsqueeze(1)).sum(-2).view(images, channels, height, width)
-
-
-def convolve_mapping(mapping: nn.Sequential, relations: Tensor) -> Tensor:
-    """The mapping with its linear layers as the library's 1x1 convolutions."""
-    for layer in mapping:
-        if isinstance(layer, nn.Conv2d):
-            relations = F.conv2d(relations, layer.weight, layer.bias)
-        else:
-            relations = layer(relations)
-    return relations
-
-
-def unfold_pairwise(layer: modules.PairwiseAttention, features: Tensor) -> Tensor:
-    """Pairwise attention as released, with unfold in place of its compiled operators."""
-    footprint, padding_mode = layer.window.footprint, layer.window.padding_mode
-    images, _, height, width = features.shape
-    query, key, value = layer.conv1(features), layer.conv2(features), layer.conv3(features)
-    across = torch.linspace(-1, 1, width, dtype=features.dtype, device=features.device)
-    down = torch.linspace(-1, 1, height, dtype=features.dtype, device=features.device)
-    grid = torch.stack((across.expand(height, width), down[:, None].expand(height, width)))
-    encoded = layer.conv_p(grid[None])
-    relation = query.flatten(2).unsqueeze(2) - unfold_neighbours(key, footprint, padding_mode)
-    place = encoded.flatten(2).unsqueeze(2) - unfold_neighbours(encoded, footprint, padding_mode)
-    relation = torch.cat((relation, place.repeat(images, 1, 1, 1)), 1)
-    weight = convolve_mapping(layer.conv_w, relation).softmax(-2)
-    return unfold_aggregation(value, weight, footprint, padding_mode)
-
-
-def unfold_patchwise(layer: modules.PatchwiseAttention, features: Tensor) -> Tensor:
-    """Patchwise attention as released, with unfold in place of its compiled operators."""
-    footprint, padding_mode = layer.window.footprint, layer.window.padding_mode
-    images = features.shape[0]
-    query, key, value = layer.conv1(features), layer.conv2(features), layer.conv3(features)
-    patch = unfold_neighbours(key, footprint, padding_mode).flatten(1, 2).unsqueeze(2)
-    mapped = convolve_mapping(layer.conv_w, torch.cat((query.flatten(2).unsqueeze(2), patch), 1))
-    weight = mapped.view(images, -1, footprint ** 2, mapped.shape[-1])
-    return unfold_aggregation(value, weight, footprint, padding_mode)
-
-
-def unfold_attention(layer: nn.Module, features: Tensor) -> Tensor:
-    """The unfold formulation of either layer."""
-    if isinstance(layer, modules.PairwiseAttention):
-        return unfold_pairwise(layer, features)
-    assert isinstance(layer, modules.PatchwiseAttention)
-    return unfold_patchwise(layer, features)
-
-
-@contextmanager
-def attention_by(formulation: Callable[[nn.Module, Tensor], Tensor],
-                 network: nn.Module) -> Iterator[nn.Module]:
-    """Compute every attention layer of ``network`` by ``formulation`` inside the block."""
-    layers = [module for module in network.modules()
-              if isinstance(module, (modules.PairwiseAttention, modules.PatchwiseAttention))]
-    handles = [_forward_by(formulation, layer) for layer in layers]
-    try:
-        yield network
-    finally:
-        for layer in handles:
-            del layer.forward
-
-
-def _forward_by(formulation: Callable[[nn.Module, Tensor], Tensor],
-                layer: nn.Module) -> nn.Module:
-    def forward(features: Tensor) -> Tensor:
-        return formulation(layer, features)
-
-    layer.forward = forward  # type: ignore[method-assign]
-    return layer

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,9 +53,28 @@ def a_call(width: int) -> Call:
     return Call("neighbours", (torch.ones(1, 1, 8, width),), Window(3))
 
 
-def test_the_reference_is_registered_and_refuses_nothing() -> None:
-    assert backends.names() == ("auto", "reference")
-    assert backends.refusals(a_call(5)) == {"reference": None}
+def test_backends_are_tried_fastest_first_and_the_reference_refuses_nothing() -> None:
+    assert backends.names() == ("auto", "cupy", "native", "reference")
+    assert list(backends.refusals(a_call(5))) == ["cupy", "native", "reference"]
+    assert backends.refusals(a_call(5))["reference"] is None
+
+
+def test_cupy_refuses_maps_on_a_cpu() -> None:
+    # Missing CuPy or a missing device is the reason where one is missing, else the map's place.
+    assert backends.BACKENDS.get("cupy").refusal(a_call(5)) is not None
+
+
+@pytest.mark.usefixtures("picky")
+def test_what_a_backend_can_do_here_is_explained() -> None:
+    assert backends.explain() == {"picky": REASON, "reference": None}
+
+
+def test_importing_loads_neither_a_library_nor_cupy() -> None:
+    code = ("import ctypes, sys, torch\n"
+            "ctypes.CDLL = None\n"
+            "import sanrobust.kernels.functional\n"
+            "assert 'cupy' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.usefixtures("picky")

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from attention_cases import EXACT, LAYERS, layer_of, maps_of
 from oracles import (loop_aggregation, loop_neighbours, loop_pairwise, loop_patchwise,
                      unfold_attention)
 from torch import Tensor, nn
 
 from sanrobust.errors import UsageError
-from sanrobust.kernels import functional, reference
+from sanrobust.kernels import backends, functional, reference
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
 
-# Two orders of one float64 sum of at most a few thousand terms of size one.
-EXACT = 1e-9
-LAYERS = (PairwiseAttention, PatchwiseAttention)
 LOOPS = {PairwiseAttention: loop_pairwise, PatchwiseAttention: loop_patchwise}
 # Odd sides, H != W either way, the smallest legal map of each footprint, two groups of weights.
 SHAPES = [(3, 2, 2), (3, 5, 3), (5, 3, 3), (5, 3, 7), (5, 5, 4), (7, 4, 4), (7, 5, 9), (7, 9, 4)]
 
 
-def layer_of(kind: type[nn.Module], footprint: int, *, padding_mode: str = "reflect",
-             groups: int = 2, seed: int = 0) -> nn.Module:
-    """A float64 layer with normalisations far from the identity."""
-    torch.manual_seed(seed)
-    layer = kind(6, relation_channels=3, value_channels=4 * groups, weight_groups=groups,
-                 footprint=footprint, padding_mode=padding_mode)
-    for module in layer.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return layer.double()
-
-
-def maps_of(*shape: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+@pytest.fixture(autouse=True)
+def _on_the_reference() -> Iterator[None]:
+    with backends.use_backend("reference"):
+        yield
 
 
 @pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])

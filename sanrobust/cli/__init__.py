@@ -6,6 +6,7 @@ from importlib import metadata
 
 import click
 
+from sanrobust.cli.bench import bench
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.info import info
 from sanrobust.cli.pgd import pgd
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (rotate, pgd, table, train, zoo, info):
+for command in (rotate, pgd, table, train, bench, zoo, info):
     main.add_command(command)

@@ -103,6 +103,8 @@ def run_options(command: Command) -> Command:
                      metavar="N", help="Processes that decode images."),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
+        click.option("--fold/--no-fold", default=True, show_default=True,
+                     help="Compute a SAN as a whole where the native kernels can."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
     )(command)
@@ -129,7 +131,8 @@ def take_how(values: dict[str, Any]) -> HowToRun:
     """Take the values of `run_options` out of a command's parameters."""
     return HowToRun(out=values.pop("out"), batch_size=values.pop("batch_size"),
                     workers=values.pop("workers"), device=values.pop("device"),
-                    backend=values.pop("backend"), fresh=values.pop("fresh"))
+                    backend=values.pop("backend"), fresh=values.pop("fresh"),
+                    fold=values.pop("fold"))
 
 
 def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:

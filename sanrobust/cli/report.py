@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from sanrobust import allocator
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.progress import progress
 from sanrobust.progress import Reporter
@@ -16,6 +17,7 @@ Runner = Callable[[ModelChoice, DataChoice, HowToRun, Reporter], Summary]
 
 def show(runner: Runner, models: ModelChoice, data: DataChoice, how: HowToRun) -> None:
     """Run an experiment and print its table."""
+    allocator.tune()
     summary = runner(models, data, how, Reporter(say=say, progress=progress()))
     print_summary(summary)
 

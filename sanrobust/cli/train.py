@@ -39,8 +39,10 @@ def train(**values: Any) -> None:
     without flips or rotations. `sanrobust train --out sanrobust/zoo/weights`, typed in the
     source tree, makes the embedded weights anew.
     """
+    from sanrobust import allocator
     from sanrobust.cli.report import say
     from sanrobust.train import Recipe, TrainingJob, train_models
     recipe = Recipe(**{name: values.pop(name) for name in
                        ("epochs", "batch_size", "lr", "shift", "seed")})
+    allocator.tune()
     train_models(TrainingJob(recipe=recipe, **values), say=say)

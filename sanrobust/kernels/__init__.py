@@ -1,6 +1,9 @@
 """Self-attention operators: public functions, modules, and the backends that compute them.
 
 ``functional`` holds the operators and every argument check, ``modules`` their ``nn.Module``
-faces, ``backends`` the choice of who computes, ``reference`` the formulation that defines what
-is right.
+faces, ``backends`` the choice of who computes. Below: ``ops`` are the operators as torch sees
+them (``operators``, ``gradients``, ``flops``), ``kernelset`` is what a device must offer for
+them, ``plain`` the kernels in torch itself, ``folding`` the matrices of a frozen mapping.
+``reference`` is the formulation that defines what is right, ``fused`` what ``native`` (CPU) and
+``cuda`` (CuPy) share.
 """

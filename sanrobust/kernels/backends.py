@@ -3,6 +3,7 @@
 The first backend of ``BACKENDS`` without a refusal computes a call. A caller can insist on one,
 in this order of precedence: the ``backend`` argument, ``use_backend``, the environment variable
 SANROBUST_BACKEND. A backend insisted on that refuses is an error, never a silent substitution.
+Importing looks for no device and loads no library: a backend does so when it is first asked.
 """
 
 from __future__ import annotations
@@ -11,70 +12,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from sanrobust.errors import BackendError
 from sanrobust.kernels import reference
-from sanrobust.kernels.reference import Window
+from sanrobust.kernels.calls import Backend as Backend
+from sanrobust.kernels.calls import Call as Call
+from sanrobust.kernels.cuda.backend import CupyBackend
+from sanrobust.kernels.native.backend import NativeBackend
+from sanrobust.kernels.plain import Window
 from sanrobust.registry import Registry
 
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "SANROBUST_BACKEND"
 
-Operation = Literal["aggregation", "subtraction", "neighbours",
-                    "pairwise_attention", "patchwise_attention"]
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a backend is asked to compute, as it decides whether it can.
-
-    Attributes:
-        operation: name of the operator, also the name of the backend's method.
-        tensors: the tensor arguments in the operator's order, checked and of one dtype and device.
-        window: the neighbours of a position.
-        mapping: the network from relations to attention weights; None for the plain operators.
-    """
-
-    operation: Operation
-    tensors: tuple[Tensor, ...]
-    window: Window
-    mapping: nn.Module | None = None
-
-
-class Backend(Protocol):
-    """A way to compute the operators; the methods are those of ``kernels.reference``."""
-
-    @property
-    def name(self) -> str:
-        """What users type to ask for this backend."""
-        ...
-
-    def refusal(self, call: Call) -> str | None:
-        """Return why this backend cannot compute ``call``, as a clause; None when it can."""
-        ...
-
-    def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor: ...
-
-    def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor: ...
-
-    def neighbours(self, maps: Tensor, window: Window) -> Tensor: ...
-
-    def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                           mapping: nn.Module, window: Window) -> Tensor: ...
-
-    def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor,
-                            mapping: nn.Module, window: Window) -> Tensor: ...
-
 
 class ReferenceBackend:
     """The plain torch formulation, which computes everything."""
 
-    name = "reference"
+    name = reference.NAME
     aggregation = staticmethod(reference.aggregation)
     subtraction = staticmethod(reference.subtraction)
     neighbours = staticmethod(reference.neighbours)
@@ -88,6 +45,8 @@ class ReferenceBackend:
 
 BACKENDS: Registry[Backend] = Registry("kernel backend",
                                        listing="sanrobust.kernels.backends.names()")
+BACKENDS.add(CupyBackend.name, CupyBackend())
+BACKENDS.add(NativeBackend.name, NativeBackend())
 BACKENDS.add(ReferenceBackend.name, ReferenceBackend())
 
 _override: ContextVar[str | None] = ContextVar("sanrobust_backend", default=None)
@@ -155,6 +114,16 @@ def _environment() -> str | None:
 
 
 def explain() -> dict[str, str | None]:
-    """Return, for every backend, why it cannot compute a plain float32 call here; None: it can."""
-    value = torch.zeros(1, 1, 3, 3)
-    return refusals(Call("neighbours", (value,), Window(3)))
+    """Return, for every backend, why it cannot compute plain float32 calls here; None: it can.
+
+    Each is asked for maps on a CPU and, where there is one, on a CUDA device: one will do.
+    """
+    places = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    answers = [refusals(_plain_call(torch.device(place))) for place in places]
+    return {name: None if any(answer[name] is None for answer in answers) else answers[-1][name]
+            for name in answers[0]}
+
+
+def _plain_call(device: torch.device) -> Call:
+    value, weight = torch.zeros(1, 1, 3, 3, device=device), torch.zeros(1, 1, 9, 9, device=device)
+    return Call("aggregation", (value, weight), Window(3))

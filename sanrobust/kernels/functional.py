@@ -17,8 +17,9 @@ from typing import get_args
 from torch import Tensor, nn
 
 from sanrobust.errors import UsageError
-from sanrobust.kernels.backends import Call, choose
-from sanrobust.kernels.reference import PaddingMode, Window
+from sanrobust.kernels.backends import choose
+from sanrobust.kernels.calls import Call
+from sanrobust.kernels.plain import PaddingMode, Window
 
 
 def aggregation(value: Tensor, weight: Tensor, *, footprint: int, stride: int = 1,

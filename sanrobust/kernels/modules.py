@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sanrobust.errors import UsageError
 from sanrobust.kernels import functional
+from sanrobust.kernels.plain import PaddingMode
 from sanrobust.kernels.pointwise import PointwiseConv2d
-from sanrobust.kernels.reference import PaddingMode
 
 POSITION_CHANNELS = 2
 

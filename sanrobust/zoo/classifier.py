@@ -69,6 +69,12 @@ class Classifier(nn.Module):
         self._require_logits(logits, len(pixels))
         return logits
 
+    def computed_by(self, network: nn.Module) -> Classifier:
+        """Return this classifier with another module that computes the same network."""
+        return Classifier(network, name=self.name, preprocessing=self.preprocessing,
+                          num_classes=self.num_classes, weights_digest=self.weights_digest,
+                          source=self.source)
+
     def train(self, mode: bool = True) -> Classifier:
         """Stay in eval mode whatever is asked: batch statistics must never move here."""
         super().train(False)

@@ -79,7 +79,7 @@ class San(nn.Module):
 
         Raises UsageError when an image is smaller than the attention footprints allow.
         """
-        self._require_large_enough(images)
+        require_large_enough(images, self.smallest_input)
         features = F.relu(self.bn_in(self.conv_in(images)), inplace=True)
         for stage, pooled in enumerate(self.config.pools):
             features = self._stage(stage, F.max_pool2d(features, 2) if pooled else features)
@@ -91,15 +91,16 @@ class San(nn.Module):
         attended = self.get_submodule(f"layer{stage}")(projected)
         return F.relu(self.get_submodule(f"bn{stage}")(attended), inplace=True)
 
-    def _require_large_enough(self, images: Tensor) -> None:
-        height, width = images.shape[-2:]
-        if min(height, width) < self.smallest_input:
-            side = self.smallest_input
-            raise UsageError(
-                f"this network needs images of at least {side}x{side} pixels",
-                seen=f"these are {height}x{width}",
-                hint=f"use --img-size {side} or larger, or a model made for small images",
-            )
+
+def require_large_enough(images: Tensor, side: int) -> None:
+    """Raise UsageError when ``images`` (B, 3, H, W) have a side below ``side`` pixels."""
+    height, width = images.shape[-2:]
+    if min(height, width) < side:
+        raise UsageError(
+            f"this network needs images of at least {side}x{side} pixels",
+            seen=f"these are {height}x{width}",
+            hint=f"use --img-size {side} or larger, or a model made for small images",
+        )
 
 
 def _require_buildable(config: SanConfig) -> None:

@@ -1,0 +1,169 @@
+"""Whole models as contenders: a forward pass, and an attack's step, of one batch.
+
+Weights are frozen and normalisation is in eval mode, as the evaluation has them. Letters: B
+images, S their side in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sanrobust.bench.contender import Contender
+from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, PLAIN, RESNET,
+                                      RESNET_LAST, UNFOLD, Shape)
+from sanrobust.bench.unfold import attention_by, compute_by, unfold_attention
+from sanrobust.errors import UsageError
+from sanrobust.kernels import reference
+from sanrobust.kernels.backends import use_backend
+from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
+from sanrobust.zoo import catalog
+from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.external import is_external
+from sanrobust.zoo.folded import accelerate
+from sanrobust.zoo.forms import smallest_input
+from sanrobust.zoo.resolve import create_model
+
+UNTRAINED = "untrained"
+_RIVALS = (RESNET, RESNET_LAST)
+
+
+def contends(name: str, network: nn.Module) -> bool:
+    """Return whether contender ``name`` differs from `ours` for ``network``.
+
+    A network without attention has no other formulation of it.
+    """
+    has_attention = any(isinstance(module, (PairwiseAttention, PatchwiseAttention))
+                        for module in network.modules())
+    return has_attention or name == OURS or name in _RIVALS
+
+
+def check(names: tuple[str, ...], shape: Shape) -> None:
+    """Refuse a mistyped name or images too small for a SAN before anything is computed.
+
+    Raises UnknownNameError or UsageError.
+    """
+    for name in names:
+        if is_external(name):
+            continue
+        config = catalog.find(name, tag=UNTRAINED).architecture
+        least = smallest_input(config) if isinstance(config, SanConfig) else 1
+        if shape.img_size < least:
+            raise UsageError(f"{name} needs images of at least {least}x{least} pixels",
+                             seen=f"--img-size is {shape.img_size}",
+                             hint=f"use --img-size {least} or larger")
+
+
+def load(name: str, shape: Shape) -> Classifier:
+    """Return the classifier called ``name`` as ``shape`` wants it, for the contenders to share.
+
+    Raises what `sanrobust.zoo.resolve.create_model` raises.
+    """
+    classifier = create_model(name, tag=UNTRAINED, overrides={"img_size": shape.img_size})
+    return classifier.to(shape.device, getattr(torch, shape.dtype))
+
+
+def contender(name: str, classifier: Classifier, shape: Shape) -> Contender:
+    """Return one contender of a model, ready to be called.
+
+    Args:
+        name: one of `sanrobust.bench.settings.CONTENDERS`.
+        classifier: the model, made by `load`; the rivals bring their own.
+        shape: the batch.
+    """
+    model, computed_by = _MAKERS[name](classifier, shape)
+    pixels = _pixels(shape)
+    if name == RESNET_LAST:
+        pixels = pixels.to(memory_format=torch.channels_last)
+    return Contender(name=name, computed_by=computed_by,
+                     model=None if name == COMPILED else model,
+                     calls={FORWARD: partial(forward, model, pixels),
+                            ATTACK: partial(attack, model, pixels)})
+
+
+def forward(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the logits (B, K) of ``pixels`` (B, 3, S, S)."""
+    with torch.no_grad():
+        return model(pixels)  # type: ignore[no-any-return]
+
+
+def attack(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the gradient (B, 3, S, S) of the cross entropy toward class 0: a step of PGD."""
+    leaf = pixels.detach().requires_grad_()
+    logits = model(leaf).float()
+    targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return torch.autograd.grad(F.cross_entropy(logits, targets, reduction="sum"), leaf)[0]
+
+
+def _pixels(shape: Shape) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(shape.batch_size, 3, shape.img_size, shape.img_size, generator=generator)
+    return pixels.to(shape.device, getattr(torch, shape.dtype))
+
+
+class _Within(nn.Module):
+    """A classifier that computes inside a context, entered anew for each batch."""
+
+    def __init__(self, classifier: Classifier,
+                 context: Callable[[], AbstractContextManager[object]]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.context = context
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with self.context():
+            return self.classifier(pixels)  # type: ignore[no-any-return]
+
+
+def _ours(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    model, reason = accelerate(classifier, torch.device(shape.device))
+    return model, "folded network" if reason is None else f"plain network: {reason}"
+
+
+def _plain(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    return _Within(classifier, partial(use_backend, "reference")), "reference backend"
+
+
+def _unfold(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    by_unfold = partial(attention_by, unfold_attention, classifier.network)
+    return _Within(classifier, by_unfold), "unfold"
+
+
+def _compiled(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    network = deepcopy(classifier.network)
+    compute_by(_reference_attention, network)
+    compiled = torch.compile(network)
+    assert isinstance(compiled, nn.Module)
+    return classifier.computed_by(compiled), "torch.compile of the reference"
+
+
+def _resnet(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    return load(RESNET, shape), "torch"
+
+
+def _resnet_last(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    return load(RESNET, shape).to(memory_format=torch.channels_last), "torch, channels last"
+
+
+_MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
+    OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled, RESNET: _resnet,
+    RESNET_LAST: _resnet_last,
+}
+
+
+def _reference_attention(layer: nn.Module, features: Tensor) -> Tensor:
+    """The reference without the choice of a backend, which a compiler cannot see through."""
+    assert isinstance(layer, (PairwiseAttention, PatchwiseAttention))
+    query, key, value = layer.conv1(features), layer.conv2(features), layer.conv3(features)
+    if isinstance(layer, PatchwiseAttention):
+        return reference.patchwise_attention(query, key, value, layer.conv_w, layer.window)
+    grid = position_grid(*features.shape[-2:], dtype=features.dtype, device=features.device)
+    return reference.pairwise_attention(query, key, value, layer.conv_p(grid), layer.conv_w,
+                                        layer.window)

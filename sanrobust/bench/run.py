@@ -1,0 +1,150 @@
+"""The benchmark itself: contenders in turn, case by case, files after each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+
+import torch
+
+from sanrobust import allocator
+from sanrobust.bench import models, operators
+from sanrobust.bench.contender import Contender
+from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
+from sanrobust.bench.peak import measure_peaks, too_large
+from sanrobust.bench.results import Results
+from sanrobust.bench.samples import Case, alternate, healthy
+from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, STEPS, Settings
+from sanrobust.device import choose_device, environment, make_exact, out_of_memory
+from sanrobust.errors import UsageError
+
+Say = Callable[[str], None]
+
+
+def run_bench(settings: Settings, *, say: Say = lambda _: None) -> Results:
+    """Measure what ``settings`` ask for; files are written anew after each case.
+
+    Raises UsageError or UnknownNameError for settings that cannot be meant, BackendError for a
+    device that is not there and OutputError when the files cannot be written.
+    """
+    settings = _checked(settings)
+    device = torch.device(settings.shape.device)
+    dtype = getattr(torch, settings.shape.dtype)
+    tuning = _prepare(settings)
+    limits = measure_limits(device, dtype)
+    say(f"{limits.arithmetic:.0f} GFLOP/s by {limits.probe}, {limits.matmul:.0f} in matrix "
+        f"products, {limits.convolution:.0f} in convolutions; copying {limits.copy:.0f} GB/s")
+    warning = shortfall(limits)
+    if warning:
+        say(f"note: {warning}")
+    results = Results(
+        settings, threads=torch.get_num_threads(),
+        known=max(settings.peak or 0.0, limits.arithmetic),
+        facts={"started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+               "settings": asdict(settings), "environment": environment(device),
+               "limits": asdict(limits), "warning": warning,
+               "allocator": tuning.refusal or list(tuning.done)})
+    _Bench(results, device, make_probe(device, dtype)[1], say).run()
+    return results
+
+
+def _prepare(settings: Settings) -> allocator.Tuning:
+    """Set up the process as the evaluation does, except that convolutions may be searched for."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    make_exact()
+    # No contender is held back: exact repetition is not what is measured here.
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.benchmark = True
+    return allocator.tune()
+
+
+def _checked(settings: Settings) -> Settings:
+    """Return the settings with the device spelled out."""
+    device = choose_device(settings.shape.device)
+    if device.type == "cpu" and settings.shape.dtype != "float32":
+        raise UsageError("--dtype must be float32 on a CPU", seen=f"it is {settings.shape.dtype}",
+                         hint="leave it out, or add --device cuda")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if settings.threads is not None and settings.threads > (cores or 1):
+        raise UsageError("--threads must be at most the cores of this process",
+                         seen=f"it is {settings.threads} of {cores}",
+                         hint=f"type --threads {cores}")
+    settings = replace(settings, shape=replace(settings.shape, device=str(device)))
+    if {MODELS, MEMORY} & set(settings.parts):
+        models.check(settings.models, settings.shape)
+    return settings
+
+
+class _Bench:
+    """One run over its cases."""
+
+    def __init__(self, results: Results, device: torch.device, probe: Probe, say: Say) -> None:
+        self._results = results
+        self._settings = results.settings
+        self._device = device
+        self._probe = probe
+        self._say = say
+
+    def run(self) -> None:
+        """Measure every part that was asked for."""
+        parts = self._settings.parts
+        if OPERATORS in parts:
+            for operator in operators.operators(self._settings.shape):
+                contenders = operators.contenders(operator, self._settings.contenders)
+                self._race("operator", operator.name, contenders)
+        if MODELS in parts:
+            for model in self._settings.models:
+                self._race("model", model, self._models(model))
+        if MEMORY in parts:
+            for model in self._settings.models:
+                for peak in measure_peaks(self._settings, model):
+                    self._results.peaks.append(peak)
+                    self._results.computed_by[model, peak.contender] = peak.computed_by
+                    self._say(f"{model} {peak.case.step}, {peak.contender}: "
+                              + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
+                self._results.write()
+
+    def _models(self, name: str) -> Iterator[Contender]:
+        shape = self._settings.shape
+        classifier = models.load(name, shape)
+        for contender in self._settings.contenders:
+            if models.contends(contender, classifier.network):
+                yield models.contender(contender, classifier, shape)
+
+    def _race(self, kind: str, name: str, contenders: Iterable[Contender]) -> None:
+        present = list(contenders)
+        self._results.computed_by.update(
+            {(name, each.name): each.computed_by for each in present})
+        for step in STEPS:
+            self._case(Case(kind, name, step, self._settings.shape.batch_size), present)
+            self._results.write()
+
+    def _case(self, case: Case, contenders: list[Contender]) -> None:
+        timers = {}
+        for each in contenders:
+            timer = self._timer(case, each)
+            if timer is not None:
+                timers[each.name] = timer
+        samples = alternate(case, timers, self._probe, repeats=self._settings.repeats,
+                            known=self._results.best)
+        self._results.samples += samples
+        rejected = sum(not healthy(sample, self._results.best) for sample in samples)
+        self._say(f"{case.name} {case.step}: {len(samples)} samples"
+                  + (f", {rejected} rejected" if rejected else "")
+                  + (", so there is no figure" if rejected == len(samples) else ""))
+
+    def _timer(self, case: Case, contender: Contender) -> Callable[[], float] | None:
+        reason = too_large(contender, case.step, self._settings.shape)
+        if reason is None:
+            try:
+                return contender.timer(case.step, self._device)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                reason = "it does not fit into memory"
+        self._results.refused[case, contender.name] = reason
+        self._say(f"{case.name} {case.step}, {contender.name}: not timed, {reason}")
+        return None

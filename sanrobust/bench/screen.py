@@ -1,0 +1,89 @@
+"""The results of a benchmark as tables for a screen, one column per contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from sanrobust.bench.peak import Peak
+from sanrobust.bench.results import Results
+from sanrobust.bench.samples import Case, Summary
+from sanrobust.bench.settings import CONTENDERS, OURS
+
+_WIDTH = 120
+_MISSING = "-"
+
+Cells = Mapping[tuple[Case, str], str]
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the tables of everything that was measured."""
+    summaries = results.summaries()
+    models = [each for each in summaries if each.case.kind == "model"]
+    operators = [each for each in summaries if each.case.kind == "operator"]
+    shape = results.settings.shape
+    batch = f"batch {shape.batch_size}, {shape.img_size} px, {shape.dtype}, {shape.device}"
+    for title, cells in (
+            (f"Models, images/s, in brackets how much faster ours is ({batch})",
+             _timed(models, _rate)),
+            (f"Operators, milliseconds, in brackets how much faster ours is ({batch})",
+             _timed(operators, _milliseconds)),
+            (f"Memory above libraries and weights, GB, in brackets how many times ours ({batch})",
+             _held(results.peaks))):
+        if cells:
+            console.print(_table(title, cells))
+    rejected = sum(each.rejected for each in summaries)
+    taken = rejected + sum(each.samples for each in summaries)
+    if taken:
+        console.print(f"{rejected} of {taken} samples were rejected because the machine was slow.")
+
+
+def screen() -> Console:
+    """Return a console for standard output, wide enough for the tables where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _timed(summaries: Sequence[Summary], value: Callable[[Summary], str]) -> dict[
+        tuple[Case, str], str]:
+    return {(each.case, each.contender): _MISSING if each.seconds is None
+            else value(each) + _times(each.contender, each.ours_faster) for each in summaries}
+
+
+def _rate(summary: Summary) -> str:
+    assert summary.images_per_second is not None
+    return f"{summary.images_per_second:.3g}"
+
+
+def _milliseconds(summary: Summary) -> str:
+    assert summary.seconds is not None
+    return f"{summary.seconds * 1e3:.3g}"
+
+
+def _held(peaks: Sequence[Peak]) -> dict[tuple[Case, str], str]:
+    ours = {peak.case: peak.net for peak in peaks if peak.contender == OURS}
+    cells = {}
+    for peak in peaks:
+        own = ours.get(peak.case)
+        ratio = peak.net / own if peak.net is not None and own else None
+        text = _MISSING if peak.net is None else f"{peak.net / 1e9:.2f}"
+        cells[peak.case, peak.contender] = text + _times(peak.contender, ratio)
+    return cells
+
+
+def _times(contender: str, ratio: float | None) -> str:
+    return "" if contender == OURS or ratio is None else f" (x{ratio:.2g})"
+
+
+def _table(title: str, cells: Cells) -> Table:
+    present = {contender for _, contender in cells}
+    columns = [name for name in CONTENDERS if name in present]
+    table = Table("", "", title=title, title_justify="left", title_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for case in dict.fromkeys(case for case, _ in cells):
+        table.add_row(case.name, case.step,
+                      *(cells.get((case, name), _MISSING) for name in columns))
+    return table

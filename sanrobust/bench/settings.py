@@ -1,0 +1,67 @@
+"""What a benchmark was asked to measure, as a frozen value; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+OPERATORS, MODELS, MEMORY = "operators", "models", "memory"
+PARTS = (OPERATORS, MODELS, MEMORY)
+FORWARD, ATTACK = "forward", "attack"
+STEPS = (FORWARD, ATTACK)
+
+OURS, PLAIN, UNFOLD, COMPILED = "ours", "plain", "unfold", "compiled"
+RESNET, RESNET_LAST = "resnet50", "resnet50-nhwc"
+CONTENDERS = {
+    OURS: "what the evaluation uses",
+    PLAIN: "the reference backend, plain torch",
+    UNFOLD: "the layers as released, with unfold in place of their operators",
+    COMPILED: "torch.compile of the reference",
+    RESNET: "ResNet50, planes of channels",
+    RESNET_LAST: "ResNet50, channels last",
+}
+SANS = ("san10-pair", "san10-patch", "san15-pair", "san15-patch", "san19-pair", "san19-patch")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How every contender computes.
+
+    Attributes:
+        batch_size: images in a batch.
+        img_size: side of an image in pixels.
+        device: a device's name, as torch spells it.
+        dtype: element type of weights and pixels, one of `DTYPES`.
+    """
+
+    batch_size: int = 8
+    img_size: int = 224
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a benchmark is asked for.
+
+    Attributes:
+        parts: which of `PARTS` to measure.
+        models: names as the zoo knows them; an architecture alone has untrained weights.
+        contenders: which of `CONTENDERS` take part.
+        shape: how they compute.
+        repeats: healthy samples wanted of each contender.
+        threads: of the CPU; None leaves torch's own choice.
+        peak: best rate that the probe is known to reach on this machine, in GFLOP/s; None takes
+            the best seen in the run.
+        out: folder of the results.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    models: tuple[str, ...] = SANS
+    contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST)
+    shape: Shape = Shape()
+    repeats: int = 5
+    threads: int | None = None
+    peak: float | None = None
+    out: Path = Path("results/bench")

@@ -1,0 +1,75 @@
+"""``sanrobust bench``: speed and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, PARTS, SANS, Settings, Shape)
+from sanrobust.cli.options import PATH
+
+_DEFAULT = Settings()
+
+
+@click.command()
+@click.argument("parts", nargs=-1, type=click.Choice(PARTS),
+                metavar="[operators] [models] [memory]")
+@click.option("-m", "--model", "models", multiple=True, metavar="NAME",
+              help="As in the other commands; an architecture alone has untrained weights; "
+                   "repeatable. [default: the six SANs]")
+@click.option("-c", "--contender", "contenders", multiple=True,
+              type=click.Choice(tuple(CONTENDERS)), metavar="|".join(CONTENDERS),
+              help="Who takes part; repeatable. [default: all but compiled]")
+@click.option("--compile", "compiled", is_flag=True, help="Add torch.compile of the reference.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=_DEFAULT.shape.batch_size,
+              show_default=True, metavar="N", help="Images per batch.")
+@click.option("--img-size", type=click.IntRange(min=8), default=_DEFAULT.shape.img_size,
+              show_default=True, metavar="PIXELS")
+@click.option("--repeats", type=click.IntRange(min=1), default=_DEFAULT.repeats,
+              show_default=True, metavar="N", help="Healthy samples wanted of each contender.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N",
+              help="Threads of the CPU. [default: torch's choice]")
+@click.option("--peak", type=click.FloatRange(min=0), metavar="GFLOPS",
+              help="Rate that the probe reaches here when nothing disturbs it. "
+                   "[default: the best seen]")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
+@click.option("--dtype", type=click.Choice(DTYPES), default=_DEFAULT.shape.dtype,
+              show_default=True, help="Of weights and pixels; a CPU computes float32.")
+@click.option("--out", type=PATH, default=Path("results/bench"), show_default=True,
+              metavar="FOLDER", help="Folder of the files.")
+def bench(**values: Any) -> None:
+    """Time operators and models, forward and attack step, and measure their memory.
+
+    Contenders: ours, as the evaluation computes; plain, the reference in plain torch; unfold, the
+    layers as released with unfold for their compiled operators; ResNet50, also channels last.
+    They take turns; a sample counts only if a compute probe ran at full speed before and after
+    it. Without an argument all three parts are measured. Writes OUT/bench.csv, samples.csv,
+    bench.json and bench.png.
+    """
+    settings = _settings(values)
+    from sanrobust.bench import plot
+    from sanrobust.bench.run import run_bench
+    from sanrobust.bench.screen import screen, show
+    from sanrobust.cli.report import say
+    results = run_bench(settings, say=say)
+    show(results, screen())
+    files = results.write()
+    reason = plot.refusal()
+    picture = None if reason else plot.draw(results)
+    say("wrote " + ", ".join(str(path) for path in (*files, picture) if path is not None))
+    if reason:
+        say(f"no plot: {reason}")
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    contenders = values["contenders"] or _DEFAULT.contenders
+    if values["compiled"] and COMPILED not in contenders:
+        contenders = (*contenders, COMPILED)
+    return Settings(
+        parts=values["parts"] or PARTS, models=values["models"] or SANS, contenders=contenders,
+        shape=Shape(batch_size=values["batch_size"], img_size=values["img_size"],
+                    device=values["device"], dtype=values["dtype"]),
+        repeats=values["repeats"], threads=values["threads"],
+        peak=values["peak"], out=values["out"])

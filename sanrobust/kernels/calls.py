@@ -1,0 +1,55 @@
+"""What a backend is asked, and what it must answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from sanrobust.kernels.plain import Window
+
+Operation = Literal["aggregation", "subtraction", "neighbours",
+                    "pairwise_attention", "patchwise_attention"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend is asked to compute, as it decides whether it can.
+
+    Attributes:
+        operation: name of the operator, also the name of the backend's method.
+        tensors: the tensor arguments in the operator's order, checked and of one dtype and device.
+        window: the neighbours of a position.
+        mapping: the network from relations to attention weights; None for the plain operators.
+    """
+
+    operation: Operation
+    tensors: tuple[Tensor, ...]
+    window: Window
+    mapping: nn.Module | None = None
+
+
+class Backend(Protocol):
+    """A way to compute the operators; the methods are those of ``kernels.reference``."""
+
+    @property
+    def name(self) -> str:
+        """What users type to ask for this backend."""
+        ...
+
+    def refusal(self, call: Call) -> str | None:
+        """Return why this backend cannot compute ``call``, as a clause; None when it can."""
+        ...
+
+    def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor: ...
+
+    def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor: ...
+
+    def neighbours(self, maps: Tensor, window: Window) -> Tensor: ...
+
+    def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+                           mapping: nn.Module, window: Window) -> Tensor: ...
+
+    def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor,
+                            mapping: nn.Module, window: Window) -> Tensor: ...

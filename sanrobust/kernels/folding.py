@@ -1,0 +1,374 @@
+"""A frozen mapping as the few matrices that the fused kernels read.
+
+The mapping is the paper's gamma as ``modules`` builds it: normalisation, ReLU, linear layer,
+twice. In eval mode a normalisation is a scale and a shift per channel, so that
+
+- pairwise: relu(norm(query_i - key_j)) = relu(query'_i - key'_j) with query' = query * scale +
+  shift and key' = key * scale; the second normalisation goes into the first linear layer; the
+  last bias is the same for all neighbours, so the softmax cancels it; and what the position adds
+  to the hidden layer depends on the displacement alone where the position is affine in the
+  pixel coordinates: a table.
+- patchwise: the first normalisation differs between neighbours, so the key's stays an affine
+  map of its own; nothing cancels.
+
+Letters: R relation channels, P position channels, D hidden channels, M weight groups, K2
+neighbours (row by row), H and W map pixels. Folding computes in float64 and rounds once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.kernels.plain import Window, neighbours
+from sanrobust.kernels.pointwise import PointwiseConv2d
+
+Folded = TypeVar("Folded")
+
+# An affine position differs from the affine map through its corners by a few roundings.
+_AFFINE_ROUNDINGS = 8
+
+
+@dataclass(frozen=True)
+class PositionCode:
+    """What the position adds to the hidden layer: bias + weight relu(scale (p_i - p_j) + shift).
+
+    Attributes:
+        scale, shift: (P,) float64.
+        weight: (D, P) float64.
+        bias: (D,) float64.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedPairwise:
+    """A pairwise mapping before the map's size is known.
+
+    Attributes:
+        query_scale, query_shift: (R,); the kernels are given query * query_scale + query_shift
+            and key * query_scale.
+        w1: (D, R) from relations to the hidden layer; w1t its transpose.
+        w2: (M, D) from the hidden layer to the weights; w2t its transpose.
+        code: what the position adds to the hidden layer.
+    """
+
+    query_scale: Tensor
+    query_shift: Tensor
+    w1: Tensor
+    w1t: Tensor
+    w2: Tensor
+    w2t: Tensor
+    code: PositionCode
+
+
+@dataclass(frozen=True)
+class PairwiseMatrices:
+    """What a pairwise kernel reads besides the maps (``PairwiseArgs`` of the native api.h).
+
+    Attributes:
+        w1, w1t, w2, w2t: those of ``FoldedPairwise``.
+        table: (1 or H * W, K2 + 1, D), the hidden layer's initial value by displacement of a
+            neighbour inside the map; entry K2 is that of a neighbour outside it.
+    """
+
+    w1: Tensor
+    w1t: Tensor
+    w2: Tensor
+    w2t: Tensor
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class PatchwiseMatrices:
+    """What a patchwise kernel reads besides the maps (``PatchwiseArgs`` of the native api.h).
+
+    Attributes:
+        key_scale, key_shift: (K2, R), the key's first normalisation for each neighbour.
+        w1: (D, (1 + K2) * R), the query, then neighbour by neighbour; w1t its transpose.
+        b1: (D,).
+        w2: (K2 * M, D), neighbour by neighbour; w2t its transpose.
+        b2: (K2 * M,).
+    """
+
+    key_scale: Tensor
+    key_shift: Tensor
+    w1: Tensor
+    w1t: Tensor
+    b1: Tensor
+    w2: Tensor
+    w2t: Tensor
+    b2: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedPatchwise:
+    """A patchwise mapping; the kernels are given query * query_scale + query_shift (R,)."""
+
+    query_scale: Tensor
+    query_shift: Tensor
+    matrices: PatchwiseMatrices
+
+
+def refusal(mapping: nn.Module, maps: Tensor | None = None,
+            channels: int | None = None) -> str | None:
+    """Return why ``mapping`` cannot be folded, as a clause; None when it can.
+
+    Args:
+        maps: what it will be applied to; a mapping of another dtype or device is not folded.
+        channels: of the relations that it will be given.
+    """
+    if not _is_mapping(mapping):
+        return "the mapping is not a normalisation, a ReLU and a 1x1 convolution, twice"
+    if any(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks
+           or each._backward_pre_hooks for each in mapping.modules()):
+        return "hooks on the mapping want to see what passes through it"
+    layers = _layers(mapping)
+    if any(norm.training or norm.running_mean is None for norm in (layers.norm, layers.norm2)):
+        return "the mapping normalises by the statistics of the batch"
+    if torch.is_grad_enabled() and any(each.requires_grad for each in mapping.parameters()):
+        return "the mapping's weights require gradients"
+    return _misfit(layers, maps, channels)
+
+
+def shares(mapping: nn.Module, value: Tensor, neighbours: int) -> bool:
+    """Whether the weights that ``mapping`` makes for ``neighbours`` at once divide ``value``."""
+    weights = _layers(mapping).linear2.weight.shape[0]
+    groups, rest = divmod(weights, neighbours)
+    return rest == 0 and value.shape[1] % groups == 0
+
+
+def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> FoldedPairwise:
+    """Fold a mapping of R = ``relation`` relation channels and then P position channels.
+
+    ``refusal`` must have returned None.
+    """
+    def fold(layers: _Layers) -> FoldedPairwise:
+        scale, shift = _affine(layers.norm)
+        w1, b1 = _hidden(layers)
+        w2 = layers.linear2.weight.flatten(1)
+        code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
+        return FoldedPairwise(scale[:relation].to(dtype), shift[:relation].to(dtype),
+                              *_both(w1[:, :relation], dtype), *_both(w2, dtype), code)
+
+    return _kept(fold, mapping, f"pairwise {relation} {dtype}")
+
+
+def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> FoldedPatchwise:
+    """Fold a mapping of R = ``relation`` query channels and then R * K2 key channels.
+
+    ``refusal`` must have returned None.
+    """
+    def fold(layers: _Layers) -> FoldedPatchwise:
+        scale, shift = _affine(layers.norm)
+        w1, b1 = _hidden(layers)
+        # The mapping counts a key's channels first, then its neighbours; kernels the reverse.
+        of_key = w1[:, relation:].view(len(w1), relation, -1).transpose(1, 2)
+        w1 = torch.cat((w1[:, :relation], of_key.flatten(1)), 1)
+        count = of_key.shape[1]
+        w2 = layers.linear2.weight.flatten(1)
+        w2 = w2.view(-1, count, len(b1)).transpose(0, 1).flatten(0, 1)
+        b2 = _bias(layers.linear2).view(-1, count).t().flatten()
+        key_scale, key_shift = (_dense(each[relation:].view(relation, -1).t(), dtype)
+                                for each in (scale, shift))
+        matrices = PatchwiseMatrices(key_scale, key_shift, *_both(w1, dtype), b1.to(dtype),
+                                     *_both(w2, dtype), b2.to(dtype))
+        return FoldedPatchwise(scale[:relation].to(dtype), shift[:relation].to(dtype), matrices)
+
+    return _kept(fold, mapping, f"patchwise {relation} {dtype}")
+
+
+def position_table(position: Tensor, code: PositionCode, window: Window,
+                   dtype: torch.dtype) -> Tensor:
+    """Return the table (1 or H * W, K2 + 1, D) of ``PairwiseMatrices`` for a position map.
+
+    One for all pixels where reflection meets a ``position`` (1, P, H, W) that is affine in the
+    pixel coordinates; otherwise one for each.
+    """
+    place = position[0].double()
+    slopes = None
+    if window.padding_mode == "reflect" and _may_look(position):
+        slopes = _slopes(place, torch.finfo(position.dtype).eps)
+    if slopes is None:
+        differences = _differences(place, window)
+    else:
+        differences = _displacements(window, place) @ -slopes
+    hidden = torch.relu(differences * code.scale + code.shift) @ code.weight.t() + code.bias
+    return hidden.to(dtype).contiguous()
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which kernels multiply and add values of ``dtype``."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a mapping that have numbers."""
+
+    norm: nn.BatchNorm2d
+    linear: nn.Conv2d
+    norm2: nn.BatchNorm2d
+    linear2: nn.Conv2d
+
+    def tensors(self) -> list[Tensor | None]:
+        """Everything that folding reads."""
+        return [*(each for norm in (self.norm, self.norm2)
+                  for each in (norm.weight, norm.bias, norm.running_mean, norm.running_var)),
+                *(each for linear in (self.linear, self.linear2)
+                  for each in (linear.weight, linear.bias))]
+
+
+def _layers(mapping: nn.Module) -> _Layers:
+    """Name the layers of what ``_is_mapping``."""
+    assert isinstance(mapping, nn.Sequential)
+    norm, _, linear, norm2, _, linear2 = mapping
+    return _Layers(*cast(Any, (norm, linear, norm2, linear2)))
+
+
+def _is_mapping(mapping: nn.Module) -> bool:
+    """Whether these are exactly the layers whose formula is folded; subclasses may differ."""
+    if type(mapping) is not nn.Sequential or len(mapping) != 6:
+        return False
+    kinds: tuple[tuple[type[nn.Module], ...], ...]
+    kinds = 2 * ((nn.BatchNorm2d,), (nn.ReLU,), (nn.Conv2d, PointwiseConv2d))
+    if not all(type(layer) in kind for layer, kind in zip(mapping, kinds)):
+        return False
+    layers = _layers(mapping)
+    return all(linear.kernel_size == linear.stride == (1, 1) and linear.groups == 1
+               and linear.padding == (0, 0) for linear in (layers.linear, layers.linear2))
+
+
+def _misfit(layers: _Layers, maps: Tensor | None, channels: int | None) -> str | None:
+    hidden, inputs = layers.linear.weight.shape[:2]
+    fitting = (inputs, hidden, hidden, inputs if channels is None else channels)
+    if fitting != (layers.norm.num_features, layers.norm2.num_features,
+                   layers.linear2.weight.shape[1], inputs):
+        return "the mapping's layers and the relations do not fit together"
+    if maps is not None and any(
+            each is not None and (each.dtype not in _dtypes_for(maps)
+                                  or each.device != maps.device) for each in layers.tensors()):
+        return "the mapping has another dtype or device than the maps"
+    return None
+
+
+def _dtypes_for(maps: Tensor) -> tuple[torch.dtype, ...]:
+    """What a mapping of ``maps`` may be of: autocast leaves weights in full precision."""
+    if torch.is_autocast_enabled(maps.device.type):
+        return maps.dtype, accumulator(maps.dtype)
+    return (maps.dtype,)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A normalisation by stored statistics as scale and shift (C,)."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    if layer.bias is None:
+        return layer.weight.new_zeros(layer.weight.shape[0], dtype=torch.float64)
+    return layer.bias.double()
+
+
+def _hidden(layers: _Layers) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the hidden layer, its normalisation folded in."""
+    scale, shift = _affine(layers.norm2)
+    return (layers.linear.weight.flatten(1).double() * scale[:, None],
+            _bias(layers.linear) * scale + shift)
+
+
+def _both(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A matrix and its transpose, both dense."""
+    return _dense(weight, dtype), _dense(weight.t(), dtype)
+
+
+def _dense(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of its own, as custom operators must not be given one tensor twice."""
+    return matrix.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _may_look(position: Tensor) -> bool:
+    """Whether values may decide: not while a CUDA graph is captured."""
+    return not (position.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _slopes(place: Tensor, eps: float) -> Tensor | None:
+    """Return (2, P), the change of ``place`` (P, H, W) per row and per column; None: not affine."""
+    height, width = place.shape[-2:]
+    origin = place[:, :1, :1]
+    down = (place[:, -1:, :1] - origin) / max(height - 1, 1)
+    across = (place[:, :1, -1:] - origin) / max(width - 1, 1)
+    rows = torch.arange(height, dtype=place.dtype, device=place.device)[:, None]
+    columns = torch.arange(width, dtype=place.dtype, device=place.device)
+    error = (place - (origin + down * rows + across * columns)).abs().amax()
+    if not bool(error <= _AFFINE_ROUNDINGS * eps * place.abs().amax()):
+        return None
+    return torch.stack((down.flatten(), across.flatten()))
+
+
+def _displacements(window: Window, like: Tensor) -> Tensor:
+    """Rows (1, K2 + 1, 2) of each neighbour; the last one, never read under reflection, is 0."""
+    steps = torch.arange(window.footprint, dtype=like.dtype, device=like.device)
+    steps = steps - window.footprint // 2
+    rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+    around = torch.stack((rows.flatten(), columns.flatten()), 1)
+    return torch.cat((around, around.new_zeros(1, 2))).unsqueeze(0)
+
+
+def _differences(place: Tensor, window: Window) -> Tensor:
+    """position_i - position_j (H * W, K2 + 1, P), 0 at every j outside the map."""
+    outside_is_zero = Window(window.footprint, padding_mode="zeros")
+    around = neighbours(place.unsqueeze(0), outside_is_zero)[0]
+    around = torch.cat((around, torch.zeros_like(around[:, :1])), 1)
+    return (place.flatten(1).unsqueeze(1) - around).permute(2, 1, 0)
+
+
+_KEPT: WeakKeyDictionary[nn.Module, tuple[str, list[Tensor | None], Any]] = WeakKeyDictionary()
+
+
+def _kept(fold: Callable[[_Layers], Folded], mapping: nn.Module, kind: str) -> Folded:
+    """Fold unless the last result is of the same numbers; on a CPU, where comparing is cheap.
+
+    Values are compared, as version counters miss changes through ``tensor.data``.
+    """
+    layers = _layers(mapping)
+    tensors = layers.tensors()
+    if torch.compiler.is_compiling() or not all(map(_comparable, tensors)):
+        with torch.no_grad():
+            return fold(layers)
+    kind = f"{kind} {layers.norm.eps} {layers.norm2.eps}"
+    kept = _KEPT.get(mapping)
+    if kept is not None and kept[0] == kind and all(map(_same, kept[1], tensors)):
+        return cast(Folded, kept[2])
+    # Made outside of inference mode, so that a later call may save it for a backward pass.
+    with torch.inference_mode(False), torch.no_grad():
+        folded = fold(layers)
+        copies = [None if each is None else each.detach().clone() for each in tensors]
+    _KEPT[mapping] = (kind, copies, folded)
+    return folded
+
+
+def _comparable(tensor: Tensor | None) -> bool:
+    """Whether it is absent or plain numbers in memory, not a tracer's stand-in."""
+    return tensor is None or (type(tensor) in (Tensor, nn.Parameter)
+                              and tensor.device.type == "cpu")
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -1,0 +1,89 @@
+"""What every backend with kernels of its own shares: when it is asked, and how it attends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.kernels import folding, ops, reference
+from sanrobust.kernels.calls import Call
+from sanrobust.kernels.plain import Window
+
+
+class FusedBackend:
+    """A backend of elementary and fused kernels, those of the kernel set of its ``name``.
+
+    Attention runs fused, forward and backward with respect to the maps, where its mapping can be
+    folded. Where it cannot, as in training (batch statistics, gradients of weights), attention
+    is composed of the elementary kernels with the mapping in torch between them.
+
+    Attributes:
+        name: what users type to ask for it.
+        device_type: the only kind of device whose tensors it takes.
+        dtypes: the only dtypes it takes.
+    """
+
+    name: str
+    device_type: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def unavailable(self) -> str | None:
+        """Return why this machine has no such kernels, as a clause; None when it has."""
+        raise NotImplementedError
+
+    def limits(self, call: Call) -> str | None:
+        """Return why these kernels cannot compute a call on their device; None when they can."""
+        return None
+
+    def refusal(self, call: Call) -> str | None:
+        """Return why this backend cannot compute ``call``, as a clause; None when it can."""
+        maps, window = call.tensors[0], call.window
+        # What is being compiled asks only of its own device: looking for others cannot be traced.
+        elsewhere = maps.device.type != self.device_type
+        if not (elsewhere and torch.compiler.is_compiling()):
+            reason = self.unavailable()
+            if reason is not None:
+                return reason
+        if elsewhere:
+            return f"the maps are on {maps.device}"
+        if maps.dtype not in self.dtypes:
+            return f"the maps are of {maps.dtype}"
+        if call.mapping is not None and (window.stride, window.dilation) != (1, 1):
+            return "fused attention has neither stride nor dilation"
+        return self.limits(call)
+
+    def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor:
+        """Compute as ``reference.aggregation``."""
+        return ops.aggregation(value, weight, window, backend=self.name)
+
+    def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor:
+        """Compute as ``reference.subtraction``."""
+        return ops.subtraction(query, key, window, backend=self.name)
+
+    def neighbours(self, maps: Tensor, window: Window) -> Tensor:
+        """Gather by torch itself: there is nothing to compute."""
+        return reference.neighbours(maps, window)
+
+    def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+                           mapping: nn.Module, window: Window) -> Tensor:
+        """Compute as ``reference.pairwise_attention``, fused where the mapping can be folded."""
+        relation = query.shape[1]
+        tracked = torch.is_grad_enabled() and position.requires_grad
+        if (tracked or folding.refusal(mapping, query, relation + position.shape[1]) is not None
+                or not folding.shares(mapping, value, 1)):
+            return reference.pairwise_attention(query, key, value, position, mapping, window,
+                                                backend=self.name)
+        folded = folding.fold_pairwise(mapping, relation, folding.accumulator(query.dtype))
+        return ops.pairwise_attention(query, key, value, position, folded, window,
+                                      backend=self.name)
+
+    def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module,
+                            window: Window) -> Tensor:
+        """Compute as ``reference.patchwise_attention``, fused where the mapping can be folded."""
+        relation = query.shape[1]
+        if (folding.refusal(mapping, query, relation * (1 + window.neighbours)) is not None
+                or not folding.shares(mapping, value, window.neighbours)):
+            return reference.patchwise_attention(query, key, value, mapping, window,
+                                                 backend=self.name)
+        folded = folding.fold_patchwise(mapping, relation, folding.accumulator(query.dtype))
+        return ops.patchwise_attention(query, key, value, folded, window, backend=self.name)

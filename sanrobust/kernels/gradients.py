@@ -1,0 +1,141 @@
+"""Gradients of the custom operators.
+
+Aggregation is linear in value and in weight, subtraction in query and key: their gradients are
+operators again, which can be differentiated as often as one likes. The fused operators know the
+gradients of the maps alone, everything else being frozen, and only once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from sanrobust.errors import BackendError
+from sanrobust.kernels import operators
+
+# One for each argument of the operator; for a list of tensors, a list.
+Gradients = tuple[Tensor | list[None] | None, ...]
+_SETTINGS = 5
+
+
+def _aggregation_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, weight, *ctx.settings = inputs
+    ctx.save_for_backward(value, weight)
+
+
+def _aggregation_gradient(ctx: Any, grad: Tensor) -> Gradients:
+    needs = ctx.needs_input_grad[:2]
+    grads = torch.ops.sanrobust.aggregation_backward(grad, *ctx.saved_tensors, *ctx.settings,
+                                                     *needs)
+    return (*_wanted(grads, needs), *[None] * _SETTINGS)
+
+
+def _aggregation_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
+                                Tensor]) -> None:
+    grad, value, weight, *settings, needs_value, needs_weight = inputs
+    ctx.save_for_backward(grad, value, weight)
+    ctx.settings, ctx.needs = settings, (needs_value, needs_weight)
+
+
+def _aggregation_backward_gradient(ctx: Any, of_value: Tensor, of_weight: Tensor) -> Gradients:
+    """The gradients are bilinear themselves, each in grad and in the other argument."""
+    grad, value, weight = ctx.saved_tensors
+    ops, settings = torch.ops.sanrobust, ctx.settings
+    to_grad = torch.zeros_like(grad)
+    to_value = to_weight = None
+    if ctx.needs[0]:
+        to_grad = to_grad + ops.aggregation(of_value, weight, *settings)
+        to_weight = ops.aggregation_backward(grad, of_value, weight, *settings, False, True)[1]
+    if ctx.needs[1]:
+        to_grad = to_grad + ops.aggregation(value, of_weight, *settings)
+        to_value = ops.aggregation_backward(grad, value, of_weight, *settings, True, False)[0]
+    return (to_grad, to_value, to_weight, *[None] * (_SETTINGS + 2))
+
+
+def _subtraction_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, _, *ctx.settings = inputs
+    ctx.size = query.shape[-2:]
+
+
+def _subtraction_gradient(ctx: Any, grad: Tensor) -> Gradients:
+    grads = torch.ops.sanrobust.subtraction_backward(grad, *ctx.size, *ctx.settings)
+    return (*grads, *[None] * _SETTINGS)
+
+
+def _subtraction_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
+                                Tensor]) -> None:
+    _, _, _, *ctx.settings = inputs
+
+
+def _subtraction_backward_gradient(ctx: Any, of_query: Tensor, of_key: Tensor) -> Gradients:
+    to_grad = torch.ops.sanrobust.subtraction(of_query, of_key, *ctx.settings)
+    return (to_grad, *[None] * (2 + _SETTINGS))
+
+
+def _pairwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, position, matrices, *ctx.settings = inputs
+    ctx.save_for_backward(query, key, value, position, *matrices)
+    ctx.matrices = len(matrices)
+
+
+def _pairwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
+    _require_frozen(ctx, 3)
+    query, key, value, position, *matrices = ctx.saved_tensors
+    grads = torch.ops.sanrobust.pairwise_attention_backward(
+        grad, query, key, value, position, matrices, *ctx.settings)
+    return (*_wanted(grads, ctx.needs_input_grad), None, [None] * ctx.matrices, *[None] * 3)
+
+
+def _patchwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, matrices, *ctx.settings = inputs
+    ctx.save_for_backward(query, key, value, *matrices)
+    ctx.matrices = len(matrices)
+
+
+def _patchwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
+    _require_frozen(ctx, 3)
+    query, key, value, *matrices = ctx.saved_tensors
+    grads = torch.ops.sanrobust.patchwise_attention_backward(
+        grad, query, key, value, matrices, *ctx.settings)
+    return (*_wanted(grads, ctx.needs_input_grad), [None] * ctx.matrices, *[None] * 3)
+
+
+def _wanted(grads: tuple[Tensor, ...], needs: tuple[Any, ...]) -> Gradients:
+    return tuple(grad if need else None for grad, need in zip(grads, needs))
+
+
+def _require_frozen(ctx: Any, maps: int) -> None:
+    """Refuse to leave out a gradient that somebody asked for."""
+    if any(map(_needed, ctx.needs_input_grad[maps:])):
+        raise BackendError("what fused attention reads besides the maps must be frozen",
+                           seen="a position or a matrix requires a gradient",
+                           hint="use backend='reference'")
+
+
+def _needed(need: Any) -> bool:
+    return any(need) if isinstance(need, (list, tuple)) else bool(need)
+
+
+def _nothing_to_keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    """A second derivative is refused whatever the inputs are."""
+
+
+def _second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise BackendError("second derivatives of attention must be taken of the reference",
+                       seen="the fused kernels computed the first ones",
+                       hint="use backend='reference'")
+
+
+operators.aggregation.register_autograd(_aggregation_gradient, setup_context=_aggregation_setup)
+operators.aggregation_backward.register_autograd(_aggregation_backward_gradient,
+                                                 setup_context=_aggregation_backward_setup)
+operators.subtraction.register_autograd(_subtraction_gradient, setup_context=_subtraction_setup)
+operators.subtraction_backward.register_autograd(_subtraction_backward_gradient,
+                                                 setup_context=_subtraction_backward_setup)
+operators.pairwise_attention.register_autograd(_pairwise_gradient, setup_context=_pairwise_setup)
+operators.patchwise_attention.register_autograd(_patchwise_gradient,
+                                                setup_context=_patchwise_setup)
+for each in (operators.pairwise_attention_backward, operators.patchwise_attention_backward):
+    each.register_autograd(_second_derivative, setup_context=_nothing_to_keep)

@@ -1,0 +1,109 @@
+"""Kernel sets: what a device must offer so that the operators run on it.
+
+Letters are those of ``plain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from sanrobust.errors import BackendError
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
+from sanrobust.kernels.plain import PlainKernels, Window
+from sanrobust.registry import Registry
+
+
+class Kernels(Protocol):
+    """The elementary operators of a kernel set, without autograd.
+
+    Inputs may have any strides and no images at all. Outputs are new contiguous tensors.
+    """
+
+    def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor:
+        """Sum (B, O, H, W) under weights (B, M, K2, L) to (B, O, H', W')."""
+        ...
+
+    def aggregation_backward(self, grad: Tensor, value: Tensor, weight: Tensor, window: Window,
+                             needs_value: bool, needs_weight: bool) -> tuple[Tensor, Tensor]:
+        """Return the gradients of value and weight; one not needed has no elements."""
+        ...
+
+    def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor:
+        """Subtract (B, R, H, W) from (B, R, H, W) to (B, R, K2, L)."""
+        ...
+
+    def subtraction_backward(self, grad: Tensor, size: tuple[int, int],
+                             window: Window) -> tuple[Tensor, Tensor]:
+        """Return the gradients of query and key, maps of ``size`` (H, W)."""
+        ...
+
+
+@runtime_checkable
+class FusedKernels(Kernels, Protocol):
+    """A kernel set with attention by a folded mapping.
+
+    Query (and in pairwise attention key) come scaled by the folding. Gradients are those of
+    query, key and value in this order.
+    """
+
+    def pairwise(self, query: Tensor, key: Tensor, value: Tensor, matrices: PairwiseMatrices,
+                 window: Window) -> Tensor:
+        """Return the attended values (B, O, H, W)."""
+        ...
+
+    def pairwise_backward(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                          matrices: PairwiseMatrices,
+                          window: Window) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the maps."""
+        ...
+
+    def patchwise(self, query: Tensor, key: Tensor, value: Tensor, matrices: PatchwiseMatrices,
+                  window: Window) -> Tensor:
+        """Return the attended values (B, O, H, W)."""
+        ...
+
+    def patchwise_backward(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                           matrices: PatchwiseMatrices,
+                           window: Window) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the maps."""
+        ...
+
+
+def _native() -> Kernels:
+    from sanrobust.kernels.native.kernels import NativeKernels
+    return NativeKernels()
+
+
+def _cupy() -> Kernels:
+    from sanrobust.kernels.cuda.kernels import CupyKernels
+    return CupyKernels()
+
+
+# What makes each kernel set; it is made at the first call.
+KERNELS: Registry[Callable[[], Kernels]] = Registry(
+    "kernel set", listing="sanrobust.kernels.backends.names()")
+KERNELS.add("cupy", _cupy)
+KERNELS.add("native", _native)
+KERNELS.add("reference", PlainKernels)
+
+_made: dict[str, Kernels] = {}
+
+
+def kernels(backend: str) -> Kernels:
+    """Return the kernel set of ``backend``; raises UnknownNameError when there is none."""
+    if backend not in _made:
+        _made[backend] = KERNELS.get(backend)()
+    return _made[backend]
+
+
+def fused_kernels(backend: str) -> FusedKernels:
+    """Return the kernel set of ``backend``; raises BackendError when it does not attend itself."""
+    found = kernels(backend)
+    if not isinstance(found, FusedKernels):
+        raise BackendError("fused attention must run on a backend with fused kernels",
+                           seen=f"backend {backend} composes it of elementary operators",
+                           hint="call sanrobust.kernels.functional instead of torch.ops")
+    return found

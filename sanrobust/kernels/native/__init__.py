@@ -1,0 +1,1 @@
+"""CPU kernels: C++ in ``src``, compiled by ``build`` and called through ``library``."""

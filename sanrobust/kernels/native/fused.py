@@ -1,0 +1,218 @@
+"""The fused operators of the compiled library: maps into the rows it reads, and back.
+
+Letters: B images, H and W map pixels, R relation channels, O value channels, D hidden channels,
+M weight groups, K2 neighbours. A row holds [query | key | value] of a pixel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
+from sanrobust.kernels.native.checks import PADDINGS, element_of, require, require_reflection
+from sanrobust.kernels.native.library import Library, PairwiseArgs, PatchwiseArgs, address
+from sanrobust.kernels.plain import Window
+
+# Bytes that a backward pass may keep of the forward pass it repeats. Images are independent, so
+# that no number depends on how many of them are taken together.
+KEPT_BYTES = 64 << 20
+SIGNS_PER_WORD = 16
+# Answers of the sanrobust_*_tuned functions: what the backward pass reads of the forward pass.
+_NOTHING, _EVERYTHING = 0, 1
+
+Shape = tuple[int, ...]
+
+
+class AttentionCall:
+    """One call of a fused operator.
+
+    Args:
+        found: the compiled library.
+        matrices: those of the mapping by the names of ``api.h``.
+        window: the neighbours of a position.
+    """
+
+    operator: str
+    struct: type[ctypes.Structure]
+
+    def __init__(self, found: Library, matrices: dict[str, Tensor], window: Window) -> None:
+        self._library = found
+        self._window = window
+        # The arguments hold addresses: the tensors must outlive the calls.
+        self._matrices = {name: each.contiguous() for name, each in matrices.items()}
+
+    def settings(self) -> dict[str, int]:
+        """Return what the matrices tell besides their addresses."""
+        raise NotImplementedError
+
+    def shapes(self, relation: int) -> dict[str, Shape]:
+        """Return the shapes that the matrices must have."""
+        raise NotImplementedError
+
+    def kept(self, pixels: int) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and dtype of what the backward pass of tuned kernels reads."""
+        raise NotImplementedError
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the attended values (B, O, H, W)."""
+        self._require_maps(query, key, value)
+        attended = value.new_empty(value.shape)
+        if value.numel():
+            rows = _rows(query, key, value)
+            out = value.new_empty(len(rows), value.shape[1])
+            self._run("forward", self._args(query, value), qkv=rows, out=out)
+            _planar(out, attended)
+        return attended
+
+    def backward(self, grad: Tensor, query: Tensor, key: Tensor,
+                 value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of query, key and value for that of the attended values."""
+        self._require_maps(query, key, value)
+        require(grad.shape == value.shape, grad, value)
+        grads = (query.new_zeros(query.shape), key.new_zeros(key.shape),
+                 value.new_empty(value.shape))
+        if value.numel():
+            args = self._args(query, value)
+            kind = self._library.query(f"sanrobust_{self.operator}_tuned", self.struct(**args))
+            for part in self._parts(args, kind):
+                maps = [each[part] for each in (query, key, value)]
+                self._backward(kind, grad[part], maps, [each[part] for each in grads])
+        return grads
+
+    def _backward(self, kind: int, grad: Tensor, maps: list[Tensor],
+                  grads: list[Tensor]) -> None:
+        """Repeat the forward pass of a few images as far as needed, and go back through it."""
+        query, _, value = maps
+        args = self._args(query, value)
+        rows = _rows(*maps)
+        kept: dict[str, Tensor] = {}
+        if kind != _NOTHING:
+            kept["y"] = value.new_empty(len(rows), value.shape[1])
+            if kind == _EVERYTHING:
+                kept.update((name, torch.empty(shape, dtype=dtype))
+                            for name, (shape, dtype) in self.kept(len(rows)).items())
+            self._run("forward", args, qkv=rows, **kept)
+        grad_rows = torch.empty_like(rows)
+        self._run("backward", args, qkv=rows, grad=_rows(grad), grad_qkv=grad_rows, **kept)
+        _planar(grad_rows, *grads)
+
+    def _parts(self, args: dict[str, int], kind: int) -> Iterator[slice]:
+        """Cut the batch so that what is kept of one part stays small."""
+        images = args["images"]
+        per_image = sum(dtype.itemsize * prod(shape) for shape, dtype
+                        in self.kept(args["height"] * args["width"]).values())
+        step = max(1, KEPT_BYTES // per_image) if kind == _EVERYTHING else images
+        for first in range(0, images, step):
+            yield slice(first, first + step)
+
+    def _args(self, query: Tensor, value: Tensor) -> dict[str, int]:
+        images, channels, height, width = value.shape
+        return dict(images=images, height=height, width=width, relation=query.shape[1],
+                    channels=channels, footprint=self._window.footprint,
+                    padding=PADDINGS[self._window.padding_mode],
+                    element=element_of(query, value, *self._matrices.values()),
+                    threads=torch.get_num_threads(), **self.settings())
+
+    def _run(self, direction: str, args: dict[str, int], **tensors: Tensor) -> None:
+        addresses = {name: address(each) for name, each in (self._matrices | tensors).items()}
+        self._library.call(f"sanrobust_{self.operator}_{direction}",
+                           self.struct(**args, **addresses))
+
+    def _require_maps(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        require_reflection(self._window, *query.shape[2:])
+        require(query.shape == key.shape and query.shape[::2] == value.shape[::2]
+                and query.shape[3] == value.shape[3], query, key, value)
+        for name, shape in self.shapes(query.shape[1]).items():
+            require(self._matrices[name].shape == shape, self._matrices[name], query)
+        require(value.shape[1] % self.settings()["groups"] == 0, value)
+
+
+class PairwiseCall(AttentionCall):
+    """A call of pairwise attention."""
+
+    operator = "pairwise"
+    struct = PairwiseArgs
+
+    def __init__(self, found: Library, matrices: PairwiseMatrices, window: Window) -> None:
+        super().__init__(found, vars(matrices), window)
+
+    def settings(self) -> dict[str, int]:
+        """Return M and D, and whether there is a table for each pixel."""
+        groups, hidden = self._matrices["w2"].shape
+        return dict(groups=groups, hidden=hidden,
+                    table_per_pixel=int(len(self._matrices["table"]) > 1))
+
+    def shapes(self, relation: int) -> dict[str, Shape]:
+        """Return the shapes that the matrices must have."""
+        groups, hidden = self._matrices["w2"].shape
+        return dict(w1=(hidden, relation), w1t=(relation, hidden), w2t=(hidden, groups),
+                    table=(len(self._matrices["table"]), self._window.neighbours + 1, hidden))
+
+    def kept(self, pixels: int) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and dtype of the weights and of the hidden layer's signs."""
+        around = self._window.neighbours
+        groups, hidden = self._matrices["w2"].shape
+        words = -(-hidden // SIGNS_PER_WORD)
+        return dict(alpha=((pixels, around, groups), torch.float32),
+                    signs=((pixels, around, words), torch.int16))
+
+    def _require_maps(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        super()._require_maps(query, key, value)
+        table = self._matrices["table"]
+        require(len(table) in (1, query.shape[2] * query.shape[3]), table, query)
+
+
+class PatchwiseCall(AttentionCall):
+    """A call of patchwise attention."""
+
+    operator = "patchwise"
+    struct = PatchwiseArgs
+
+    def __init__(self, found: Library, matrices: PatchwiseMatrices, window: Window) -> None:
+        super().__init__(found, vars(matrices), window)
+
+    def settings(self) -> dict[str, int]:
+        """Return M and D."""
+        weights, hidden = self._matrices["w2"].shape
+        return dict(groups=weights // self._window.neighbours, hidden=hidden)
+
+    def shapes(self, relation: int) -> dict[str, Shape]:
+        """Return the shapes that the matrices must have."""
+        around = self._window.neighbours
+        groups, hidden = self.settings().values()
+        patch, weights = (1 + around) * relation, around * groups
+        return dict(key_scale=(around, relation), key_shift=(around, relation),
+                    w1=(hidden, patch), w1t=(patch, hidden), b1=(hidden,),
+                    w2=(weights, hidden), w2t=(hidden, weights), b2=(weights,))
+
+    def kept(self, pixels: int) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and dtype of the hidden layer."""
+        return dict(h=((pixels, self._matrices["w2"].shape[1]), torch.float32))
+
+
+def _rows(*maps: Tensor) -> Tensor:
+    """Maps (B, C, H, W) side by side as rows (B * H * W, sum of C)."""
+    images, _, height, width = maps[0].shape
+    channels = [each.shape[1] for each in maps]
+    rows = maps[0].new_empty(images * height * width, sum(channels))
+    for part, each in zip(_as_maps(rows, channels, maps[0]), maps):
+        part.copy_(each)
+    return rows
+
+
+def _planar(rows: Tensor, *maps: Tensor) -> None:
+    """Write rows (B * H * W, sum of C) into the maps (B, C, H, W) that lie in them side by side."""
+    for part, each in zip(_as_maps(rows, [each.shape[1] for each in maps], maps[0]), maps):
+        each.copy_(part)
+
+
+def _as_maps(rows: Tensor, channels: list[int], like: Tensor) -> tuple[Tensor, ...]:
+    """View rows as maps (B, C, H, W) of the given channels."""
+    images, _, height, width = like.shape
+    planar = rows.view(images, height, width, -1).permute(0, 3, 1, 2)
+    return torch.split(planar, channels, 1)

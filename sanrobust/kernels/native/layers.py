@@ -1,0 +1,429 @@
+"""Layers on rows by the native kernels: frozen, normalisations folded in, nothing copied twice.
+
+Rows are the pixels of a batch in the order (image, y, x), channels last: (P, C) float32, dense.
+Letters: B images, H and W pixels of a map, P = B * H * W, C channels, O channels of the output,
+R relation channels, K2 neighbours. A layer's ``forward`` leaves on the tape what its
+``backward`` reads; both may write into the rows that they are given. Sums run in one fixed
+order, whatever the batch and the number of threads.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.errors import BackendError
+from sanrobust.kernels.native import library
+from sanrobust.kernels.native.library import (GemmArgs, HeadArgs, Library, PackArgs, StemArgs,
+                                              UnpoolArgs, address)
+
+SIGNS_PER_WORD = 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of maps as rows.
+
+    Attributes:
+        values: (P, C), or (B, C) where the maps have been averaged.
+        images, height, width: B, H and W.
+    """
+
+    values: Tensor
+    images: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """P of the batch."""
+        return self.images * self.height * self.width
+
+
+class Buffers:
+    """Memory that is used again, by whatever fits, as long as the batch keeps its shape.
+
+    Attributes:
+        bytes: what has been taken from the system for this shape.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._batch: tuple[int, ...] = ()
+        self._free: list[Tensor] = []
+        self._blocks: dict[int, Tensor] = {}
+
+    def begin(self, batch: tuple[int, ...]) -> None:
+        """Forget everything kept for batches of another shape."""
+        if batch != self._batch:
+            self._batch, self.bytes, self._free, self._blocks = batch, 0, [], {}
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return uninitialised memory of this shape."""
+        needed = prod(shape) * dtype.itemsize
+        block = self._fitting(needed)
+        if block is None:
+            block = torch.empty(needed, dtype=torch.uint8)
+            self.bytes += needed
+            self._blocks[block.data_ptr()] = block
+        return block[:needed].view(dtype).view(shape)
+
+    def give(self, *tensors: Tensor | None) -> None:
+        """Take back memory that nobody reads any more; what came from elsewhere is ignored."""
+        for tensor in tensors:
+            block = None if tensor is None else self._blocks.get(tensor.data_ptr())
+            if block is not None:
+                self._free.append(block)
+
+    def _fitting(self, needed: int) -> Tensor | None:
+        """Return the smallest free block that is large enough and not mostly wasted."""
+        fitting = [block for block in self._free if needed <= block.numel() <= 2 * needed]
+        if not fitting:
+            return None
+        best = min(fitting, key=Tensor.numel)
+        self._free = [block for block in self._free if block is not best]
+        return best
+
+
+class Tape:
+    """What the layers of one forward pass keep for its backward pass.
+
+    Args:
+        buffers: where the memory comes from, and goes back to when the tape is dropped.
+        keep: whether a backward pass will follow.
+    """
+
+    def __init__(self, buffers: Buffers, *, keep: bool) -> None:
+        self.buffers = buffers
+        self.keep = keep
+        self._kept: dict[int, tuple[Tensor | None, ...]] = {}
+        self._sides: dict[int, tuple[int, int]] = {}
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """Return memory for something that only a backward pass reads; None without one."""
+        return self.buffers.take(*shape, dtype=dtype) if self.keep else None
+
+    def write(self, layer: object, rows: Rows, *tensors: Tensor | None) -> None:
+        """Keep the tensors of a layer and the sides of its input ``rows``.
+
+        They are given back at once when no backward pass follows.
+        """
+        if self.keep:
+            self._kept[id(layer)] = tensors
+            self._sides[id(layer)] = (rows.height, rows.width)
+        else:
+            self.buffers.give(*tensors)
+
+    def read(self, layer: object) -> tuple[Tensor | None, ...]:
+        """Return what the layer has kept."""
+        return self._kept[id(layer)]
+
+    def sides(self, layer: object) -> tuple[int, int]:
+        """Return the height and width of the layer's input."""
+        return self._sides[id(layer)]
+
+    def __del__(self) -> None:
+        for tensors in self._kept.values():
+            self.buffers.give(*tensors)
+
+
+class Layer(Protocol):
+    """One step of a folded network."""
+
+    def forward(self, rows: Rows, tape: Tape) -> Rows:
+        """Return the layer's output; may overwrite ``rows``."""
+        ...
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Return the gradient of the input for that of the output; may overwrite ``grad``."""
+        ...
+
+
+class Affine:
+    """A normalisation in eval mode as scale and shift, computed in float64.
+
+    Attributes:
+        scale, shift: (C,) float32.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        shift = norm.bias.double() - norm.running_mean.double() * scale
+        self.scale, self.shift = _frozen(scale), _frozen(shift)
+
+
+class Pointwise:
+    """A 1x1 convolution of rows, with what stands before and after it folded in.
+
+    Args:
+        weight: (O, C).
+        bias: (O,), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        weight = _frozen(weight)
+        self.outputs, self.inputs = weight.shape
+        self._bias = None if bias is None else _frozen(bias)
+        self._forward = _pack(weight, self.inputs, self.outputs, transposed=True)
+        self._backward = _pack(weight, self.outputs, self.inputs, transposed=False)
+
+    def forward(self, rows: Rows, out: Tensor, *, affine: Affine | None = None,
+                signs: Tensor | None = None, pooled: bool = False, codes: Tensor | None = None,
+                add: bool = False) -> None:
+        """Write into ``out`` (P, O), or with ``add`` add to it, the product for ``rows`` (., C).
+
+        Args:
+            affine: a normalisation and ReLU before the product.
+            signs: (P, C / 16) receives where that ReLU was open, one bit each.
+            pooled: whether a maximum over 2x2 pixels follows the ReLU; P counts pooled pixels.
+            codes: (P, C) receives which of the four pixels won.
+        """
+        call("sanrobust_gemm", GemmArgs(
+            rows=len(out), inner=self.inputs, columns=self.outputs, accumulate=int(add),
+            threads=torch.get_num_threads(), a=address(rows.values),
+            packed=address(self._forward), bias=address(self._bias), out=address(out),
+            in_scale=address(affine.scale) if affine else None,
+            in_shift=address(affine.shift) if affine else None,
+            in_signs=address(signs), pool_codes=address(codes),
+            pool_height=rows.height if pooled else 0, pool_width=rows.width if pooled else 0))
+
+    def backward(self, grad: Tensor, out: Tensor, *, affine: Affine | None = None,
+                 signs: Tensor | None = None, add: bool = False) -> None:
+        """Write into ``out`` (P, C), or add to it, the gradient of the input.
+
+        With ``affine`` and ``signs`` it is that of what stood before the normalisation and ReLU.
+        """
+        call("sanrobust_gemm", GemmArgs(
+            rows=len(grad), inner=self.outputs, columns=self.inputs, accumulate=int(add),
+            threads=torch.get_num_threads(), a=address(grad), packed=address(self._backward),
+            out=address(out), out_scale=address(affine.scale) if affine else None,
+            out_signs=address(signs)))
+
+
+class Stem:
+    """The first convolution, normalisation, ReLU and, perhaps, pooling; pixels to rows."""
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, pooled: bool) -> None:
+        affine = Affine(norm)
+        weight = convolution.weight.double().flatten(1) * affine.scale.double().unsqueeze(1)
+        self._weight, self._bias = _frozen(weight.t()), affine.shift
+        self._pooled = pooled
+
+    def forward(self, images: Tensor, tape: Tape) -> Rows:
+        """Return rows (P, C) of ``images`` (B, 3, H, W)."""
+        whole = Rows(images, len(images), *images.shape[-2:])
+        rows = _empty_rows(tape, whole, self._weight.shape[1], pooled=self._pooled)
+        codes = tape.take(*rows.values.shape, dtype=torch.uint8)
+        call("sanrobust_stem_forward", self._args(
+            whole, pixels=images, out=rows.values, codes=codes))
+        tape.write(self, whole, codes)
+        return rows
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Return the gradient of the images, whose values are (B, 3, H, W)."""
+        codes, = tape.read(self)
+        sides = tape.sides(self)
+        pixels = Rows(torch.empty(grad.images, 3, *sides), grad.images, *sides)
+        call("sanrobust_stem_backward", self._args(
+            pixels, grad=grad.values, codes=codes, grad_pixels=pixels.values))
+        tape.buffers.give(grad.values)
+        return pixels
+
+    def _args(self, whole: Rows, **tensors: Tensor | None) -> StemArgs:
+        return StemArgs(images=whole.images, height=whole.height, width=whole.width,
+                        channels=self._weight.shape[1], pooled=int(self._pooled),
+                        threads=torch.get_num_threads(), weight=address(self._weight),
+                        bias=address(self._bias),
+                        **{name: address(tensor) for name, tensor in tensors.items()})
+
+
+class Transition:
+    """Between stages: normalisation, ReLU and perhaps pooling, then a 1x1 convolution.
+
+    Args:
+        convolution: of the next stage, without a bias.
+        norm: of the stage before; None when the stem has done it, and the pooling.
+        pooled: whether to take the maximum over 2x2 pixels after ``norm``.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, *,
+                 pooled: bool) -> None:
+        self._product = Pointwise(convolution.weight.flatten(1))
+        self._affine = Affine(norm) if norm is not None else None
+        self._pooled = pooled and norm is not None
+
+    def forward(self, rows: Rows, tape: Tape) -> Rows:
+        """Return rows of the next stage's width."""
+        out = _empty_rows(tape, rows, self._product.outputs, pooled=self._pooled)
+        signs = codes = None
+        if self._pooled:
+            codes = tape.take(out.pixels, self._product.inputs, dtype=torch.uint8)
+        elif self._affine is not None:
+            signs = take_signs(tape, out.pixels, self._product.inputs)
+        self._product.forward(rows, out.values, affine=self._affine, signs=signs,
+                              pooled=self._pooled, codes=codes)
+        tape.write(self, rows, signs, codes)
+        tape.buffers.give(rows.values)
+        return out
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Return the gradient of the rows of the stage before."""
+        signs, codes = tape.read(self)
+        product = tape.buffers.take(grad.pixels, self._product.inputs)
+        self._product.backward(grad.values, product, affine=self._affine if signs is not None
+                               else None, signs=signs)
+        tape.buffers.give(grad.values)
+        result = Rows(product, grad.images, *tape.sides(self))
+        return self._unpool(result, codes, tape) if self._pooled else result
+
+    def _unpool(self, pooled: Rows, codes: Tensor | None, tape: Tape) -> Rows:
+        assert self._affine is not None
+        values = tape.buffers.take(pooled.pixels, self._product.inputs)
+        call("sanrobust_unpool", UnpoolArgs(
+            images=pooled.images, height=pooled.height, width=pooled.width,
+            channels=self._product.inputs, threads=torch.get_num_threads(),
+            grad=address(pooled.values), codes=address(codes), scale=address(self._affine.scale),
+            out=address(values)))
+        tape.buffers.give(pooled.values)
+        return Rows(values, pooled.images, pooled.height, pooled.width)
+
+
+class AttentionLayer(Protocol):
+    """Attention on rows [query | key | value] with the normalisation and ReLU behind it."""
+
+    def forward(self, rows: Rows, tape: Tape) -> Rows:
+        """Return the attended values (P, O) and keep ``rows``."""
+        ...
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Return the gradient (P, 2R + O) of the rows."""
+        ...
+
+
+class Block:
+    """A pre-activation residual block around attention; works in place.
+
+    Args:
+        norm: the normalisation in front.
+        projections: makes the attention's rows.
+        attention: the attention, with the normalisation behind it.
+        output: the convolution behind that.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, projections: Pointwise, attention: AttentionLayer,
+                 output: nn.Conv2d) -> None:
+        self._affine = Affine(norm)
+        self._attention = attention
+        self._projections = projections
+        self._output = Pointwise(output.weight.flatten(1), output.bias)
+
+    def forward(self, rows: Rows, tape: Tape) -> Rows:
+        """Add the block's residual to ``rows`` (P, C)."""
+        signs = take_signs(tape, rows.pixels, self._projections.inputs)
+        projected = _empty_rows(tape, rows, self._projections.outputs)
+        self._projections.forward(rows, projected.values, affine=self._affine, signs=signs)
+        attended = self._attention.forward(projected, tape)
+        self._output.forward(attended, rows.values, add=True)
+        tape.buffers.give(attended.values)
+        tape.write(self, rows, signs)
+        return rows
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Add the residual's share to ``grad`` (P, C)."""
+        signs, = tape.read(self)
+        attended = _empty_rows(tape, grad, self._output.inputs)
+        self._output.backward(grad.values, attended.values)
+        projected = self._attention.backward(attended, tape)
+        self._projections.backward(projected.values, grad.values, affine=self._affine,
+                                   signs=signs, add=True)
+        tape.buffers.give(projected.values)
+        return grad
+
+
+class Head:
+    """Normalisation, ReLU, the mean over each image's pixels and a linear layer."""
+
+    def __init__(self, norm: nn.BatchNorm2d, linear: nn.Linear) -> None:
+        self._affine = Affine(norm)
+        self._linear = Pointwise(linear.weight, linear.bias)
+
+    def forward(self, rows: Rows, tape: Tape) -> Tensor:
+        """Return the logits (B, K) of ``rows`` (P, C)."""
+        signs = take_signs(tape, rows.pixels, self._linear.inputs)
+        pooled = torch.empty(rows.images, self._linear.inputs)
+        call("sanrobust_head_forward", self._args(
+            rows, x=rows.values, pooled=pooled, signs=signs))
+        logits = torch.empty(rows.images, self._linear.outputs)
+        self._linear.forward(Rows(pooled, rows.images, 1, 1), logits)
+        tape.write(self, rows, signs)
+        tape.buffers.give(rows.values)
+        return logits
+
+    def backward(self, grad: Tensor, tape: Tape) -> Rows:
+        """Return the gradient of the rows for ``grad`` (B, K) of the logits."""
+        signs, = tape.read(self)
+        pooled = torch.empty(len(grad), self._linear.inputs)
+        self._linear.backward(grad.contiguous(), pooled)
+        like = Rows(grad, len(grad), *tape.sides(self))
+        rows = _empty_rows(tape, like, self._linear.inputs)
+        call("sanrobust_head_backward", self._args(
+            rows, grad=pooled, signs=signs, grad_x=rows.values))
+        return rows
+
+    def _args(self, rows: Rows, **tensors: Tensor | None) -> HeadArgs:
+        return HeadArgs(images=rows.images, pixels=rows.height * rows.width,
+                        channels=self._linear.inputs, threads=torch.get_num_threads(),
+                        scale=address(self._affine.scale), shift=address(self._affine.shift),
+                        **{name: address(tensor) for name, tensor in tensors.items()})
+
+
+def call(function: str, args: Structure) -> None:
+    """Run a kernel; raises BackendError when this machine has none."""
+    _loaded().call(function, args)
+
+
+def query(function: str, args: Structure) -> int:
+    """Return what a function of the kernels answers; raises BackendError as `call` does."""
+    return _loaded().query(function, args)
+
+
+def take_signs(tape: Tape, pixels: int, channels: int) -> Tensor | None:
+    """Return memory for one bit per pixel and channel; None without a backward pass."""
+    words = -(-channels // SIGNS_PER_WORD)
+    return tape.take(pixels, words, dtype=torch.int16)
+
+
+def _loaded() -> Library:
+    loaded = library.load()
+    if loaded is None:
+        raise BackendError("a folded network must have the native kernels",
+                           seen=library.refusal() or "they are missing",
+                           hint="use the network unfolded")
+    return loaded
+
+
+def _empty_rows(tape: Tape, like: Rows, channels: int, *, pooled: bool = False) -> Rows:
+    height, width = ((like.height // 2, like.width // 2) if pooled
+                     else (like.height, like.width))
+    values = tape.buffers.take(like.images * height * width, channels)
+    return Rows(values, like.images, height, width)
+
+
+def _frozen(values: Tensor) -> Tensor:
+    return values.detach().to(torch.float32).contiguous().clone()
+
+
+def _pack(weight: Tensor, inner: int, columns: int, *, transposed: bool) -> Tensor:
+    """Bring the right factor (inner, columns) of a product into the order the kernel reads."""
+    packed = torch.empty(_loaded().packed_size(inner, columns))
+    row_stride, column_stride = (1, inner) if transposed else (columns, 1)
+    call("sanrobust_pack", PackArgs(inner=inner, columns=columns, b=address(weight),
+                                    row_stride=row_stride, column_stride=column_stride,
+                                    packed=address(packed)))
+    return packed

@@ -1,0 +1,106 @@
+// Who computes a call: the planar kernels, the tuned ones, or the generic ones.
+#include <new>
+
+#include "api.h"
+#include "elementary.h"
+#include "generic.h"
+#include "pairwise.h"
+#include "patchwise.h"
+#include "planar.h"
+#include "simd.h"
+
+namespace {
+
+enum Kernel : int { kGeneric = 0, kTuned = 1, kPlanar = 2 };
+
+Kernel kernel_for(const PairwiseArgs &args) {
+  if (args.element != kFloat) return kGeneric;
+  return san::planar_takes(args) ? kPlanar : san::pairwise_takes(args) ? kTuned : kGeneric;
+}
+
+Kernel kernel_for(const PatchwiseArgs &args) {
+  if (args.element != kFloat) return kGeneric;
+  return san::planar_takes(args) ? kPlanar : san::patchwise_takes(args) ? kTuned : kGeneric;
+}
+
+// Nothing may be thrown through the C interface.
+template <class Args> int guarded(int (*compute)(const Args &), const Args *args) {
+  try {
+    return compute(*args);
+  } catch (const std::bad_alloc &) {
+    return kOutOfMemory;
+  }
+}
+
+int forward(const PairwiseArgs &args) {
+  switch (kernel_for(args)) {
+    case kPlanar: return san::planar_forward(args);
+    case kTuned: return san::pairwise_forward(args);
+    default: return san::generic_forward(args);
+  }
+}
+
+int backward(const PairwiseArgs &args) {
+  switch (kernel_for(args)) {
+    case kPlanar: return san::planar_backward(args);
+    case kTuned: return san::pairwise_backward(args);
+    default: return san::generic_backward(args);
+  }
+}
+
+int forward(const PatchwiseArgs &args) {
+  switch (kernel_for(args)) {
+    case kPlanar: return san::planar_forward(args);
+    case kTuned: return san::patchwise_forward(args);
+    default: return san::generic_forward(args);
+  }
+}
+
+int backward(const PatchwiseArgs &args) {
+  switch (kernel_for(args)) {
+    case kPlanar: return san::planar_backward(args);
+    case kTuned: return san::patchwise_backward(args);
+    default: return san::generic_backward(args);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int sanrobust_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx2 ? (avx512 ? 2 : 1) : 0;
+#else
+  return 0;
+#endif
+}
+
+int sanrobust_lanes() { return san::kLanes; }
+
+int sanrobust_pairwise_tuned(const PairwiseArgs *args) { return kernel_for(*args); }
+int sanrobust_patchwise_tuned(const PatchwiseArgs *args) { return kernel_for(*args); }
+
+int sanrobust_pairwise_forward(const PairwiseArgs *args) { return guarded(forward, args); }
+int sanrobust_pairwise_backward(const PairwiseArgs *args) { return guarded(backward, args); }
+int sanrobust_patchwise_forward(const PatchwiseArgs *args) { return guarded(forward, args); }
+int sanrobust_patchwise_backward(const PatchwiseArgs *args) { return guarded(backward, args); }
+
+int sanrobust_aggregation_forward(const ElementaryArgs *args) {
+  return guarded(san::aggregation_forward, args);
+}
+int sanrobust_aggregation_backward(const ElementaryArgs *args) {
+  return guarded(san::aggregation_backward, args);
+}
+int sanrobust_subtraction_forward(const ElementaryArgs *args) {
+  return guarded(san::subtraction_forward, args);
+}
+int sanrobust_subtraction_backward(const ElementaryArgs *args) {
+  return guarded(san::subtraction_backward, args);
+}
+
+}  // extern "C"

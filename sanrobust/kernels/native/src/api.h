@@ -1,0 +1,145 @@
+// The plain C interface of the CPU kernels. Every function takes a pointer to one struct of
+// arguments and returns 0, or a Status. Tensors are dense; "rows" are pixels in the order
+// (image, y, x), channels last. K2 = footprint * footprint. Structs are mirrored by ctypes.
+#pragma once
+#include <cstdint>
+
+enum Status : int { kOk = 0, kUnsupported = 1, kOutOfMemory = 2 };
+enum Padding : int32_t { kReflect = 0, kZeros = 1 };
+enum Element : int32_t { kFloat = 0, kDouble = 1 };
+
+// t = relu(query_i - key_j); h = relu(table + w1 t); alpha = softmax over j of w2 h;
+// y[c] = sum over j of alpha[j][c % groups] value_j[c]. With scale and shift the output is
+// relu(y * scale + shift), else y. Normalisations are folded in by the caller.
+struct PairwiseArgs {
+  int64_t images, height, width;
+  int32_t relation, hidden, groups, channels;
+  int32_t footprint, padding, element, threads;
+  int32_t table_per_pixel;   // 0: one table for all pixels; 1: one per pixel of the map
+  int32_t unused;
+  const void *qkv;           // [pixels][2 * relation + channels]: query, key, value
+  const void *w1;            // [hidden][relation]
+  const void *w1t;           // [relation][hidden]
+  const void *w2;            // [groups][hidden]
+  const void *w2t;           // [hidden][groups]
+  const void *table;         // [1 or height * width][K2 + 1][hidden]: the hidden layer's initial
+                             // value by displacement (row by row) of the neighbour inside the
+                             // map; entry K2 is that of a neighbour outside it (padding zeros)
+  const void *scale, *shift; // [channels], or null
+  void *y;                   // [pixels][channels] before scale and shift, or null
+  void *out;                 // [pixels][channels]; null only where y alone is wanted
+  void *alpha;               // [pixels][K2][groups] kept for backward, or null (tuned shapes)
+  uint16_t *signs;           // [pixels][K2][ceil(hidden / 16)] kept for backward, or null
+  const void *grad;          // backward: gradient of out (of y without scale) [pixels][channels]
+  void *grad_qkv;            // backward: [pixels][2 * relation + channels]
+};
+
+// a = [relu(query_i), relu(key_j * key_scale + key_shift) for every j]; h = relu(b1 + w1 a);
+// weight[j] = b2[j] + w2[j] h; y[c] = sum over j of weight[j][c % groups] value_j[c].
+// A neighbour outside the map (padding zeros) has key 0 and value 0.
+struct PatchwiseArgs {
+  int64_t images, height, width;
+  int32_t relation, hidden, groups, channels;
+  int32_t footprint, padding, element, threads;
+  const void *qkv;           // [pixels][2 * relation + channels]
+  const void *key_scale;     // [K2][relation]
+  const void *key_shift;     // [K2][relation]
+  const void *w1;            // [hidden][(1 + K2) * relation]: the query, then neighbour by neighbour
+  const void *w1t;           // its transpose
+  const void *b1;            // [hidden]
+  const void *w2;            // [K2 * groups][hidden]: neighbour by neighbour
+  const void *w2t;           // its transpose
+  const void *b2;            // [K2 * groups]
+  const void *scale, *shift; // as above
+  void *y, *out;             // as above
+  void *h;                   // [pixels][hidden] kept for backward, or null
+  const void *grad;
+  void *grad_qkv;
+};
+
+// Elementary operators on planar maps [images][channels][height][width] with stride, dilation;
+// positions = out_height * out_width, out = (side - 1) / stride + 1. Pointers by operator below.
+struct ElementaryArgs {
+  int64_t images, height, width;
+  int32_t channels, groups;
+  int32_t footprint, stride, dilation, padding, element, threads;
+  const void *first;         // value | query
+  const void *second;        // weight [images][groups][K2][positions] | key
+  const void *grad;          // gradient of the output
+  void *out;                 // forward: the output
+  void *grad_first;          // backward, or null
+  void *grad_second;         // backward, or null
+};
+
+// out (+)= epilogue(prologue(a) @ b). Prologue: with in_scale, a -> relu(a * in_scale + in_shift),
+// then with pool_height a maximum over 2x2 pixels. Epilogue: + bias; or, with out_signs,
+// product * out_scale where the bit is set and 0 elsewhere. Sums run over `inner` in one fixed
+// order, so no number depends on rows, threads or how the work is cut.
+struct GemmArgs {
+  int64_t rows;              // of the product
+  int32_t inner, columns, threads, accumulate;
+  const float *a;            // [rows][inner]; pooled: [images][pool_height][pool_width][inner]
+  const float *packed;       // made by sanrobust_pack
+  const float *bias;         // [columns] or null
+  float *out;                // [rows][columns]
+  const float *in_scale, *in_shift;  // [inner] or null
+  uint16_t *in_signs;        // [rows][ceil(inner / 16)]: bit = pre-activation > 0; or null
+  int64_t pool_height, pool_width;   // 0: no pooling; otherwise the sides before it
+  uint8_t *pool_codes;       // [rows][inner]: which of the four won, 4: none was positive; or null
+  const float *out_scale;    // [columns], with out_signs
+  const uint16_t *out_signs; // [rows][ceil(columns / 16)] or null
+};
+
+struct PackArgs { int32_t inner, columns; const float *b; int64_t row_stride, column_stride; float *packed; };
+
+// pixels [images][3][height][width] -> 1x1 convolution (weight [3][channels], bias), relu, and
+// with pooled a maximum over 2x2, channels last.
+struct StemArgs {
+  int64_t images, height, width;
+  int32_t channels, pooled, threads, unused;
+  const float *pixels, *weight, *bias;
+  float *out;                // [images][height / 2][width / 2][channels] when pooled
+  uint8_t *codes;            // same shape: winner 0..3, 4: none positive; not pooled: 0 or 4; or null
+  const float *grad;         // backward: shape of out
+  float *grad_pixels;        // backward: shape of pixels
+};
+
+// Undo of affine, relu, 2x2 maximum: out[winner] = grad * scale, 0 elsewhere.
+struct UnpoolArgs { int64_t images, height, width; int32_t channels, threads; const float *grad; const uint8_t *codes; const float *scale; float *out; };
+
+// pooled[image][c] = mean over pixels of relu(x * scale + shift), and its gradient.
+struct HeadArgs {
+  int64_t images, pixels;    // pixels per image
+  int32_t channels, threads;
+  const float *x, *scale, *shift;
+  float *pooled;             // [images][channels]
+  uint16_t *signs;           // [images * pixels][ceil(channels / 16)] or null
+  const float *grad;         // backward: [images][channels]
+  float *grad_x;             // backward: [images * pixels][channels]
+};
+
+#pragma GCC visibility push(default)
+extern "C" {
+int sanrobust_level();       // 0: generic, 1: AVX2 and FMA, 2: AVX-512 (F, BW, DQ, VL): of this CPU
+int sanrobust_lanes();       // floats per vector in this build
+int sanrobust_pairwise_tuned(const PairwiseArgs *);    // 1: the tuned kernels take this shape
+int sanrobust_patchwise_tuned(const PatchwiseArgs *);
+int sanrobust_pairwise_forward(const PairwiseArgs *);
+int sanrobust_pairwise_backward(const PairwiseArgs *); // tuned: y, alpha, signs of the forward pass
+int sanrobust_patchwise_forward(const PatchwiseArgs *);
+int sanrobust_patchwise_backward(const PatchwiseArgs *);   // tuned: y and h of the forward pass
+int sanrobust_aggregation_forward(const ElementaryArgs *);
+int sanrobust_aggregation_backward(const ElementaryArgs *);
+int sanrobust_subtraction_forward(const ElementaryArgs *);
+int sanrobust_subtraction_backward(const ElementaryArgs *);
+int64_t sanrobust_packed_size(int32_t inner, int32_t columns);   // floats
+int sanrobust_pack(const PackArgs *);
+int sanrobust_gemm(const GemmArgs *);
+int sanrobust_stem_forward(const StemArgs *);
+int sanrobust_stem_backward(const StemArgs *);
+int sanrobust_unpool(const UnpoolArgs *);
+int sanrobust_head_forward(const HeadArgs *);
+int sanrobust_head_backward(const HeadArgs *);
+double sanrobust_probe(int threads, double seconds);   // GFLOP/s of multiply-adds in registers
+}
+#pragma GCC visibility pop

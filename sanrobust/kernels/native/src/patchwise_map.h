@@ -1,0 +1,220 @@
+// Patchwise attention of float maps for one relation width: what both passes share.
+//
+// Some pixels together are the rows of matrix products: their keys, neighbour by neighbour, are
+// gathered into a panel that stays in the nearest cache. With reflection a border pixel meets some
+// values more than once; their weights are summed first, so that values, like their gradients,
+// are visited once and only inside the map.
+#pragma once
+#include "api.h"
+#include "tasks.h"
+#include "tile.h"
+
+namespace san::patchwise {
+
+constexpr int kPanel = 128;             // floats of a pixel's part of a panel
+constexpr int kPanelRow = kPanel + 16;  // no power of two, or rows would share cache sets
+constexpr int kSharing = 8;             // channels that share a weight
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
+
+// Sizes of one relation width. Value channel c has the weight c % kGroups.
+template <int Relation> struct Sizes {
+  static constexpr int kGroups = Relation / 2, kHidden = kGroups, kChannels = kSharing * kGroups;
+  static constexpr int kMerged = 2 * Relation + kChannels;  // floats of a pixel in qkv
+  static constexpr int kKeyAt = Relation, kValueAt = 2 * Relation;
+  static constexpr int kRelationLanes = lanes_for(Relation), kGroupLanes = lanes_for(kGroups);
+  static constexpr int kRows = rows_for(kGroups);           // pixels of a tile
+  // A bundle is the channels of as many groups as fill a vector.
+  static constexpr int kLane = lanes_for(kChannels);
+  static constexpr int kRepeat = kLane / kGroupLanes;       // 2 where the groups fill half of it
+  static constexpr int kBundle = kSharing / kRepeat;        // its vectors
+  // Pixels summed up together, so that what they share is loaded once: two, registers allowing.
+  static constexpr int kTogether = kVectorRegisters >= 32 ? 2 : 1;
+  using Wide = Vec<kLane>;
+
+  // Where vector v of the bundle of the groups s.. lies among the channels.
+  static constexpr int channel(int s, int v) { return kRepeat > 1 ? v * kLane : v * kGroups + s; }
+  static SAN_INLINE Wide weights(const float *p) {
+    if constexpr (kRepeat > 1) return load_twice<kLane>(p);
+    else return load<kLane>(p);
+  }
+  static SAN_INLINE Vec<kGroupLanes> groups_sum(Wide sum) {
+    if constexpr (kRepeat > 1) return halves_sum<kLane>(sum);
+    else return sum;
+  }
+};
+
+// Pixels of one row of the map that follow each other in a tile, from its pixel `at` on.
+struct Run {
+  int at, count;
+  int64_t image, y, x;
+};
+
+// The part of a window that lies inside the map, along one axis, as steps of the footprint.
+struct Clip {
+  int first, end;
+  Clip(int64_t i, int64_t side, int reach)
+      : first(static_cast<int>(std::max<int64_t>(0, reach - i))),
+        end(static_cast<int>(std::min<int64_t>(2 * reach + 1, side - i + reach))) {}
+};
+
+// What forward and backward share: the map, its continuation, the layers' products.
+template <int Relation> class Map : protected Sizes<Relation> {
+ protected:
+  using Own = Sizes<Relation>;
+  using Own::kChannels, Own::kGroupLanes, Own::kGroups, Own::kHidden, Own::kKeyAt, Own::kLane,
+      Own::kMerged, Own::kRelationLanes, Own::kRepeat, Own::kRows, Own::kTogether, Own::kValueAt;
+
+  explicit Map(const PatchwiseArgs &args)
+      : args_(args), footprint_(args.footprint), reach_(args.footprint / 2),
+        near_(args.footprint * args.footprint), height_(args.height), width_(args.width),
+        row_of_(sources(-reach_, height_ + 2 * reach_, height_, args.padding == kZeros)),
+        column_of_(sources(-reach_, width_ + 2 * reach_, width_, args.padding == kZeros)),
+        qkv_(pointer(args.qkv)) {}
+
+  static const float *pointer(const void *p) { return static_cast<const float *>(p); }
+  static float *pointer(void *p) { return static_cast<float *>(p); }
+
+  // Floats of a tile's weights: [kRows][neighbour][group].
+  size_t weights_size() const { return static_cast<size_t>(kRows * near_ * kGroups); }
+
+  int runs(int64_t pixel, int rows, Run (&found)[kRows]) const {
+    int count = 0;
+    for (int at = 0; at < rows; count++) {
+      Run &run = found[count];
+      run.x = (pixel + at) % width_;
+      run.y = (pixel + at) / width_ % height_;
+      run.image = (pixel + at) / (width_ * height_);
+      run.at = at;
+      run.count = static_cast<int>(std::min<int64_t>(rows - at, width_ - run.x));
+      at += run.count;
+    }
+    return count;
+  }
+
+  // Calls line(run, y, x) for each run: neighbour `near` of its pixels is in row y (-1: none) from
+  // x on, the row continued past its ends.
+  template <int Rows, class Line>
+  SAN_INLINE void each_line(const Run *run, int near, const Line &line) const {
+    for (int m = 0; m < Rows; m += run->count, run++)
+      line(*run, row_of_[static_cast<size_t>(run->y + near / footprint_)],
+           run->x + near % footprint_ - reach_);
+  }
+
+  // Calls inside(m, column) for each pixel of a line, outside(m) where there is none.
+  template <class Inside, class Outside>
+  SAN_INLINE void each_column(const Run &run, int64_t y, int64_t x, const Inside &inside,
+                              const Outside &outside) const {
+    const int64_t *column = &column_of_[static_cast<size_t>(x + reach_)];
+    const int end = run.at + run.count;
+    if (y >= 0 && x >= 0 && x + run.count <= width_)
+      for (int m = run.at; m < end; m++) inside(m, x + m - run.at);
+    else
+      for (int m = run.at; m < end; m++, column++)
+        y < 0 || *column < 0 ? outside(m) : inside(m, *column);
+  }
+
+  const float *keys_of(const Run &run, int64_t y) const {
+    return qkv_ + (run.image * height_ + std::max<int64_t>(y, 0)) * width_ * kMerged + kKeyAt;
+  }
+
+  // As `product`, but a tile of more rows than fit beside each other twice is one vector wide.
+  template <int Rows, int Columns, class Init, class Epilogue>
+  static SAN_INLINE void multiply(const float *a, int64_t lda, const float *b, int64_t ldb,
+                                  int inner, const Init &init, const Epilogue &epilogue) {
+    constexpr int lanes = lanes_for(Columns);
+    constexpr int vectors = Rows <= kRowsWide && Columns / lanes % 2 == 0 ? 2 : 1;
+    for (int c = 0; c < Columns; c += vectors * lanes)
+      tile<Rows, vectors, lanes>(
+          a, lda, b + c, ldb, inner, [&](int m, int v) { return init(m, c + v * lanes); },
+          [&](int m, int v, Vec<lanes> sum) { epilogue(m, c + v * lanes, sum); });
+  }
+
+  // The weights of a tile from its hidden layer.
+  template <int Rows> void weigh(const float *hidden, float *weights) const {
+    const int64_t row = near_ * kGroups;
+    constexpr int block = kRepeat > 1 ? kLane : kGroups;
+    int c = 0;
+    for (; c + block <= row; c += block) weigh_block<Rows, block>(hidden, row, c, weights);
+    if (c < row) weigh_block<Rows, kGroups>(hidden, row, c, weights);
+  }
+
+  template <int Rows, int Columns>
+  SAN_INLINE void weigh_block(const float *hidden, int64_t row, int first, float *weights) const {
+    constexpr int lanes = lanes_for(Columns);
+    const float *w2t = pointer(args_.w2t) + first, *b2 = pointer(args_.b2) + first;
+    multiply<Rows, Columns>(
+        hidden, kHidden, w2t, row, kHidden, [&](int, int c) { return load<lanes>(b2 + c); },
+        [&](int m, int c, Vec<lanes> sum) { store<lanes>(weights + m * row + first + c, sum); });
+  }
+
+  // Adds the weights of neighbours beyond the border to those of the pixels they reflect.
+  void fold(int64_t y, int64_t x, float *weights) const {
+    if (args_.padding != kReflect) return;
+    const Clip down(y, height_, reach_), across(x, width_, reach_);
+    for (int dy = 0; dy < footprint_; dy++) {
+      if (dy == down.first) dy = down.end;
+      if (dy >= footprint_) break;
+      const int to = mirror(y, dy, height_);
+      for (int dx = 0; dx < footprint_; dx++) add(weights, dy, dx, to, dx);
+    }
+    for (int dx = 0; dx < footprint_; dx++) {
+      if (dx == across.first) dx = across.end;
+      if (dx >= footprint_) break;
+      const int to = mirror(x, dx, width_);
+      for (int dy = down.first; dy < down.end; dy++) add(weights, dy, dx, dy, to);
+    }
+  }
+
+  // Calls body(j, first, second) for j in [from, end) within reach of i or, with Count 2, of
+  // i + 1, in rising order; the last two say, as types, of which.
+  template <int Count, class Body>
+  SAN_INLINE void each_within(int64_t i, int64_t from, int64_t end, const Body &body) const {
+    constexpr std::true_type yes;
+    constexpr std::false_type no;
+    const int64_t shared = std::min(end, i + reach_ + 1);
+    int64_t j = std::max(from, i - reach_);
+    if constexpr (Count == 1) {
+      for (; j < shared; j++) body(j, yes, no);
+    } else {
+      if (j == i - reach_) body(j++, yes, no);
+      for (; j < shared; j++) body(j, yes, yes);
+      if (j < end) body(j, no, yes);
+    }
+  }
+
+  // Calls body(i, constant count) for all i in [0, end), kTogether at a time.
+  template <class Body> SAN_INLINE static void each_together(int64_t end, const Body &body) {
+    int64_t i = 0;
+    if constexpr (kTogether == 2)
+      for (; i + 2 <= end; i += 2) body(i, std::integral_constant<int, 2>{});
+    for (; i < end; i++) body(i, std::integral_constant<int, 1>{});
+  }
+
+  // The step that leads to the same pixel as the step d beyond the border.
+  int mirror(int64_t i, int d, int64_t side) const {
+    return static_cast<int>(reflect(i + d - reach_, side) - i) + reach_;
+  }
+  float *at(float *weights, int dy, int dx) const {
+    return weights + (dy * footprint_ + dx) * kGroups;
+  }
+
+  const PatchwiseArgs &args_;
+  const int footprint_, reach_, near_;
+  const int64_t height_, width_;
+  const std::vector<int64_t> row_of_, column_of_;
+  const float *const qkv_;
+
+ private:
+  void add(float *weights, int dy, int dx, int to_y, int to_x) const {
+    const float *from = at(weights, dy, dx);
+    float *to = at(weights, to_y, to_x);
+    for (int s = 0; s < kGroups; s += kGroupLanes)
+      store<kGroupLanes>(to + s, load<kGroupLanes>(to + s) + load<kGroupLanes>(from + s));
+  }
+};
+
+}  // namespace san::patchwise

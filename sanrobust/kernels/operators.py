@@ -1,0 +1,170 @@
+"""The custom operators ``torch.ops.sanrobust.*``: schemas, kernels and fake kernels.
+
+``backend`` names the kernel set that computes. ``gradients`` and ``flops`` add to them, ``ops``
+calls them. The matrices of the fused operators are those of ``folding``, in the order of its
+dataclasses; a position goes in as it is, for its values decide how large its table is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+from torch.library import custom_op
+
+from sanrobust.kernels.folding import (PairwiseMatrices, PatchwiseMatrices, PositionCode,
+                                       accumulator, position_table)
+from sanrobust.kernels.kernelset import fused_kernels, kernels
+from sanrobust.kernels.plain import PaddingMode, Window
+
+
+def _window(footprint: int, stride: int, dilation: int, padding_mode: str) -> Window:
+    return Window(footprint, stride, dilation, cast(PaddingMode, padding_mode))
+
+
+def _same_size(footprint: int, padding_mode: str) -> Window:
+    return _window(footprint, 1, 1, padding_mode)
+
+
+def _table(position: Tensor, matrices: Sequence[Tensor], window: Window,
+           maps: Tensor) -> PairwiseMatrices:
+    """Complete the matrices of a pairwise mapping by what the position adds."""
+    w1, w1t, w2, w2t, *code = matrices
+    table = position_table(position, PositionCode(*code), window, accumulator(maps.dtype))
+    return PairwiseMatrices(w1, w1t, w2, w2t, table)
+
+
+_WINDOW = "SymInt footprint, SymInt stride, SymInt dilation, str padding_mode"
+_MAPS = "Tensor query, Tensor key, Tensor value"
+_FUSED = "Tensor[] matrices, SymInt footprint, str padding_mode, str backend"
+
+
+@custom_op("sanrobust::aggregation", mutates_args=(),
+           schema=f"(Tensor value, Tensor weight, {_WINDOW}, str backend) -> Tensor")
+def aggregation(value: Tensor, weight: Tensor, footprint: int, stride: int, dilation: int,
+                padding_mode: str, backend: str) -> Tensor:
+    return kernels(backend).aggregation(
+        value, weight, _window(footprint, stride, dilation, padding_mode))
+
+
+@aggregation.register_fake
+def _(value: Tensor, weight: Tensor, footprint: int, stride: int, dilation: int, padding_mode: str,
+      backend: str) -> Tensor:
+    size = _window(footprint, stride, dilation, padding_mode).output_size(value)
+    return value.new_empty(*value.shape[:2], *size)
+
+
+@custom_op("sanrobust::aggregation_backward", mutates_args=(),
+           schema=f"(Tensor grad, Tensor value, Tensor weight, {_WINDOW}, str backend, "
+                  "bool needs_value, bool needs_weight) -> (Tensor, Tensor)")
+def aggregation_backward(grad: Tensor, value: Tensor, weight: Tensor, footprint: int, stride: int,
+                         dilation: int, padding_mode: str, backend: str, needs_value: bool,
+                         needs_weight: bool) -> tuple[Tensor, Tensor]:
+    return kernels(backend).aggregation_backward(
+        grad, value, weight, _window(footprint, stride, dilation, padding_mode),
+        needs_value, needs_weight)
+
+
+@aggregation_backward.register_fake
+def _(grad: Tensor, value: Tensor, weight: Tensor, footprint: int, stride: int, dilation: int,
+      padding_mode: str, backend: str, needs_value: bool,
+      needs_weight: bool) -> tuple[Tensor, Tensor]:
+    return (value.new_empty(value.shape if needs_value else (0,)),
+            weight.new_empty(weight.shape if needs_weight else (0,)))
+
+
+@custom_op("sanrobust::subtraction", mutates_args=(),
+           schema=f"(Tensor query, Tensor key, {_WINDOW}, str backend) -> Tensor")
+def subtraction(query: Tensor, key: Tensor, footprint: int, stride: int, dilation: int,
+                padding_mode: str, backend: str) -> Tensor:
+    return kernels(backend).subtraction(
+        query, key, _window(footprint, stride, dilation, padding_mode))
+
+
+@subtraction.register_fake
+def _(query: Tensor, key: Tensor, footprint: int, stride: int, dilation: int, padding_mode: str,
+      backend: str) -> Tensor:
+    window = _window(footprint, stride, dilation, padding_mode)
+    height, width = window.output_size(query)
+    return query.new_empty(*query.shape[:2], window.neighbours, height * width)
+
+
+@custom_op("sanrobust::subtraction_backward", mutates_args=(),
+           schema=f"(Tensor grad, SymInt height, SymInt width, {_WINDOW}, str backend) "
+                  "-> (Tensor, Tensor)")
+def subtraction_backward(grad: Tensor, height: int, width: int, footprint: int, stride: int,
+                         dilation: int, padding_mode: str, backend: str) -> tuple[Tensor, Tensor]:
+    return kernels(backend).subtraction_backward(
+        grad, (height, width), _window(footprint, stride, dilation, padding_mode))
+
+
+@subtraction_backward.register_fake
+def _(grad: Tensor, height: int, width: int, footprint: int, stride: int, dilation: int,
+      padding_mode: str, backend: str) -> tuple[Tensor, Tensor]:
+    shape = (*grad.shape[:2], height, width)
+    return grad.new_empty(shape), grad.new_empty(shape)
+
+
+@custom_op("sanrobust::pairwise_attention", mutates_args=(),
+           schema=f"({_MAPS}, Tensor position, {_FUSED}) -> Tensor")
+def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+                       matrices: Sequence[Tensor], footprint: int, padding_mode: str,
+                       backend: str) -> Tensor:
+    window = _same_size(footprint, padding_mode)
+    return fused_kernels(backend).pairwise(
+        query, key, value, _table(position, matrices, window, query), window)
+
+
+@pairwise_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, position: Tensor, matrices: Sequence[Tensor],
+      footprint: int, padding_mode: str, backend: str) -> Tensor:
+    return value.new_empty(value.shape)
+
+
+@custom_op("sanrobust::pairwise_attention_backward", mutates_args=(),
+           schema=f"(Tensor grad, {_MAPS}, Tensor position, {_FUSED}) "
+                  "-> (Tensor, Tensor, Tensor)")
+def pairwise_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                                position: Tensor, matrices: Sequence[Tensor], footprint: int,
+                                padding_mode: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    window = _same_size(footprint, padding_mode)
+    return fused_kernels(backend).pairwise_backward(
+        grad, query, key, value, _table(position, matrices, window, query), window)
+
+
+@pairwise_attention_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+      matrices: Sequence[Tensor], footprint: int, padding_mode: str,
+      backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+@custom_op("sanrobust::patchwise_attention", mutates_args=(),
+           schema=f"({_MAPS}, {_FUSED}) -> Tensor")
+def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, matrices: Sequence[Tensor],
+                        footprint: int, padding_mode: str, backend: str) -> Tensor:
+    return fused_kernels(backend).patchwise(
+        query, key, value, PatchwiseMatrices(*matrices), _same_size(footprint, padding_mode))
+
+
+@patchwise_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, matrices: Sequence[Tensor], footprint: int,
+      padding_mode: str, backend: str) -> Tensor:
+    return value.new_empty(value.shape)
+
+
+@custom_op("sanrobust::patchwise_attention_backward", mutates_args=(),
+           schema=f"(Tensor grad, {_MAPS}, {_FUSED}) -> (Tensor, Tensor, Tensor)")
+def patchwise_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                                 matrices: Sequence[Tensor], footprint: int, padding_mode: str,
+                                 backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return fused_kernels(backend).patchwise_backward(
+        grad, query, key, value, PatchwiseMatrices(*matrices),
+        _same_size(footprint, padding_mode))
+
+
+@patchwise_attention_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, matrices: Sequence[Tensor],
+      footprint: int, padding_mode: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)

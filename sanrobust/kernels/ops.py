@@ -1,0 +1,58 @@
+"""The operators as the backends call them: custom operators of torch.
+
+Each has a fake kernel (for torch.compile and export), a gradient and a formula for
+``torch.utils.flop_counter``. Maps are (B, C, H, W), letters those of ``plain``; ``backend`` names
+the kernel set that computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sanrobust.kernels import flops, gradients, operators  # noqa: F401 (they register)
+from sanrobust.kernels.folding import FoldedPairwise, FoldedPatchwise
+from sanrobust.kernels.plain import Window
+
+
+def aggregation(value: Tensor, weight: Tensor, window: Window, *, backend: str) -> Tensor:
+    """Sum the neighbours under their weights by the kernels of ``backend``."""
+    summed: Tensor = torch.ops.sanrobust.aggregation(value, weight, *_spelled(window), backend)
+    return summed
+
+
+def subtraction(query: Tensor, key: Tensor, window: Window, *, backend: str) -> Tensor:
+    """Return centre minus neighbours by the kernels of ``backend``."""
+    relation: Tensor = torch.ops.sanrobust.subtraction(query, key, *_spelled(window), backend)
+    return relation
+
+
+def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+                       folded: FoldedPairwise, window: Window, *, backend: str) -> Tensor:
+    """Attend by a folded mapping with the fused kernels of ``backend``; maps as projected."""
+    scale, shift = folded.query_scale[:, None, None], folded.query_shift[:, None, None]
+    code = folded.code
+    matrices = [folded.w1, folded.w1t, folded.w2, folded.w2t,
+                code.scale, code.shift, code.weight, code.bias]
+    attended: Tensor = torch.ops.sanrobust.pairwise_attention(
+        torch.addcmul(shift, query, scale).to(query.dtype), (key * scale).to(key.dtype), value,
+        position, matrices, window.footprint, window.padding_mode, backend)
+    return attended
+
+
+def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, folded: FoldedPatchwise,
+                        window: Window, *, backend: str) -> Tensor:
+    """Attend by a folded mapping with the fused kernels of ``backend``; maps as projected."""
+    scale, shift = folded.query_scale[:, None, None], folded.query_shift[:, None, None]
+    read = folded.matrices
+    matrices = [read.key_scale, read.key_shift, read.w1, read.w1t, read.b1, read.w2, read.w2t,
+                read.b2]
+    attended: Tensor = torch.ops.sanrobust.patchwise_attention(
+        torch.addcmul(shift, query, scale).to(query.dtype), key, value,
+        matrices, window.footprint, window.padding_mode, backend)
+    return attended
+
+
+def _spelled(window: Window) -> tuple[int, int, int, str]:
+    """A window as the arguments of an operator."""
+    return window.footprint, window.stride, window.dilation, window.padding_mode

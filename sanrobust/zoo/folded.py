@@ -1,0 +1,142 @@
+"""A whole SAN by the native kernels: for evaluation, where weights are frozen and BN is fixed.
+
+Normalisations are folded into their neighbours, the three projections of a block are one matrix
+product, ReLUs, residual additions and poolings happen inside the products, and maps are rows of
+pixels, channels last. The logits are the plain network's within float32 rounding. Every output is
+summed in an order that neither the batch nor the number of threads changes.
+
+Letters: B images, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.kernels import backends
+from sanrobust.kernels.modules import PairwiseAttention
+from sanrobust.kernels.native import library
+from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
+from sanrobust.kernels.native.layers import (AttentionLayer, Block, Buffers, Head, Layer, Stem,
+                                             Tape, Transition)
+from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.san import San, SanBlock, require_large_enough
+
+
+class FoldedSan(nn.Module):
+    """A frozen `San` in eval mode, folded; normalised images (B, 3, H, W) to logits (B, K).
+
+    Gradients reach the images alone, and later changes of the network's weights are not seen.
+
+    Args:
+        network: what to fold; it is only read.
+
+    Raises BackendError when `refusal` has a reason.
+    """
+
+    def __init__(self, network: San) -> None:
+        super().__init__()
+        config = network.config
+        self._smallest = network.smallest_input
+        self._stem = Stem(network.conv_in, network.bn_in, pooled=config.pools[0])
+        self._layers = list(_layers(network))
+        self._head = Head(_norm(network, len(config.layers) - 1), network.fc)
+        self.memory = Buffers()
+        self.eval()
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that the batch last seen has taken."""
+        return self.memory.bytes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of normalised ``images`` (B, 3, H, W), float32 on the CPU.
+
+        Raises UsageError when an image is smaller than the attention footprints allow.
+        """
+        require_large_enough(images, self._smallest)
+        if torch.is_grad_enabled() and images.requires_grad:
+            logits: Tensor = _Folded.apply(images, self)
+            return logits
+        return self.logits(images, Tape(self.memory, keep=False))
+
+    def logits(self, images: Tensor, tape: Tape) -> Tensor:
+        """Return the logits (B, K), leaving on ``tape`` what `pixel_gradient` reads."""
+        tape.buffers.begin(tuple(images.shape))
+        rows = self._stem.forward(images.detach().contiguous(), tape)
+        for layer in self._layers:
+            rows = layer.forward(rows, tape)
+        return self._head.forward(rows, tape)
+
+    def pixel_gradient(self, grad: Tensor, tape: Tape) -> Tensor:
+        """Return the gradient of the images (B, 3, H, W) for ``grad`` (B, K) of the logits."""
+        rows = self._head.backward(grad, tape)
+        for layer in reversed(self._layers):
+            rows = layer.backward(rows, tape)
+        return self._stem.backward(rows, tape).values
+
+
+class _Folded(torch.autograd.Function):
+    """The folded network as one step of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, network: FoldedSan) -> Tensor:
+        ctx.network, ctx.tape = network, Tape(network.memory, keep=True)
+        return network.logits(images, ctx.tape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.network.pixel_gradient(grad, ctx.tape), None
+
+
+def accelerate(classifier: Classifier, device: torch.device) -> tuple[Classifier, str | None]:
+    """Return ``classifier`` with its network folded; itself and the reason where it cannot be."""
+    network = classifier.network
+    reason = refusal(network, device)
+    if reason is not None:
+        return classifier, reason
+    assert isinstance(network, San)
+    return classifier.computed_by(FoldedSan(network)), None
+
+
+def refusal(network: nn.Module, device: torch.device) -> str | None:
+    """Return why ``network`` cannot be folded for ``device``, as a clause; None when it can."""
+    if not isinstance(network, San):
+        return "it is no SAN"
+    if network.training:
+        return "it is in train mode, where normalisation depends on the batch"
+    if device.type != "cpu":
+        return f"the folded network runs on the CPU, not on {device.type}"
+    if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
+        return "its weights are not float32"
+    if backends.requested() not in (backends.AUTO, "native"):
+        return f"backend {backends.requested()} was asked for"
+    return library.refusal()
+
+
+def _layers(network: San) -> Iterator[Layer]:
+    norm = None
+    for stage, pooled in enumerate(network.config.pools):
+        convolution = network.get_submodule(f"conv{stage}")
+        assert isinstance(convolution, nn.Conv2d)
+        yield Transition(convolution, norm, pooled=pooled)
+        for block in network.get_submodule(f"layer{stage}").children():
+            assert isinstance(block, SanBlock)
+            yield Block(block.bn1, projections(block.sam), _attention(block), block.conv)
+        norm = _norm(network, stage)
+
+
+def _attention(block: SanBlock) -> AttentionLayer:
+    if isinstance(block.sam, PairwiseAttention):
+        return PairwiseRows(block.sam, block.bn2)
+    return PatchwiseRows(block.sam, block.bn2)
+
+
+def _norm(network: San, stage: int) -> nn.BatchNorm2d:
+    norm = network.get_submodule(f"bn{stage}")
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm

@@ -1,0 +1,166 @@
+"""What the native kernels compute, said in torch after the formulas of ``api.h``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sanrobust.kernels import reference
+from sanrobust.kernels.native import library
+from sanrobust.kernels.native.library import PairwiseArgs, PatchwiseArgs, address
+from sanrobust.kernels.reference import Window
+
+PADDING = {"reflect": library.REFLECT, "zeros": library.ZEROS}
+ELEMENT = {torch.float32: library.FLOAT, torch.float64: library.DOUBLE}
+
+
+class Pairwise:
+    """One pairwise case with all its tensors, drawn from ``seed``."""
+
+    names = ("qkv", "w1", "w2", "table", "scale", "shift", "grad")
+    transposed = {"w1": "w1t", "w2": "w2t"}
+    args, function = PairwiseArgs, "sanrobust_pairwise"
+
+    def __init__(self, *, images=2, height=5, width=6, relation=4, hidden=4, groups=2, channels=16,
+                 footprint=3, padding="reflect", per_pixel=False, epilogue=True, seed=0):
+        draw = drawing(seed)
+        self.window = Window(footprint, padding_mode=padding)
+        self.size = (images, height, width)
+        self.widths = dict(relation=relation, hidden=hidden, groups=groups, channels=channels)
+        self.extra = {"table_per_pixel": int(per_pixel)}
+        self.qkv = draw(images * height * width, 2 * relation + channels)
+        self.w1 = draw(hidden, relation) / relation ** 0.5
+        self.w2 = draw(groups, hidden) / hidden ** 0.5
+        self.table = draw(height * width if per_pixel else 1, footprint ** 2 + 1, hidden)
+        self.scale, self.shift = epilogue_of(draw, channels, epilogue)
+        self.grad = draw(images * height * width, channels)
+
+    def truth(self, qkv, of):
+        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them."""
+        query, key, value = maps_of(self, qkv)
+        relation = reference.subtraction(query, key, self.window).relu()
+        table = of(self.table)[:, displacements(self).long()]
+        if table.shape[0] > 1:
+            pixels = torch.arange(table.shape[2])
+            table = table[pixels, :, pixels].unsqueeze(0).transpose(1, 2)
+        hidden = torch.einsum("mr,brjp->bmjp", of(self.w1), relation)
+        hidden = (hidden + table.permute(0, 3, 1, 2)).relu()
+        weight = torch.einsum("sm,bmjp->bsjp", of(self.w2), hidden).softmax(2)
+        return finished(self, reference.aggregation(value, weight, self.window), of)
+
+
+class Patchwise:
+    """One patchwise case."""
+
+    names = ("qkv", "key_scale", "key_shift", "w1", "b1", "w2", "b2", "scale", "shift", "grad")
+    transposed = {"w1": "w1t", "w2": "w2t"}
+    args, function = PatchwiseArgs, "sanrobust_patchwise"
+
+    def __init__(self, *, images=2, height=5, width=6, relation=4, hidden=2, groups=2, channels=16,
+                 footprint=3, padding="reflect", epilogue=True, seed=0):
+        draw = drawing(seed)
+        self.window = Window(footprint, padding_mode=padding)
+        self.size = (images, height, width)
+        self.widths = dict(relation=relation, hidden=hidden, groups=groups, channels=channels)
+        self.extra = {}
+        neighbours = footprint ** 2
+        inner = (1 + neighbours) * relation
+        self.qkv = draw(images * height * width, 2 * relation + channels)
+        self.key_scale = draw(neighbours, relation)
+        self.key_shift = draw(neighbours, relation)
+        self.w1 = draw(hidden, inner) / inner ** 0.5
+        self.b1 = draw(hidden)
+        self.w2 = draw(neighbours * groups, hidden) / hidden ** 0.5
+        self.b2 = draw(neighbours * groups)
+        self.scale, self.shift = epilogue_of(draw, channels, epilogue)
+        self.grad = draw(images * height * width, channels)
+
+    def truth(self, qkv, of):
+        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them."""
+        query, key, value = maps_of(self, qkv)
+        patch = reference.neighbours(key, self.window).transpose(1, 2)
+        patch = patch * of(self.key_scale)[..., None] + of(self.key_shift)[..., None]
+        patch = torch.cat((query.flatten(2), patch.flatten(1, 2)), 1).relu()
+        hidden = torch.einsum("mi,bip->bmp", of(self.w1), patch) + of(self.b1)[:, None]
+        weight = torch.einsum("om,bmp->bop", of(self.w2), hidden.relu()) + of(self.b2)[:, None]
+        weight = weight.unflatten(1, (self.window.neighbours, -1)).transpose(1, 2)
+        return finished(self, reference.aggregation(value, weight, self.window), of)
+
+
+def drawing(seed):
+    """Return a function that draws normal tensors in float64."""
+    random = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
+
+
+def epilogue_of(draw, channels, epilogue):
+    return (draw(channels), draw(channels)) if epilogue else (None, None)
+
+
+def maps_of(case, qkv):
+    """Split rows (P, 2R + O) into maps of queries, keys and values."""
+    images, height, width = case.size
+    relation, channels = case.widths["relation"], case.widths["channels"]
+    maps = qkv.unflatten(0, (images, height * width)).transpose(1, 2)
+    return maps.unflatten(2, (height, width)).split((relation, relation, channels), 1)
+
+
+def finished(case, maps, of):
+    """Rows of maps, behind scale, shift and ReLU where the case has them."""
+    rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)
+    if case.scale is None:
+        return rows
+    return (rows * of(case.scale) + of(case.shift)).relu()
+
+
+def displacements(case):
+    """Row of the table by neighbour and pixel (K2, P): where the neighbour really lies."""
+    _, height, width = case.size
+    reach, side = case.window.padding, case.window.footprint
+    down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack((down, across, torch.ones_like(down))).double().unsqueeze(0)
+    found = reference.neighbours(places, case.window)[0]
+    step = found[:2] - places[0, :2].flatten(1).unsqueeze(1) + reach
+    return torch.where(found[2] > 0, step[0] * side + step[1], side ** 2)
+
+
+def expected(case, dtype=torch.float64):
+    """Return the output and the gradient of qkv by torch in ``dtype``, as float64."""
+    qkv = case.qkv.to(dtype).requires_grad_()
+    out = case.truth(qkv, lambda tensor: tensor.to(dtype))
+    grad, = torch.autograd.grad(out, qkv, case.grad.to(dtype))
+    return out.detach().double(), grad.double()
+
+
+def computed(case, dtype=torch.float64, *, threads=1, level=None):
+    """Return the same by the native kernels, as float64."""
+    kernels = library.load() if level is None else library.load_level(level)
+    args, held = arguments(case, dtype, threads)
+    kernels.call(case.function + "_forward", args)
+    kernels.call(case.function + "_backward", args)
+    return held["out"].double(), held["grad_qkv"].double()
+
+
+def arguments(case, dtype, threads):
+    """Return the struct of a case and the tensors that it points to."""
+    held: dict[str, Tensor] = {}
+    for name in case.names:
+        tensor = getattr(case, name)
+        if tensor is not None:
+            held[name] = tensor.to(dtype).contiguous()
+    for name, other in case.transposed.items():
+        held[other] = held[name].t().contiguous()
+    # NaN wherever a kernel forgets to write.
+    for name, like in (("y", "grad"), ("out", "grad"), ("grad_qkv", "qkv")):
+        held[name] = torch.full_like(held[like], torch.nan)
+    images, height, width = case.size
+    args = case.args(images=images, height=height, width=width, **case.widths, **case.extra,
+                     footprint=case.window.footprint, threads=threads,
+                     padding=PADDING[case.window.padding_mode], element=ELEMENT[dtype],
+                     **{name: address(tensor) for name, tensor in held.items()})
+    return args, held
+
+
+def error(found, wanted):
+    """Largest difference relative to the largest value wanted (or to 1e-30 where all are 0)."""
+    return ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()

@@ -1,0 +1,110 @@
+"""Every CUDA kernel through NVIDIA's compiler, which needs no device.
+
+By default each kernel is compiled for one of the architectures, in turns, so that the tests stay
+short; SANROBUST_ALL_ARCHITECTURES=1 compiles each for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from sanrobust.kernels.cuda import catalog, compiler
+from sanrobust.kernels.cuda.compiler import Kernel
+
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc",
+                            reason="NVRTC's Python bindings come with torch for CUDA only")
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
+# What CuPy adds to the options, for device code and denormals.
+CUPY_ADDS = ("-ftz=true", "--device-as-default-execution-space")
+# Two blocks of 256 threads must fit into the 65536 registers of a multiprocessor.
+TUNED_REGISTERS = 128
+# One thread per value: more blocks hide the latency of memory.
+SIMPLE_REGISTERS = 96
+FUSED = ("pairwise.cu", "patchwise.cu", "narrow.cu")
+_REPORT = re.compile(r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+                     r"(\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nvrtc_loads() -> None:
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError as reason:
+        pytest.skip(f"NVRTC does not load here: {reason}")
+
+
+def groups() -> dict[tuple[str, str], list[Kernel]]:
+    """Kernels that are compiled together: of one file and element type (and width)."""
+    found: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
+    for kernel in catalog.all_kernels():
+        arguments = kernel.expression.partition("<")[2].rstrip(">").split(", ")
+        width = arguments[1] if kernel in TUNED else ""
+        found[kernel.file, " ".join((arguments[0], width)).strip()].append(kernel)
+    return dict(found)
+
+
+TUNED = frozenset(catalog.tuned_kernels())
+GROUPS = groups()
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    everything = bool(os.environ.get("SANROBUST_ALL_ARCHITECTURES"))
+    for number, (file, kind) in enumerate(GROUPS):
+        for turn, architecture in enumerate(ARCHITECTURES):
+            if everything or number % len(ARCHITECTURES) == turn:
+                yield file, kind, architecture
+
+
+def check(result: tuple[object, ...], program: object = None) -> object:
+    if result[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise AssertionError(f"{result[0]}\n{log_of(program) if program is not None else ''}")
+    return result[1] if len(result) > 1 else None
+
+
+def log_of(program: object) -> str:
+    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    nvrtc.nvrtcGetProgramLog(program, log)
+    return log.decode()
+
+
+@cache
+def report(file: str, kind: str, architecture: str) -> tuple[str, str]:
+    """Compile one group; return the compiler's log and which names it found."""
+    kernels = GROUPS[file, kind]
+    program = check(nvrtc.nvrtcCreateProgram(compiler.source(file).encode(), file.encode(), 0, [],
+                                             []))
+    for kernel in kernels:
+        check(nvrtc.nvrtcAddNameExpression(program, kernel.expression.encode()))
+    options = [each.encode() for each in (f"-arch={architecture}", *compiler.OPTIONS, *CUPY_ADDS,
+                                          "--ptxas-options=-v", "-Werror=all-warnings")]
+    check(nvrtc.nvrtcCompileProgram(program, len(options), options), program)
+    names = [check(nvrtc.nvrtcGetLoweredName(program, kernel.expression.encode()))
+             for kernel in kernels]
+    log = log_of(program)
+    nvrtc.nvrtcDestroyProgram(program)
+    return log, b" ".join(names).decode()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("file", "kind", "architecture"), list(cases()))
+def test_every_kernel_compiles_without_spilling_registers(file: str, kind: str,
+                                                          architecture: str) -> None:
+    log, names = report(file, kind, architecture)
+    found = {name: tuple(map(int, numbers)) for name, *numbers in _REPORT.findall(log)}
+    assert set(found) == set(names.split())
+    ceiling = TUNED_REGISTERS if file in FUSED else SIMPLE_REGISTERS
+    for name, (stack, stores, loads, registers) in found.items():
+        assert (stack, stores, loads) == (0, 0, 0), name
+        assert registers <= ceiling, name
+
+
+def test_a_file_contains_its_includes_once() -> None:
+    text = compiler.source("pairwise.cu")
+    assert "#include" not in text
+    assert text.count("struct PairwiseArgs {") == 1

@@ -1,0 +1,168 @@
+"""A SAN folded into native kernels gives the plain network's numbers, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sanrobust.errors import UsageError
+from sanrobust.kernels.backends import use_backend
+from sanrobust.kernels.native import library
+from sanrobust.zoo.build import build
+from sanrobust.zoo.folded import FoldedSan, accelerate, refusal
+from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form
+from sanrobust.zoo.resolve import create_model
+from sanrobust.zoo.san import San
+
+pytestmark = pytest.mark.skipif(library.load() is None,
+                                reason=f"no native kernels: {library.refusal()}")
+
+CPU = torch.device("cpu")
+SANS = tuple(name for name in ARCHITECTURES if name.startswith("san"))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_san(arch: str, *, small: bool) -> San:
+    """A network whose normalisations are far from the identity, in eval mode and frozen."""
+    torch.manual_seed(3)
+    network = build(small_form(arch) if small else imagenet_form(arch, num_classes=17))
+    assert isinstance(network, San)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.2)
+            nn.init.normal_(module.bias, std=0.2)
+            assert module.running_mean is not None and module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval().requires_grad_(False)
+
+
+def some_images(count: int, height: int, width: int) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def logits_and_gradient(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    images = images.clone().requires_grad_()
+    logits = network(images)
+    weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
+    gradient, = torch.autograd.grad((logits * weights).sum(), images)
+    return logits.detach(), gradient
+
+
+def relative(values: Tensor, truth: Tensor) -> float:
+    return float((values.double() - truth).norm() / truth.norm())
+
+
+SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
+         *((arch, True, (32, 36)) for arch in SANS), ("san10-pair", True, (37, 33)),
+         ("san10-patch", True, (33, 37))]
+
+
+@pytest.mark.parametrize(("arch", "small", "sides"), SIZES)
+def test_logits_are_as_exact_as_the_plain_networks(arch: str, small: bool,
+                                                   sides: tuple[int, int]) -> None:
+    network, images = random_san(arch, small=small), some_images(2, *sides)
+    folded = FoldedSan(network)(images)
+    with use_backend("reference"), torch.no_grad():
+        plain = network(images)
+        truth = network.double()(images.double())
+    # Twice the plain network's error, and a few roundings where that one is lucky.
+    assert relative(folded, truth) <= 2 * relative(plain, truth) + 1e-6
+
+
+@pytest.mark.parametrize(("arch", "small", "sides"), SIZES)
+def test_pixel_gradients_are_the_plain_networks(arch: str, small: bool,
+                                                sides: tuple[int, int]) -> None:
+    network, images = random_san(arch, small=small), some_images(2, *sides)
+    _, folded = logits_and_gradient(FoldedSan(network), images)
+    with use_backend("reference"):
+        _, truth = logits_and_gradient(network.double(), images.double())
+    # A ReLU within rounding of 0 may flip and moves the gradient by up to a percent; a wrong
+    # border or mask moves it by more. The operators' own tests are exact.
+    assert relative(folded, truth) < 1e-2
+    assert float(((folded - truth).abs() < 1e-4 * truth.abs().max()).double().mean()) > 0.9
+
+
+@pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
+@pytest.mark.parametrize("small", [True, False])
+def test_no_bit_depends_on_batch_or_threads(arch: str, small: bool) -> None:
+    network = FoldedSan(random_san(arch, small=small))
+    images = some_images(5, *((32, 36) if small else (128, 132)))
+    torch.set_num_threads(1)
+    logits, gradient = logits_and_gradient(network, images)
+    for threads, batch in ((1, 1), (3, 5), (4, 2)):
+        torch.set_num_threads(threads)
+        parts = [logits_and_gradient(network, part) for part in images.split(batch)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), logits)
+        assert torch.equal(torch.cat([part[1] for part in parts]), gradient)
+
+
+def test_a_gradient_can_be_taken_twice_and_two_passes_do_not_disturb_each_other() -> None:
+    network = FoldedSan(random_san("san10-pair", small=True))
+    one, other = (image.requires_grad_() for image in some_images(2, 32, 32)[:, None].unbind())
+    alone, = torch.autograd.grad(network(one)[0, 3], one)
+    first = network(one)[0, 3]
+    second = network(other)[0, 4]
+    torch.autograd.grad(second, other)
+    kept, = torch.autograd.grad(first, one, retain_graph=True)
+    again, = torch.autograd.grad(first, one)
+    assert torch.equal(kept, alone) and torch.equal(again, alone)
+
+
+def test_without_a_gradient_the_logits_are_the_same_bits() -> None:
+    network, images = FoldedSan(random_san("san15-patch", small=True)), some_images(3, 32, 32)
+    with torch.no_grad():
+        quick = network(images)
+    assert torch.equal(quick, logits_and_gradient(network, images)[0])
+
+
+@pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
+def test_an_image_that_is_not_a_number_stays_so_and_spoils_no_other(arch: str) -> None:
+    network, images = FoldedSan(random_san(arch, small=True)), some_images(3, 32, 32)
+    clean = network(images)
+    images[1, 0, 7, 9] = float("nan")
+    spoiled = network(images)
+    assert spoiled[1].isnan().all()
+    assert torch.equal(spoiled[::2], clean[::2])
+
+
+def test_an_empty_batch_gives_no_logits() -> None:
+    assert FoldedSan(random_san("san10-pair", small=True))(some_images(0, 32, 32)).shape == (0, 10)
+
+
+def test_the_digits_are_classified_as_before() -> None:
+    plain = create_model("san10-pair.digits")
+    fast, reason = accelerate(plain, CPU)
+    pixels = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert reason is None and isinstance(fast.network, FoldedSan)
+    assert fast.weights_digest == plain.weights_digest
+    with use_backend("reference"):
+        torch.testing.assert_close(fast(pixels), plain(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_images_too_small_for_the_footprint_are_refused() -> None:
+    network = random_san("san10-pair", small=True)
+    side = network.smallest_input
+    assert FoldedSan(network)(some_images(1, side, side)).shape == (1, 10)
+    with pytest.raises(UsageError, match=f"at least {side}x{side}"):
+        FoldedSan(network)(some_images(1, side, side - 1))
+
+
+def test_a_network_that_cannot_be_folded_says_why() -> None:
+    san = random_san("san10-pair", small=True)
+    assert refusal(san, CPU) is None
+    assert refusal(nn.Linear(2, 2), CPU) == "it is no SAN"
+    assert "on cuda" in str(refusal(san, torch.device("cuda")))
+    with use_backend("reference"):
+        assert refusal(san, CPU) == "backend reference was asked for"
+    assert "float32" in str(refusal(san.double(), CPU))
+    assert "train mode" in str(refusal(san.train(), CPU))
