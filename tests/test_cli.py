@@ -23,8 +23,8 @@ LIGHT = "-c", ("import sys, sanrobust.cli; "
                "sys.exit(f'{heavy} were imported' if heavy else 0)")
 
 
-@pytest.mark.parametrize("words", [(), ("rotate",), ("pgd",), ("table",), ("train",), ("info",),
-                                   ("zoo",), ("zoo", "list"), ("zoo", "show"), ("zoo", "add"),
+@pytest.mark.parametrize("words", [(), ("rotate",), ("pgd",), ("table",), ("train",), ("bench",),
+                                   ("info",), ("zoo",), ("zoo", "list"), ("zoo", "show"), ("zoo", "add"),
                                    ("zoo", "verify")], ids=" ".join)
 def test_every_command_has_help(command: Command, words: tuple[str, ...]) -> None:
     result = command(*words, "--help")
