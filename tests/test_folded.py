@@ -118,6 +118,15 @@ def test_a_gradient_can_be_taken_twice_and_two_passes_do_not_disturb_each_other(
     assert torch.equal(kept, alone) and torch.equal(again, alone)
 
 
+def test_a_pass_back_frees_what_it_used_and_a_second_one_must_be_announced() -> None:
+    network = FoldedSan(random_san("san10-patch", small=True))
+    images = some_images(2, 32, 32).requires_grad_()
+    logit = network(images)[0, 3]
+    torch.autograd.grad(logit, images)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(logit, images)
+
+
 def test_without_a_gradient_the_logits_are_the_same_bits() -> None:
     network, images = FoldedSan(random_san("san15-patch", small=True)), some_images(3, 32, 32)
     with torch.no_grad():

@@ -6,10 +6,11 @@ loaded and its model built. On a GPU it is what torch allocated above the model.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from sanrobust.bench.contender import Contender
 from sanrobust.bench.samples import Case
 from sanrobust.bench.settings import ATTACK, STEPS, Settings, Shape
 from sanrobust.device import free_memory, make_exact
+from sanrobust.kernels.native import library
 from sanrobust.memory import image_bytes
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -39,6 +41,7 @@ class Peak:
         case, contender: what was run.
         computed_by: what computed it, in words.
         base: bytes held before the first call: libraries, model and pixels.
+        model: how many of them model and pixels took.
         net: most bytes held above that during two calls; None when it could not be measured.
         failure: why not, as a clause.
     """
@@ -47,6 +50,7 @@ class Peak:
     contender: str
     computed_by: str
     base: int | None = None
+    model: int | None = None
     net: int | None = None
     failure: str | None = None
 
@@ -81,7 +85,7 @@ def too_large(contender: Contender, step: str, shape: Shape) -> str | None:
 
 
 def _elsewhere(case: Case, contender: str, settings: Settings) -> dict[str, Any]:
-    """Return what a process of its own found: ``base`` and ``net``, or a ``failure``."""
+    """Return what a process of its own found: ``base``, ``model``, ``net``; or a ``failure``."""
     job = {"model": case.name, "step": case.step, "contender": contender,
            "threads": settings.threads, "shape": asdict(settings.shape)}
     done = subprocess.run([sys.executable, "-m", "sanrobust.bench.peak", json.dumps(job)],
@@ -95,20 +99,28 @@ def _elsewhere(case: Case, contender: str, settings: Settings) -> dict[str, Any]
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, int]:
-    """Run one contender in this process and return the bytes it held: ``base`` and ``net``."""
+    """Run one contender in this process and return ``base``, ``model`` and ``net`` of `Peak`."""
     if job["threads"] is not None:
         torch.set_num_threads(job["threads"])
     make_exact()
     shape = Shape(**job["shape"])
-    classifier = models.load(job["model"], shape)
-    call = models.contender(job["contender"], classifier, shape).calls[job["step"]]
+    library.load()
+    libraries = _start(shape)
+    call = _call(job, shape)
     # Memory that building the model freed must not serve the calls unseen. For the same reason
     # the allocator is not tuned here: it would keep more than the calls need.
+    gc.collect()
     allocator.release()
     base = _start(shape)
     for _ in range(2):
         call()
-    return {"base": base, "net": _peak(shape) - base}
+    return {"base": base, "model": base - libraries, "net": _peak(shape) - base}
+
+
+def _call(job: Mapping[str, Any], shape: Shape) -> Callable[[], object]:
+    """Return one step of the contender; what it was made from is not kept."""
+    classifier = models.load(job["model"], shape)
+    return models.contender(job["contender"], classifier, shape).calls[job["step"]]
 
 
 def _start(shape: Shape) -> int:

@@ -17,7 +17,7 @@ from sanrobust.files import write_text
 SUMMARY_COLUMNS = (
     "kind", "name", "step", "contender", "computed_by", "batch_size", "img_size", "device",
     "dtype", "threads", "median_s", "fastest_s", "slowest_s", "images_per_s", "samples",
-    "rejected", "ours_faster", "base_bytes", "net_bytes", "failure")
+    "rejected", "ours_faster", "base_bytes", "model_bytes", "net_bytes", "failure")
 SAMPLE_COLUMNS = ("kind", "name", "step", "contender", "round", "seconds", "probe_before_gflops",
                   "probe_after_gflops", "healthy")
 
@@ -88,10 +88,11 @@ class Results:
         speed = (None,) * 7 if timed is None else (
             timed.seconds, timed.fastest, timed.slowest, timed.images_per_second, timed.samples,
             timed.rejected, timed.ours_faster)
-        memory = (None, None, None) if held is None else (held.base, held.net, held.failure)
+        memory = (None,) * 3 if held is None else (held.base, held.model, held.net)
+        failure = None if held is None else held.failure
         return (*_names(case, contender), self.computed_by.get((case.name, contender)),
                 case.images, shape.img_size, shape.device, shape.dtype, self.threads, *speed,
-                *memory[:2], self.refused.get(key) or memory[2])
+                *memory, self.refused.get(key) or failure)
 
 
 def _names(case: Case, contender: str) -> tuple[str, ...]:

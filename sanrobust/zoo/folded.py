@@ -85,12 +85,18 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, network: FoldedSan) -> Tensor:
         ctx.network, ctx.tape = network, Tape(network.memory, keep=True)
+        ctx.save_for_backward(images)
         return network.logits(images, ctx.tape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.network.pixel_gradient(grad, ctx.tape), None
+        network, tape, ctx.tape = ctx.network, ctx.tape, None
+        if tape is None:  # A second pass through a graph that was retained: the first used it up.
+            images, = ctx.saved_tensors
+            tape = Tape(network.memory, keep=True)
+            network.logits(images, tape)
+        return network.pixel_gradient(grad, tape), None
 
 
 def accelerate(classifier: Classifier, device: torch.device) -> tuple[Classifier, str | None]:

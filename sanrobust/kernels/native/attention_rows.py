@@ -7,6 +7,8 @@ of the mapping, C channels of the block, H and W sides of a map.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ _TUNED = 1
 # On maps of more pixels the attention weights are computed again for the backward pass: there
 # they are most of the memory and little of the time.
 RECOMPUTED_PIXELS = 40 * 40
+# ... for a few images at a time. Images are independent, so that no number depends on it.
+RECOMPUTED_BYTES = 20 << 20
 
 
 class PairwiseRows:
@@ -54,18 +58,38 @@ class PairwiseRows:
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Return the gradient (P, 2R + O) of the rows."""
-        qkv, y, alpha, signs = tape.read(self)
-        assert qkv is not None
-        again = alpha is None and self._is_tuned(grad)
-        if again:
-            alpha, signs = self._state(grad, tape)
-            call("sanrobust_pairwise_forward", self._args(
-                grad, qkv=qkv, y=y, alpha=alpha, signs=signs))
-        result = tape.buffers.take(*qkv.shape)
-        call("sanrobust_pairwise_backward", self._args(
-            grad, qkv=qkv, y=y, alpha=alpha, signs=signs, grad=grad.values, grad_qkv=result))
-        tape.buffers.give(grad.values, *((alpha, signs) if again else ()))
+        with tape.read(self) as (qkv, y, alpha, signs):
+            assert qkv is not None and y is not None
+            result = tape.buffers.take(*qkv.shape)
+            if alpha is None and self._is_tuned(grad):
+                for part in self._parts(grad):
+                    self._backward_again(tape, part, qkv, y, grad, result)
+            else:
+                call("sanrobust_pairwise_backward", self._args(
+                    grad, qkv=qkv, y=y, alpha=alpha, signs=signs, grad=grad.values,
+                    grad_qkv=result))
+            tape.buffers.give(grad.values)
         return Rows(result, grad.images, grad.height, grad.width)
+
+    def _parts(self, rows: Rows) -> Iterator[slice]:
+        """Cut the batch so that the attention weights of a part stay small."""
+        per_image = rows.height * rows.width * self._window.neighbours * len(self._folded.w2) * 4
+        step = max(1, RECOMPUTED_BYTES // per_image)
+        for first in range(0, rows.images, step):
+            yield slice(first, min(first + step, rows.images))
+
+    def _backward_again(self, tape: Tape, images: slice, qkv: Tensor, y: Tensor, grad: Rows,
+                        result: Tensor) -> None:
+        """Compute the attention weights of a few ``images`` again and the gradients from them."""
+        pixels = grad.height * grad.width
+        part = slice(images.start * pixels, images.stop * pixels)
+        rows = Rows(grad.values[part], images.stop - images.start, grad.height, grad.width)
+        alpha, signs = self._state(rows, tape)
+        kept = dict(qkv=qkv[part], y=y[part], alpha=alpha, signs=signs)
+        call("sanrobust_pairwise_forward", self._args(rows, **kept))
+        call("sanrobust_pairwise_backward", self._args(
+            rows, **kept, grad=rows.values, grad_qkv=result[part]))
+        tape.buffers.give(alpha, signs)
 
     def _recomputes(self, rows: Rows) -> bool:
         return rows.height * rows.width > RECOMPUTED_PIXELS or not self._is_tuned(rows)
@@ -124,11 +148,11 @@ class PatchwiseRows:
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Return the gradient (P, 2R + O) of the rows."""
-        qkv, y, hidden = tape.read(self)
-        assert qkv is not None
-        result = tape.buffers.take(*qkv.shape)
-        call("sanrobust_patchwise_backward", self._args(
-            grad, qkv=qkv, y=y, h=hidden, grad=grad.values, grad_qkv=result))
+        with tape.read(self) as (qkv, y, hidden):
+            assert qkv is not None
+            result = tape.buffers.take(*qkv.shape)
+            call("sanrobust_patchwise_backward", self._args(
+                grad, qkv=qkv, y=y, h=hidden, grad=grad.values, grad_qkv=result))
         tape.buffers.give(grad.values)
         return Rows(result, grad.images, grad.height, grad.width)
 

@@ -9,6 +9,8 @@ order, whatever the batch and the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import Structure
 from dataclasses import dataclass
 from math import prod
@@ -119,9 +121,12 @@ class Tape:
         else:
             self.buffers.give(*tensors)
 
-    def read(self, layer: object) -> tuple[Tensor | None, ...]:
-        """Return what the layer has kept."""
-        return self._kept[id(layer)]
+    @contextmanager
+    def read(self, layer: object) -> Iterator[tuple[Tensor | None, ...]]:
+        """Lend what the layer has kept; after the block its memory serves again."""
+        tensors = self._kept.pop(id(layer))
+        yield tensors
+        self.buffers.give(*tensors)
 
     def sides(self, layer: object) -> tuple[int, int]:
         """Return the height and width of the layer's input."""
@@ -227,11 +232,11 @@ class Stem:
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Return the gradient of the images, whose values are (B, 3, H, W)."""
-        codes, = tape.read(self)
         sides = tape.sides(self)
         pixels = Rows(torch.empty(grad.images, 3, *sides), grad.images, *sides)
-        call("sanrobust_stem_backward", self._args(
-            pixels, grad=grad.values, codes=codes, grad_pixels=pixels.values))
+        with tape.read(self) as (codes,):
+            call("sanrobust_stem_backward", self._args(
+                pixels, grad=grad.values, codes=codes, grad_pixels=pixels.values))
         tape.buffers.give(grad.values)
         return pixels
 
@@ -274,13 +279,13 @@ class Transition:
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Return the gradient of the rows of the stage before."""
-        signs, codes = tape.read(self)
-        product = tape.buffers.take(grad.pixels, self._product.inputs)
-        self._product.backward(grad.values, product, affine=self._affine if signs is not None
-                               else None, signs=signs)
-        tape.buffers.give(grad.values)
-        result = Rows(product, grad.images, *tape.sides(self))
-        return self._unpool(result, codes, tape) if self._pooled else result
+        with tape.read(self) as (signs, codes):
+            product = tape.buffers.take(grad.pixels, self._product.inputs)
+            self._product.backward(grad.values, product, affine=self._affine if signs is not None
+                                   else None, signs=signs)
+            tape.buffers.give(grad.values)
+            result = Rows(product, grad.images, *tape.sides(self))
+            return self._unpool(result, codes, tape) if self._pooled else result
 
     def _unpool(self, pooled: Rows, codes: Tensor | None, tape: Tape) -> Rows:
         assert self._affine is not None
@@ -336,12 +341,12 @@ class Block:
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Add the residual's share to ``grad`` (P, C)."""
-        signs, = tape.read(self)
         attended = _empty_rows(tape, grad, self._output.inputs)
         self._output.backward(grad.values, attended.values)
         projected = self._attention.backward(attended, tape)
-        self._projections.backward(projected.values, grad.values, affine=self._affine,
-                                   signs=signs, add=True)
+        with tape.read(self) as (signs,):
+            self._projections.backward(projected.values, grad.values, affine=self._affine,
+                                       signs=signs, add=True)
         tape.buffers.give(projected.values)
         return grad
 
@@ -367,13 +372,13 @@ class Head:
 
     def backward(self, grad: Tensor, tape: Tape) -> Rows:
         """Return the gradient of the rows for ``grad`` (B, K) of the logits."""
-        signs, = tape.read(self)
         pooled = torch.empty(len(grad), self._linear.inputs)
         self._linear.backward(grad.contiguous(), pooled)
         like = Rows(grad, len(grad), *tape.sides(self))
         rows = _empty_rows(tape, like, self._linear.inputs)
-        call("sanrobust_head_backward", self._args(
-            rows, grad=pooled, signs=signs, grad_x=rows.values))
+        with tape.read(self) as (signs,):
+            call("sanrobust_head_backward", self._args(
+                rows, grad=pooled, signs=signs, grad_x=rows.values))
         return rows
 
     def _args(self, rows: Rows, **tensors: Tensor | None) -> HeadArgs:

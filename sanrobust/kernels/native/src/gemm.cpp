@@ -307,8 +307,8 @@ void by_rows(const GemmArgs &g, const Plan &plan, int64_t strips, int threads) {
     for (int64_t block = 0; block < blocks.parts; block++) {
       const int64_t begin = cut.first(strip) + blocks.first(block);
       const int64_t end = begin + blocks.size(block);
-      // After the last block comes another strip, most likely the one `threads` further.
-      const int64_t other = std::min(strip + threads, strips - 1);
+      // After the last block comes another strip, most likely the one behind this.
+      const int64_t other = std::min(strip + 1, strips - 1);
       const bool last = block + 1 == blocks.parts;
       const int64_t next = last ? cut.first(other) : end;
       const int size = last ? blocks_of(other).size(0) : blocks.size(block + 1);

@@ -1,9 +1,11 @@
 // Threads, scratch memory, and how a map is cut. No result depends on the number of threads.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #if defined(_OPENMP)
 #include <omp.h>
@@ -11,27 +13,58 @@
 
 namespace san {
 
-// Runs body(task) for every task in [0, tasks) on up to `threads` threads, in any order.
-template <class Body> void parallel_for(int64_t tasks, int threads, const Body &body) {
-  if (threads <= 1 || tasks <= 1) {
-    for (int64_t task = 0; task < tasks; task++) body(task);
-    return;
+// Tasks shared out among threads, to each a range of its own; a thread that has done its range goes
+// on with those of others. So a thread meets the same rows of maps of equal size in one call after
+// another: a line that only one core has read is cheap to write, one that several have is not.
+class Shares {
+ public:
+  Shares(int64_t tasks, int threads) : threads_(threads), shares_(new Share[threads]) {
+    for (int i = 0; i < threads; i++) {
+      shares_[i].next = tasks * i / threads;
+      shares_[i].end = tasks * (i + 1) / threads;
+    }
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t task = 0; task < tasks; task++) body(task);
-}
+  // The next task of `worker`, -1 when all are taken.
+  int64_t take(int worker) {
+    for (int i = 0; i < threads_; i++) {
+      Share &share = shares_[(worker + i) % threads_];
+      if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+      const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task < share.end) return task;
+    }
+    return -1;
+  }
 
-// The same with body(task, worker), worker in [0, threads): which of the private buffers that the
-// caller made before the loop belongs to the running thread.
+ private:
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int threads_;
+  const std::unique_ptr<Share[]> shares_;
+};
+
+// Runs body(task, worker) for every task in [0, tasks) on up to `threads` threads, in any order;
+// worker in [0, threads) is the running thread, as which it owns private buffers.
 template <class Body> void parallel_workers(int64_t tasks, int threads, const Body &body) {
 #if defined(_OPENMP)
   if (threads > 1 && tasks > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t task = 0; task < tasks; task++) body(task, omp_get_thread_num());
+    Shares shares(tasks, threads);
+#pragma omp parallel num_threads(threads)
+    {
+      const int worker = omp_get_thread_num();
+      for (int64_t task = shares.take(worker); task >= 0; task = shares.take(worker))
+        body(task, worker);
+    }
     return;
   }
 #endif
   for (int64_t task = 0; task < tasks; task++) body(task, 0);
+}
+
+// The same with body(task).
+template <class Body> void parallel_for(int64_t tasks, int threads, const Body &body) {
+  parallel_workers(tasks, threads, [&](int64_t task, int) { body(task); });
 }
 
 // Memory of one thread that is kept between calls; `slot` tells apart buffers in use together.
