@@ -170,8 +170,7 @@ class _Job:
         facts = {
             "started": _now(), "weights_source": classifier.source, "batch_size": batch_size,
             "workers": self.how.workers, "environment": environment(self.device),
-            "folded": not_folded is None, "not_folded": not_folded,
-            **store.header(),
+            "not_folded": not_folded, **store.header(),
         }
         least = least_batch(self.device) if not_folded and self.experiment.batched else 1
         with _header(store, facts):

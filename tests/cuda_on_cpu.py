@@ -17,7 +17,7 @@ SHIM = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++")
 # The struct that the kernels of a source take, told by their names.
 STRUCTS = {"pairwise": "PairwiseArgs", "patchwise": "PatchwiseArgs"}
-WITH_BARRIERS = ("narrow.cu", "pairwise.cu", "patchwise.cu")
+WITH_BARRIERS = ("narrow.cu", "pairwise_forward.cu", "pairwise_backward.cu", "patchwise.cu")
 # An H100's limit for one block.
 SHARED_LIMIT = 227 << 10
 

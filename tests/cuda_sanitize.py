@@ -13,7 +13,7 @@ from cuda_cases import make
 from cuda_on_cpu import ShimDevice
 
 from sanrobust.kernels.cuda import catalog
-from sanrobust.kernels.cuda.backend import CupyKernels
+from sanrobust.kernels.cuda.kernels import CupyKernels
 from sanrobust.kernels.cuda.launch import kernel
 from sanrobust.kernels.plain import Window
 

@@ -10,6 +10,7 @@ import ctypes
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,12 @@ class Result:
     y: Tensor
     out: Tensor
     grad_qkv: Tensor
+
+
+def tuned_case(kind: str, relation: int, footprint: int, height: int, width: int,
+               **settings: Any) -> Case:
+    """Return a case with as many groups as the networks have."""
+    return Case(kind, relation, relation // 2, footprint, height, width, **settings)
 
 
 def require_library() -> library.Library:

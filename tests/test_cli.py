@@ -14,6 +14,7 @@ from PIL import Image
 
 import sanrobust
 from conftest import SCRIPT, Command
+from sanrobust import allocator
 from sanrobust.zoo.build import build
 from sanrobust.zoo.forms import small_form
 
@@ -221,6 +222,21 @@ def test_info_names_backends_and_why_cuda_is_not_used(command: Command) -> None:
     output = command("info").output
     assert "reference" in output and "torch" in output
     assert torch.cuda.is_available() or "not used" in output
+
+
+def test_info_says_what_the_allocator_does_and_why_not(
+        command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def line() -> str:
+        return next(each for each in command("info").output.splitlines()
+                    if each.startswith("allocator "))
+
+    done = ("M_MMAP_MAX=0", "M_TRIM_THRESHOLD=-1")
+    monkeypatch.setattr(allocator, "tune", lambda: allocator.Tuning(done))
+    assert line().endswith("keeps freed memory (M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)")
+    monkeypatch.undo()
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    refusal = allocator.tune().refusal
+    assert refusal is not None and line().endswith(f"as it is: {refusal}")
 
 
 def test_zoo_lists_shows_adds_and_verifies(command: Command, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def san_case(kind: str, relation: int, height: int, width: int, images: int = 2)
 def run(case: Case, dtype: torch.dtype, device: str = "cuda",
         memory_format: torch.memory_format = torch.contiguous_format) -> list[Tensor]:
     """Result and gradients of a case by the kernels of the device."""
-    from sanrobust.kernels.cuda.backend import CupyKernels
+    from sanrobust.kernels.cuda.kernels import CupyKernels
     query, key, value, grad = (
         each.to(device, dtype).contiguous(memory_format=memory_format)
         for each in (*case.maps, case.grad))
@@ -157,7 +157,7 @@ def test_a_second_device_computes_the_same(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pairwise"])
 def test_scattered_gradients_are_close_to_gathered_ones(kind: str) -> None:
-    from sanrobust.kernels.cuda.backend import CupyKernels
+    from sanrobust.kernels.cuda.kernels import CupyKernels
     case = san_case(kind, 32, 14, 14)
     maps = [each.float().cuda() for each in (*case.maps, case.grad)]
     matrices = case.matrices_of(torch.float32)

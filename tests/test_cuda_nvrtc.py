@@ -27,7 +27,7 @@ CUPY_ADDS = ("-ftz=true", "--device-as-default-execution-space")
 TUNED_REGISTERS = 128
 # One thread per value: more blocks hide the latency of memory.
 SIMPLE_REGISTERS = 96
-FUSED = ("pairwise.cu", "patchwise.cu", "narrow.cu")
+FUSED = ("pairwise_forward.cu", "pairwise_backward.cu", "patchwise.cu", "narrow.cu")
 _REPORT = re.compile(r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                      r"(\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL)
 
@@ -105,6 +105,6 @@ def test_every_kernel_compiles_without_spilling_registers(file: str, kind: str,
 
 
 def test_a_file_contains_its_includes_once() -> None:
-    text = compiler.source("pairwise.cu")
+    text = compiler.source("pairwise_forward.cu")
     assert "#include" not in text
     assert text.count("struct PairwiseArgs {") == 1

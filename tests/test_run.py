@@ -17,7 +17,9 @@ from PIL import Image
 
 from conftest import Command
 from sanrobust.errors import Interrupted, ModelError
+from sanrobust.kernels.native import library
 from sanrobust.records import find_runs
+from sanrobust.run import SWITCHED_OFF
 
 SMALL = "resnet26.untrained-small"
 ATTENTION = "san10-pair.untrained-small"
@@ -75,6 +77,16 @@ def test_the_whole_dataset_is_measured_once_per_view(command: Command, tmp_path:
     header = json.loads(next(tmp_path.glob("runs/*/run.json")).read_text())
     assert header["spec"]["images"] == 451 and header["seconds"] > 0
     assert header["environment"]["versions"]["torch"] and len(header["spec_digest"]) == 64
+
+
+def test_the_header_says_why_a_network_was_not_folded(command: Command, tmp_path: Path) -> None:
+    reasons = []
+    for options in ((), ("--no-fold",)):
+        out = tmp_path / str(len(reasons))
+        command("rotate", "-m", ATTENTION, "--num-samples", 2, "--device", "cpu", "--out", out,
+                *options)
+        reasons.append(json.loads(next(out.glob("runs/*/run.json")).read_text())["not_folded"])
+    assert reasons == [library.refusal(), SWITCHED_OFF]
 
 
 def test_both_budgets_of_table_10_are_the_default(command: Command, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ def info() -> None:
     """Print versions, devices, kernel backends and where files are kept."""
     import torch
 
-    from sanrobust import device
+    from sanrobust import allocator, device
     from sanrobust.kernels.backends import explain
     from sanrobust.zoo import store
     for name, version in device.versions().items():
@@ -19,6 +19,10 @@ def info() -> None:
     click.echo(f"\n{'cpu':<14}{torch.get_num_threads()} threads, "
                f"{torch.backends.cpu.get_cpu_capability()}, "
                f"{device.free_memory(cpu) / 2**30:.1f} GiB free")
+    tuning = allocator.tune()
+    allocates = (f"as it is: {tuning.refusal}" if tuning.refusal
+                 else f"keeps freed memory ({', '.join(tuning.done)})")
+    click.echo(f"{'allocator':<14}{allocates}")
     refusal = device.cuda_refusal()
     if refusal:
         click.echo(f"{'cuda':<14}not used: {refusal}")

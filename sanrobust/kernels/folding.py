@@ -153,7 +153,7 @@ def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fold
     ``refusal`` must have returned None.
     """
     def fold(layers: _Layers) -> FoldedPairwise:
-        scale, shift = _affine(layers.norm)
+        scale, shift = affine(layers.norm)
         w1, b1 = _hidden(layers)
         w2 = layers.linear2.weight.flatten(1)
         code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
@@ -169,7 +169,7 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fol
     ``refusal`` must have returned None.
     """
     def fold(layers: _Layers) -> FoldedPatchwise:
-        scale, shift = _affine(layers.norm)
+        scale, shift = affine(layers.norm)
         w1, b1 = _hidden(layers)
         # The mapping counts a key's channels first, then its neighbours; kernels the reverse.
         of_key = w1[:, relation:].view(len(w1), relation, -1).transpose(1, 2)
@@ -204,6 +204,16 @@ def position_table(position: Tensor, code: PositionCode, window: Window,
         differences = _displacements(window, place) @ -slopes
     hidden = torch.relu(differences * code.scale + code.shift) @ code.weight.t() + code.bias
     return hidden.to(dtype).contiguous()
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return a normalisation by stored statistics as scale and shift (C,), both float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -268,16 +278,6 @@ def _dtypes_for(maps: Tensor) -> tuple[torch.dtype, ...]:
     return (maps.dtype,)
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A normalisation by stored statistics as scale and shift (C,)."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
-
-
 def _bias(layer: nn.Conv2d) -> Tensor:
     if layer.bias is None:
         return layer.weight.new_zeros(layer.weight.shape[0], dtype=torch.float64)
@@ -286,7 +286,7 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 
 def _hidden(layers: _Layers) -> tuple[Tensor, Tensor]:
     """Weight and bias of the hidden layer, its normalisation folded in."""
-    scale, shift = _affine(layers.norm2)
+    scale, shift = affine(layers.norm2)
     return (layers.linear.weight.flatten(1).double() * scale[:, None],
             _bias(layers.linear) * scale + shift)
 
@@ -308,6 +308,8 @@ def _may_look(position: Tensor) -> bool:
 
 def _slopes(place: Tensor, eps: float) -> Tensor | None:
     """Return (2, P), the change of ``place`` (P, H, W) per row and per column; None: not affine."""
+    if not len(place):
+        return place.new_zeros(2, 0)
     height, width = place.shape[-2:]
     origin = place[:, :1, :1]
     down = (place[:, -1:, :1] - origin) / max(height - 1, 1)

@@ -33,6 +33,11 @@ class FusedBackend:
 
     def limits(self, call: Call) -> str | None:
         """Return why these kernels cannot compute a call on their device; None when they can."""
+        if any(each.layout != torch.strided for each in call.tensors):
+            return "the maps are not dense"
+        if call.operation == "patchwise_attention" \
+                and call.tensors[0].shape[1] != call.tensors[1].shape[1]:
+            return "query and key have different numbers of channels"
         return None
 
     def refusal(self, call: Call) -> str | None:

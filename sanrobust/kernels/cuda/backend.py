@@ -6,11 +6,8 @@ import torch
 
 from sanrobust.kernels.calls import Call
 from sanrobust.kernels.cuda import compiler
-from sanrobust.kernels.cuda.kernels import CupyKernels
 from sanrobust.kernels.cuda.launch import FOOTPRINTS
 from sanrobust.kernels.fused import FusedBackend
-
-__all__ = ["CupyBackend", "CupyKernels"]
 
 
 class CupyBackend(FusedBackend):
@@ -33,12 +30,7 @@ class CupyBackend(FusedBackend):
         if call.window.footprint not in FOOTPRINTS:
             return (f"the footprint is {call.window.footprint}, not one of "
                     f"{', '.join(map(str, FOOTPRINTS))}")
-        if any(each.layout != torch.strided for each in call.tensors):
-            return "the maps are not dense"
-        if call.operation == "patchwise_attention" \
-                and call.tensors[0].shape[1] != call.tensors[1].shape[1]:
-            return "query and key have different numbers of channels"
-        return None
+        return super().limits(call)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -41,9 +41,9 @@ def tuned_kernels() -> Iterator[Kernel]:
     """Yield fused attention of the SAN shapes, where registers must not spill."""
     for dtype, relation in product(DTYPES, RELATIONS):
         shape = ELEMENTS[dtype], str(relation)
-        yield kernel("pairwise.cu", "pairwise_forward", *shape)
+        yield kernel("pairwise_forward.cu", "pairwise_forward", *shape)
         for key in ("false", "true"):
-            yield kernel("pairwise.cu", "pairwise_backward", *shape, key)
+            yield kernel("pairwise_backward.cu", "pairwise_backward", *shape, key)
         for name in PATCHWISE:
             yield kernel("patchwise.cu", name, *shape)
 

@@ -16,28 +16,22 @@ _FILE = "elementary.cu"
 
 def aggregate(device: Device, value: Tensor, weight: Tensor, window: Window, out: Tensor) -> None:
     """Sum value (B, O, H, W) under weight (B, M, K2, L), of its or the accumulating dtype."""
-    args = _args(value, window, out, groups=weight.shape[1], first=map_of(value),
-                 weights=weights_of(weight), out=map_of(out))
-    each_value(device, kernel(_FILE, "aggregate", *_types(value, weight, window)),
-               out.numel(), args)
+    _aggregation(device, "aggregate", value, weight, window, out, walked=out,
+                 first=map_of(value), out=map_of(out))
 
 
 def aggregate_value_grad(device: Device, grad: Tensor, weight: Tensor, window: Window,
                          out: Tensor) -> None:
     """Write the gradient of the value (B, O, H, W) for ``grad`` (B, O, H', W')."""
-    args = _args(out, window, out, groups=weight.shape[1], grad=map_of(grad),
-                 weights=weights_of(weight), out=map_of(out))
-    each_value(device, kernel(_FILE, "aggregate_value_grad", *_types(grad, weight, window)),
-               out.numel(), args)
+    _aggregation(device, "aggregate_value_grad", out, weight, window, out, walked=out,
+                 grad=map_of(grad), out=map_of(out))
 
 
 def aggregate_weight_grad(device: Device, grad: Tensor, value: Tensor, window: Window,
                           out: Tensor) -> None:
     """Write the gradient of the weight (B, M, K2, L), of any strides."""
-    args = _args(value, window, value, groups=out.shape[1], grad=map_of(grad),
-                 first=map_of(value), weights=weights_of(out))
-    each_value(device, kernel(_FILE, "aggregate_weight_grad", *_types(grad, out, window)),
-               out.numel(), args)
+    _aggregation(device, "aggregate_weight_grad", value, out, window, out, walked=value,
+                 grad=map_of(grad), first=map_of(value))
 
 
 def subtract(device: Device, query: Tensor, key: Tensor, window: Window, out: Tensor) -> None:
@@ -55,9 +49,14 @@ def subtract_grad(device: Device, grad: Tensor, window: Window, out_query: Tenso
         each_value(device, kernel(_FILE, name, ELEMENTS[grad.dtype]), out.numel(), args)
 
 
-def _types(maps: Tensor, weight: Tensor, window: Window) -> tuple[str, str, str]:
-    """Spell the template arguments T, W and K."""
-    return ELEMENTS[maps.dtype], ELEMENTS[weight.dtype], str(window.footprint)
+def _aggregation(device: Device, name: str, value: Tensor, weight: Tensor, window: Window,
+                 written: Tensor, *, walked: Tensor, **described: Any) -> None:
+    """Launch a kernel of a value (or its gradient) and weights, a thread for each value written."""
+    args = _args(value, window, walked, groups=weight.shape[1], weights=weights_of(weight),
+                 **described)
+    which = kernel(_FILE, name, ELEMENTS[value.dtype], ELEMENTS[weight.dtype],
+                   str(window.footprint))
+    each_value(device, which, written.numel(), args)
 
 
 def _args(maps: Tensor, window: Window, walked: Tensor, groups: int = 1,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from torch import Tensor
 
 from sanrobust.kernels.cuda import compiler, elementary
@@ -12,6 +15,18 @@ from sanrobust.kernels.cuda.narrow import NarrowPairwise, NarrowPatchwise
 from sanrobust.kernels.cuda.tuned import TunedPairwise, TunedPatchwise
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.plain import Window
+
+
+class Attention(Protocol):
+    """The kernels of one operator for maps of one shape."""
+
+    def forward(self, maps: Maps, out: Tensor) -> None:
+        """Write the attended values (B, O, H, W)."""
+        ...
+
+    def backward(self, grad: Tensor, maps: Maps, grads: Maps) -> None:
+        """Write the gradients of query, key and value."""
+        ...
 
 
 def _cupy_device(maps: Tensor) -> Device:
@@ -67,43 +82,30 @@ class CupyKernels:
     def pairwise(self, query: Tensor, key: Tensor, value: Tensor, matrices: PairwiseMatrices,
                  window: Window) -> Tensor:
         """Attend with the softmax of the mapped differences."""
-        out = value.new_empty(value.shape)
-        if out.numel():
-            maps = query, key, value
-            self._pairwise(maps, matrices, window).forward(maps, out)
-        return out
+        maps = query, key, value
+        return _attended(maps, lambda: self._pairwise(maps, matrices, window))
 
     def pairwise_backward(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
                           matrices: PairwiseMatrices,
                           window: Window) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of the maps."""
         maps = query, key, value
-        grads = _zeros(maps) if not value.numel() else _empty(maps)
-        if value.numel():
-            self._pairwise(maps, matrices, window).backward(grad, maps, grads)
-        return grads
+        return _gradients(grad, maps, lambda: self._pairwise(maps, matrices, window))
 
     def patchwise(self, query: Tensor, key: Tensor, value: Tensor, matrices: PatchwiseMatrices,
                   window: Window) -> Tensor:
         """Attend with the mapped patches."""
-        out = value.new_empty(value.shape)
-        if out.numel():
-            maps = query, key, value
-            self._patchwise(maps, matrices, window).forward(maps, out)
-        return out
+        maps = query, key, value
+        return _attended(maps, lambda: self._patchwise(maps, matrices, window))
 
     def patchwise_backward(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
                            matrices: PatchwiseMatrices,
                            window: Window) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of the maps."""
         maps = query, key, value
-        grads = _zeros(maps) if not value.numel() else _empty(maps)
-        if value.numel():
-            self._patchwise(maps, matrices, window).backward(grad, maps, grads)
-        return grads
+        return _gradients(grad, maps, lambda: self._patchwise(maps, matrices, window))
 
-    def _pairwise(self, maps: Maps, matrices: PairwiseMatrices,
-                  window: Window) -> NarrowPairwise | TunedPairwise | GeneralPairwise:
+    def _pairwise(self, maps: Maps, matrices: PairwiseMatrices, window: Window) -> Attention:
         device = self._find_device(maps[0])
         if NarrowPairwise.takes(maps, matrices.w2, window):
             return NarrowPairwise(device, maps, matrices, window)
@@ -111,8 +113,7 @@ class CupyKernels:
             return TunedPairwise(device, maps, matrices, window, scatter=self._scatter)
         return GeneralPairwise(device, maps, matrices, window)
 
-    def _patchwise(self, maps: Maps, matrices: PatchwiseMatrices,
-                   window: Window) -> NarrowPatchwise | TunedPatchwise | GeneralPatchwise:
+    def _patchwise(self, maps: Maps, matrices: PatchwiseMatrices, window: Window) -> Attention:
         device = self._find_device(maps[0])
         if NarrowPatchwise.takes(maps, matrices.w2, window):
             return NarrowPatchwise(device, maps, matrices, window)
@@ -121,11 +122,19 @@ class CupyKernels:
         return GeneralPatchwise(device, maps, matrices, window)
 
 
-def _empty(maps: Maps) -> Maps:
-    query, key, value = maps
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+def _attended(maps: Maps, find: Callable[[], Attention]) -> Tensor:
+    """Return the attended values; kernels are found only where there are some."""
+    value = maps[2]
+    out = value.new_empty(value.shape)
+    if out.numel():
+        find().forward(maps, out)
+    return out
 
 
-def _zeros(maps: Maps) -> Maps:
-    query, key, value = maps
-    return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
+def _gradients(grad: Tensor, maps: Maps, find: Callable[[], Attention]) -> Maps:
+    """Return the gradients of the maps, which are 0 where there are no values."""
+    query, key, value = (each.new_empty(each.shape) for each in maps)
+    if value.numel():
+        find().backward(grad, maps, (query, key, value))
+        return query, key, value
+    return query.zero_(), key.zero_(), value

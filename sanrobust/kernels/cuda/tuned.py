@@ -20,7 +20,7 @@ from sanrobust.kernels.plain import Window
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RELATIONS = (16, 32, 64, 128)
-# Of pairwise.cu: pixels of a strip, parts of a pixel's pairs, the widest layer in shared memory.
+# Of pairwise.cuh: pixels of a strip, parts of a pixel's pairs, the widest layer in shared memory.
 _STRIP, _PARTS, _STAGED = 2, 2, 64
 # Strips taken together at footprint 7: as many as let two or three blocks share a multiprocessor
 # of compute capability 8.0 and 9.0, with few idle rows in the last product.
@@ -135,7 +135,7 @@ class TunedPairwise:
             table_per_pixel=int(self._matrices["table"].shape[0] > 1), tile_height=tile_height,
             tile_width=_TILE, strips=strips, scatter=int(self._scatter), **described,
             **{name: each.data_ptr() for name, each in self._matrices.items()})
-        which = kernel("pairwise.cu", name, *self._names, *more)
+        which = kernel(f"{name}.cu", name, *self._names, *more)
         self._device.launch(which, images * tiles, THREADS, args,
                             _pairwise_bytes(relation, strips, self._slots))
 
@@ -231,7 +231,7 @@ def _tiles(images: int, height: int, width: int) -> tuple[int, int]:
 
 
 def _pairwise_bytes(relation: int, strips: int, slots: int) -> int:
-    """Shared memory of a block of pairwise.cu (``Memory``)."""
+    """Shared memory of a block of pairwise.cuh (``Memory``)."""
     pixels = strips * _STRIP
     across = relation // 8 if relation == 128 else relation // 4
     panel = 4 * THREADS // across * (relation + 4)

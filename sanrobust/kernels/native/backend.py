@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from sanrobust.kernels.calls import Call
 from sanrobust.kernels.fused import FusedBackend
 from sanrobust.kernels.native import library
 
@@ -23,15 +22,6 @@ class NativeBackend(FusedBackend):
         """Return why there are no compiled kernels; the first call loads them."""
         answer: str | None = _library_refusal()
         return answer
-
-    def limits(self, call: Call) -> str | None:
-        """Return why the kernels cannot take the call's tensors; None when they can."""
-        if any(each.layout != torch.strided for each in call.tensors):
-            return "the maps are not dense"
-        if call.operation == "patchwise_attention" \
-                and call.tensors[0].shape[1] != call.tensors[1].shape[1]:
-            return "query and key have different numbers of channels"
-        return None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.errors import BackendError
+from sanrobust.kernels.folding import affine
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.library import (GemmArgs, HeadArgs, Library, PackArgs, StemArgs,
                                               UnpoolArgs, address)
@@ -150,16 +151,14 @@ class Layer(Protocol):
 
 
 class Affine:
-    """A normalisation in eval mode as scale and shift, computed in float64.
+    """A normalisation by stored statistics, as the kernels read it.
 
     Attributes:
         scale, shift: (C,) float32.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        shift = norm.bias.double() - norm.running_mean.double() * scale
+        scale, shift = affine(norm)
         self.scale, self.shift = _frozen(scale), _frozen(shift)
 
 

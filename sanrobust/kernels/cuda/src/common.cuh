@@ -127,6 +127,11 @@ template <class T> SAN_INLINE T *at(const Map &map, int64 image, int64 y, int64 
       + channel * map.channel;
 }
 
+// The channels of a pixel of maps that hold them together; an image has less than 2^31 elements.
+template <class T> SAN_INLINE T *row_of(const Map &map, int64 image, int pixel) {
+  return static_cast<T *>(map.data) + image * map.image + pixel * static_cast<int>(map.column);
+}
+
 struct Pixel {
   int64 image, rank;
   int y, x;

@@ -46,27 +46,34 @@ template <class T> SAN_INLINE Acc<T> hidden_at(const PairwiseArgs &args, const P
   return sum;
 }
 
-SAN_INLINE int64 pixels_of(const PairwiseArgs &args) {
-  return args.images * args.height * args.width;
-}
-SAN_INLINE int64 pixels_of(const PatchwiseArgs &args) {
-  return args.images * args.height * args.width;
+// What a thread computes: one of the values of a pixel, `index` among those of all pixels.
+struct Task {
+  int64 index;
+  int item;
+  Pixel pixel;
+};
+
+// Finds this thread's task where each pixel has `each` values; false beyond the last.
+template <class Args> SAN_INLINE bool find_task(const Args &args, int each, Task &task) {
+  task.index = global_index();
+  if (task.index >= args.images * args.height * args.width * each) return false;
+  task.item = static_cast<int>(task.index % each);
+  task.pixel = pixel_of(task.index / each, args.height, args.width);
+  return true;
 }
 
 // The logits of one slot of a pixel, in its row of alpha.
 template <class T>
 __global__ void __launch_bounds__(256) pairwise_logits(const PairwiseArgs args) {
   typedef Acc<T> A;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.slots) return;
-  const int number = static_cast<int>(index % args.slots);
-  const Pixel pixel = pixel_of(index / args.slots, args.height, args.width);
-  const Slot slot = slot_of(args, number, pixel.y, pixel.x);
+  Task task;
+  if (!find_task(args, args.slots, task)) return;
+  const Slot slot = slot_of(args, task.item, task.pixel.y, task.pixel.x);
   if (slot.times == 0) return;
-  A *logits = static_cast<A *>(args.alpha) + index * args.groups;
+  A *logits = static_cast<A *>(args.alpha) + task.index * args.groups;
   for (int g = 0; g < args.groups; g++) logits[g] = 0;
   for (int unit = 0; unit < args.hidden; unit++) {
-    const A h = relu(hidden_at<T>(args, pixel, slot, number, unit));
+    const A h = relu(hidden_at<T>(args, task.pixel, slot, task.item, unit));
     const A *weight = static_cast<const A *>(args.w2t) + static_cast<int64>(unit) * args.groups;
     for (int g = 0; g < args.groups; g++) logits[g] += weight[g] * h;
   }
@@ -77,11 +84,10 @@ template <class T>
 __global__ void __launch_bounds__(256) pairwise_softmax(const PairwiseArgs args) {
   typedef Acc<T> A;
   const int squares = args.footprint * args.footprint;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.groups) return;
-  const Pixel pixel = pixel_of(index / args.groups, args.height, args.width);
-  A *alpha = static_cast<A *>(args.alpha) + pixel.rank * args.slots * args.groups
-      + index % args.groups;
+  Task task;
+  if (!find_task(args, args.groups, task)) return;
+  const Pixel pixel = task.pixel;
+  A *alpha = static_cast<A *>(args.alpha) + pixel.rank * args.slots * args.groups + task.item;
   A highest = alpha[squares / 2 * args.groups], total = 0;
   for (int s = 0; s < args.slots; s++)
     if (slot_of(args, s, pixel.y, pixel.x).times)
@@ -102,10 +108,10 @@ template <class T>
 __global__ void __launch_bounds__(256) pairwise_logit_grad(const PairwiseArgs args) {
   typedef Acc<T> A;
   const int squares = args.footprint * args.footprint;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.groups) return;
-  const Pixel pixel = pixel_of(index / args.groups, args.height, args.width);
-  const int64 first = pixel.rank * args.slots * args.groups + index % args.groups;
+  Task task;
+  if (!find_task(args, args.groups, task)) return;
+  const Pixel pixel = task.pixel;
+  const int64 first = pixel.rank * args.slots * args.groups + task.item;
   const A *alpha = static_cast<const A *>(args.alpha) + first;
   A *grad = static_cast<A *>(args.logit_grad) + first;
   A dot = 0;
@@ -122,19 +128,17 @@ __global__ void __launch_bounds__(256) pairwise_logit_grad(const PairwiseArgs ar
 template <class T>
 __global__ void __launch_bounds__(256) pairwise_hidden_grad(const PairwiseArgs args) {
   typedef Acc<T> A;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.slots) return;
-  const int number = static_cast<int>(index % args.slots);
-  const Pixel pixel = pixel_of(index / args.slots, args.height, args.width);
-  const Slot slot = slot_of(args, number, pixel.y, pixel.x);
+  Task task;
+  if (!find_task(args, args.slots, task)) return;
+  const Slot slot = slot_of(args, task.item, task.pixel.y, task.pixel.x);
   if (slot.times == 0) return;
-  const A *logit_grad = static_cast<const A *>(args.logit_grad) + index * args.groups;
+  const A *logit_grad = static_cast<const A *>(args.logit_grad) + task.index * args.groups;
   for (int unit = 0; unit < args.hidden; unit++) {
     const A *weight = static_cast<const A *>(args.w2t) + static_cast<int64>(unit) * args.groups;
     A sum = 0;
     for (int g = 0; g < args.groups; g++) sum += weight[g] * logit_grad[g];
-    static_cast<A *>(args.hidden_grad)[index * args.hidden + unit] =
-        hidden_at<T>(args, pixel, slot, number, unit) > A(0) ? sum : A(0);
+    static_cast<A *>(args.hidden_grad)[task.index * args.hidden + unit] =
+        hidden_at<T>(args, task.pixel, slot, task.item, unit) > A(0) ? sum : A(0);
   }
 }
 
@@ -153,10 +157,10 @@ template <class T> SAN_INLINE Acc<T> relation_grad(const PairwiseArgs &args, con
 
 template <class T>
 __global__ void __launch_bounds__(256) pairwise_query_grad(const PairwiseArgs args) {
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.relation) return;
-  const Pixel pixel = pixel_of(index / args.relation, args.height, args.width);
-  const int r = static_cast<int>(index % args.relation);
+  Task task;
+  if (!find_task(args, args.relation, task)) return;
+  const Pixel pixel = task.pixel;
+  const int r = task.item;
   Acc<T> sum = 0;
   for (int s = 0; s < args.slots; s++) {
     const Slot slot = slot_of(args, s, pixel.y, pixel.x);
@@ -169,10 +173,10 @@ __global__ void __launch_bounds__(256) pairwise_query_grad(const PairwiseArgs ar
 template <class T>
 __global__ void __launch_bounds__(256) pairwise_key_grad(const PairwiseArgs args) {
   const int footprint = args.footprint, squares = footprint * footprint;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.relation) return;
-  const Pixel pixel = pixel_of(index / args.relation, args.height, args.width);
-  const int r = static_cast<int>(index % args.relation);
+  Task task;
+  if (!find_task(args, args.relation, task)) return;
+  const Pixel pixel = task.pixel;
+  const int r = task.item;
   Acc<T> sum = 0;
   for (int s = 0; s < squares; s++) {
     const int y = pixel.y + s / footprint - footprint / 2;
@@ -204,10 +208,10 @@ template <class T>
 __global__ void __launch_bounds__(256) patchwise_hidden(const PatchwiseArgs args) {
   typedef Acc<T> A;
   const int squares = args.footprint * args.footprint;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.hidden) return;
-  const Pixel pixel = pixel_of(index / args.hidden, args.height, args.width);
-  const int unit = static_cast<int>(index % args.hidden);
+  Task task;
+  if (!find_task(args, args.hidden, task)) return;
+  const Pixel pixel = task.pixel;
+  const int unit = task.item;
   const A *weight = static_cast<const A *>(args.w1t) + unit;
   A sum = static_cast<const A *>(args.b1)[unit];
   for (int r = 0; r < args.relation; r++)
@@ -217,48 +221,46 @@ __global__ void __launch_bounds__(256) patchwise_hidden(const PatchwiseArgs args
     for (int r = 0; r < args.relation; r++)
       sum += weight[(static_cast<int64>(1 + s) * args.relation + r) * args.hidden]
           * relu(scaled_key<T>(args, pixel, s, r));
-  static_cast<A *>(args.h)[index] = relu(sum);
+  static_cast<A *>(args.h)[task.index] = relu(sum);
 }
 
 template <class T>
 __global__ void __launch_bounds__(256) patchwise_weights(const PatchwiseArgs args) {
   typedef Acc<T> A;
-  const int squares = args.footprint * args.footprint;
-  const int64 index = global_index();
-  const int columns = squares * args.groups;
-  if (index >= pixels_of(args) * columns) return;
-  const int column = static_cast<int>(index % columns);
-  const A *h = static_cast<const A *>(args.h) + index / columns * args.hidden;
+  const int columns = args.footprint * args.footprint * args.groups;
+  Task task;
+  if (!find_task(args, columns, task)) return;
+  const int column = task.item;
+  const A *h = static_cast<const A *>(args.h) + task.pixel.rank * args.hidden;
   const A *weight = static_cast<const A *>(args.w2t) + column;
   A sum = static_cast<const A *>(args.b2)[column];
   for (int unit = 0; unit < args.hidden; unit++)
     sum += weight[static_cast<int64>(unit) * columns] * h[unit];
-  static_cast<A *>(args.weight_grad)[index] = sum;
+  static_cast<A *>(args.weight_grad)[task.index] = sum;
 }
 
 template <class T>
 __global__ void __launch_bounds__(256) patchwise_hidden_grad(const PatchwiseArgs args) {
   typedef Acc<T> A;
-  const int squares = args.footprint * args.footprint;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.hidden) return;
-  const int columns = squares * args.groups, unit = static_cast<int>(index % args.hidden);
-  const A *grad = static_cast<const A *>(args.weight_grad) + index / args.hidden * columns;
-  const A *weight = static_cast<const A *>(args.w2) + unit;
+  const int columns = args.footprint * args.footprint * args.groups;
+  Task task;
+  if (!find_task(args, args.hidden, task)) return;
+  const A *grad = static_cast<const A *>(args.weight_grad) + task.pixel.rank * columns;
+  const A *weight = static_cast<const A *>(args.w2) + task.item;
   A sum = 0;
   for (int column = 0; column < columns; column++)
     sum += weight[static_cast<int64>(column) * args.hidden] * grad[column];
-  static_cast<A *>(args.hidden_grad)[index] =
-      static_cast<const A *>(args.h)[index] > A(0) ? sum : A(0);
+  static_cast<A *>(args.hidden_grad)[task.index] =
+      static_cast<const A *>(args.h)[task.index] > A(0) ? sum : A(0);
 }
 
 template <class T>
 __global__ void __launch_bounds__(256) patchwise_query_grad(const PatchwiseArgs args) {
   typedef Acc<T> A;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.relation) return;
-  const Pixel pixel = pixel_of(index / args.relation, args.height, args.width);
-  const int r = static_cast<int>(index % args.relation);
+  Task task;
+  if (!find_task(args, args.relation, task)) return;
+  const Pixel pixel = task.pixel;
+  const int r = task.item;
   const A *grad = static_cast<const A *>(args.hidden_grad) + pixel.rank * args.hidden;
   const A *weight = static_cast<const A *>(args.w1t) + static_cast<int64>(r) * args.hidden;
   A sum = 0;
@@ -271,10 +273,10 @@ template <class T>
 __global__ void __launch_bounds__(256) patchwise_key_grad(const PatchwiseArgs args) {
   typedef Acc<T> A;
   const int footprint = args.footprint, squares = footprint * footprint;
-  const int64 index = global_index();
-  if (index >= pixels_of(args) * args.relation) return;
-  const Pixel pixel = pixel_of(index / args.relation, args.height, args.width);
-  const int r = static_cast<int>(index % args.relation);
+  Task task;
+  if (!find_task(args, args.relation, task)) return;
+  const Pixel pixel = task.pixel;
+  const int r = task.item;
   const int height = static_cast<int>(args.height), width = static_cast<int>(args.width);
   const A key = widen(*at<T>(args.key, pixel.image, pixel.y, pixel.x, r));
   A sum = 0;

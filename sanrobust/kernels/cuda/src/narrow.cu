@@ -20,6 +20,10 @@ SAN_INLINE void read(const Map &map, int64 image, int y, int x, float (&channels
   for (int c = 0; c < N; c++) channels[c] = widen(pixel[c * map.channel]);
 }
 template <class T, int N>
+SAN_INLINE void read(const Map &map, const Pixel &pixel, float (&channels)[N]) {
+  read<T>(map, pixel.image, pixel.y, pixel.x, channels);
+}
+template <class T, int N>
 SAN_INLINE void write(const Map &map, const Pixel &pixel, const float (&channels)[N]) {
   T *place = at<T>(map, pixel.image, pixel.y, pixel.x, 0);
 #pragma unroll
@@ -33,6 +37,25 @@ template <class Args> SAN_INLINE void finish(const Args &args, float (&sums)[kCh
   for (int c = 0; c < kChannels; c++)
     sums[c] = relu(sums[c] * static_cast<const float *>(args.scale)[c]
                    + static_cast<const float *>(args.shift)[c]);
+}
+
+// What all kernels begin with: the weights of the block and the pixel of the thread; false where
+// there is none.
+template <class Args, class Weights>
+SAN_INLINE bool start(const Args &args, Weights &weights, Pixel &pixel) {
+  stage(args, weights);
+  __syncthreads();
+  const int64 rank = global_index();
+  if (rank >= args.images * args.height * args.width) return false;
+  pixel = pixel_of(rank, args.height, args.width);
+  return true;
+}
+
+// Adds a neighbour's value under its weights.
+SAN_INLINE void add_weighted(const float (&weight)[kGroups], const float (&value)[kChannels],
+                             float (&sums)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; c++) sums[c] += weight[c % kGroups] * value[c];
 }
 
 // The gradient of the two weights with which `grad` summed `value`.
@@ -66,7 +89,8 @@ SAN_INLINE Pair make_pair(const PairwiseArgs &args, const PairWeights &weights,
   for (int u = 0; u < kPairHidden; u++) {
     pair.h[u] = table[u];
 #pragma unroll
-    for (int r = 0; r < kRelation; r++) pair.h[u] += weights.w1[u * kRelation + r] * relu(pair.t[r]);
+    for (int r = 0; r < kRelation; r++)
+      pair.h[u] += weights.w1[u * kRelation + r] * relu(pair.t[r]);
   }
 #pragma unroll
   for (int g = 0; g < kGroups; g++) {
@@ -154,27 +178,18 @@ SAN_INLINE void denominators(const PairwiseArgs &args, const PairWeights &weight
   }
 }
 
-SAN_INLINE bool my_pixel(int64 images, int64 height, int64 width, Pixel &pixel) {
-  const int64 rank = global_index();
-  if (rank >= images * height * width) return false;
-  pixel = pixel_of(rank, height, width);
-  return true;
-}
-
-SAN_INLINE void stage_pair(const PairwiseArgs &args, PairWeights &weights) {
+SAN_INLINE void stage(const PairwiseArgs &args, PairWeights &weights) {
   stage(args.w1, kPairHidden * kRelation, weights.w1);
   stage(args.w2, kGroups * kPairHidden, weights.w2);
-  __syncthreads();
 }
 
 template <class T>
 __global__ void __launch_bounds__(256) narrow_pairwise_forward(const PairwiseArgs args) {
   __shared__ PairWeights weights;
-  stage_pair(args, weights);
   Pixel pixel;
-  if (!my_pixel(args.images, args.height, args.width, pixel)) return;
+  if (!start(args, weights, pixel)) return;
   float query[kRelation], scale[kGroups], sums[kChannels] = {};
-  read<T>(args.query, pixel.image, pixel.y, pixel.x, query);
+  read<T>(args.query, pixel, query);
   denominators<T>(args, weights, pixel, query, scale);
 #pragma unroll 1
   for (int slot = 0; slot < kSlots; slot++) {
@@ -185,8 +200,7 @@ __global__ void __launch_bounds__(256) narrow_pairwise_forward(const PairwiseArg
     read<T>(args.value, pixel.image, place.y, place.x, value);
 #pragma unroll
     for (int g = 0; g < kGroups; g++) alpha[g] = place.times * expf(pair.logits[g] - scale[g]);
-#pragma unroll
-    for (int c = 0; c < kChannels; c++) sums[c] += alpha[c % kGroups] * value[c];
+    add_weighted(alpha, value, sums);
   }
   finish(args, sums);
   write<T>(args.out, pixel, sums);
@@ -196,13 +210,12 @@ __global__ void __launch_bounds__(256) narrow_pairwise_forward(const PairwiseArg
 template <class T>
 __global__ void __launch_bounds__(256) narrow_pairwise_query(const PairwiseArgs args) {
   __shared__ PairWeights weights;
-  stage_pair(args, weights);
   Pixel pixel;
-  if (!my_pixel(args.images, args.height, args.width, pixel)) return;
+  if (!start(args, weights, pixel)) return;
   float query[kRelation], scale[kGroups], grad[kChannels], dots[kGroups] = {};
   float grads[kSlots][kGroups], sums[kRelation] = {};
-  read<T>(args.query, pixel.image, pixel.y, pixel.x, query);
-  read<T>(args.grad, pixel.image, pixel.y, pixel.x, grad);
+  read<T>(args.query, pixel, query);
+  read<T>(args.grad, pixel, grad);
   denominators<T>(args, weights, pixel, query, scale);
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
@@ -241,12 +254,11 @@ __global__ void __launch_bounds__(256) narrow_pairwise_query(const PairwiseArgs 
 template <class T>
 __global__ void __launch_bounds__(256) narrow_pairwise_key(const PairwiseArgs args) {
   __shared__ PairWeights weights;
-  stage_pair(args, weights);
   Pixel pixel;
-  if (!my_pixel(args.images, args.height, args.width, pixel)) return;
+  if (!start(args, weights, pixel)) return;
   float key[kRelation], value[kChannels], sums[kRelation] = {}, value_sums[kChannels] = {};
-  read<T>(args.key, pixel.image, pixel.y, pixel.x, key);
-  read<T>(args.value, pixel.image, pixel.y, pixel.x, value);
+  read<T>(args.key, pixel, key);
+  read<T>(args.value, pixel, value);
 #pragma unroll 1
   for (int s = 0; s < kSlots; s++) {
     const int y = pixel.y + s / kSide - 1, x = pixel.x + s % kSide - 1, slot = kSlots - 1 - s;
@@ -266,8 +278,7 @@ __global__ void __launch_bounds__(256) narrow_pairwise_key(const PairwiseArgs ar
       grads[g] = alpha[g] * (grads[g] - kept[kGroups + g]);
     }
     add_relation_grad(weights, pair, grads, -1.0f, sums);
-#pragma unroll
-    for (int c = 0; c < kChannels; c++) value_sums[c] += alpha[c % kGroups] * grad[c];
+    add_weighted(alpha, grad, value_sums);
   }
   write<T>(args.grad_key, pixel, sums);
   write<T>(args.grad_value, pixel, value_sums);
@@ -281,14 +292,13 @@ struct PatchWeights {
   float w2[kSlots * kGroups * kPatchHidden], b2[kSlots * kGroups];
 };
 
-SAN_INLINE void stage_patch(const PatchwiseArgs &args, PatchWeights &weights) {
+SAN_INLINE void stage(const PatchwiseArgs &args, PatchWeights &weights) {
   stage(args.w1, kPatchHidden * kInputs, weights.w1);
   stage(args.b1, kPatchHidden, weights.b1);
   stage(args.key_scale, kSlots * kRelation, weights.scale);
   stage(args.key_shift, kSlots * kRelation, weights.shift);
   stage(args.w2, kSlots * kGroups * kPatchHidden, weights.w2);
   stage(args.b2, kSlots * kGroups, weights.b2);
-  __syncthreads();
 }
 
 // The row and column of a neighbour, or false outside a map padded with zeros.
@@ -341,11 +351,10 @@ SAN_INLINE void patch_weights(const PatchWeights &weights, const float (&h)[kPat
 template <class T>
 __global__ void __launch_bounds__(256) narrow_patchwise_forward(const PatchwiseArgs args) {
   __shared__ PatchWeights weights;
-  stage_patch(args, weights);
   Pixel pixel;
-  if (!my_pixel(args.images, args.height, args.width, pixel)) return;
+  if (!start(args, weights, pixel)) return;
   float query[kRelation], h[kPatchHidden], sums[kChannels] = {};
-  read<T>(args.query, pixel.image, pixel.y, pixel.x, query);
+  read<T>(args.query, pixel, query);
   patch_hidden<T>(args, weights, pixel, query, h);
 #pragma unroll 1
   for (int slot = 0; slot < kSlots; slot++) {
@@ -354,8 +363,7 @@ __global__ void __launch_bounds__(256) narrow_patchwise_forward(const PatchwiseA
     float value[kChannels], weight[kGroups];
     read<T>(args.value, pixel.image, y, x, value);
     patch_weights(weights, h, slot, weight);
-#pragma unroll
-    for (int c = 0; c < kChannels; c++) sums[c] += weight[c % kGroups] * value[c];
+    add_weighted(weight, value, sums);
   }
   finish(args, sums);
   write<T>(args.out, pixel, sums);
@@ -365,12 +373,11 @@ __global__ void __launch_bounds__(256) narrow_patchwise_forward(const PatchwiseA
 template <class T>
 __global__ void __launch_bounds__(256) narrow_patchwise_query(const PatchwiseArgs args) {
   __shared__ PatchWeights weights;
-  stage_patch(args, weights);
   Pixel pixel;
-  if (!my_pixel(args.images, args.height, args.width, pixel)) return;
+  if (!start(args, weights, pixel)) return;
   float query[kRelation], grad[kChannels], h[kPatchHidden], hidden_grad[kPatchHidden] = {};
-  read<T>(args.query, pixel.image, pixel.y, pixel.x, query);
-  read<T>(args.grad, pixel.image, pixel.y, pixel.x, grad);
+  read<T>(args.query, pixel, query);
+  read<T>(args.grad, pixel, grad);
   patch_hidden<T>(args, weights, pixel, query, h);
 #pragma unroll 1
   for (int slot = 0; slot < kSlots; slot++) {
@@ -402,12 +409,11 @@ __global__ void __launch_bounds__(256) narrow_patchwise_query(const PatchwiseArg
 template <class T>
 __global__ void __launch_bounds__(256) narrow_patchwise_key(const PatchwiseArgs args) {
   __shared__ PatchWeights weights;
-  stage_patch(args, weights);
   Pixel pixel;
-  if (!my_pixel(args.images, args.height, args.width, pixel)) return;
+  if (!start(args, weights, pixel)) return;
   const int height = static_cast<int>(args.height), width = static_cast<int>(args.width);
   float key[kRelation], sums[kRelation] = {}, value_sums[kChannels] = {};
-  read<T>(args.key, pixel.image, pixel.y, pixel.x, key);
+  read<T>(args.key, pixel, key);
 #pragma unroll 1
   for (int turn = 0; turn < kSlots * (args.padding == kReflect ? 4 : 1); turn++) {
     const int slot = args.padding == kReflect ? turn / 4 : turn;
@@ -431,8 +437,7 @@ __global__ void __launch_bounds__(256) narrow_patchwise_key(const PatchwiseArgs 
       h[u] = static_cast<const float *>(args.h)[rank * kPatchHidden + u];
     patch_weights(weights, h, slot, weight);
     read<T>(args.grad, pixel.image, y, x, grad);
-#pragma unroll
-    for (int c = 0; c < kChannels; c++) value_sums[c] += weight[c % kGroups] * grad[c];
+    add_weighted(weight, grad, value_sums);
   }
   write<T>(args.grad_key, pixel, sums);
   write<T>(args.grad_value, pixel, value_sums);

@@ -1,7 +1,7 @@
 // Patchwise attention of the SAN shapes: hidden = groups = R / 2, channels = 4 R. Each kernel is a
 // matrix product whose rows are pixels in their order over the batch; neighbours are gathered
 // while a panel is loaded, slot by slot, so nothing of K2 times the map's size exists.
-// Maps are laid out as pairwise.cu asks for.
+// Maps are laid out as pairwise.cuh asks for.
 #include "common.cuh"
 
 namespace san {
@@ -25,10 +25,6 @@ struct Place {
   int64 image;
   int y, x;                // y < 0: past the last pixel
 };
-
-template <class T> SAN_INLINE T *row_of(const Map &map, int64 image, int pixel) {
-  return static_cast<T *>(map.data) + image * map.image + pixel * static_cast<int>(map.column);
-}
 
 template <int PIXELS> SAN_INLINE void find_places(const PatchwiseArgs &args, Place *places) {
   const int64 pixels = args.images * args.height * args.width;

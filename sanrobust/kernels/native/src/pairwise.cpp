@@ -2,7 +2,8 @@
 #include "pairwise.h"
 
 #if defined(SAN_RELATION)
-#include "pairwise_kernel.h"
+#include "pairwise_backward.h"
+#include "pairwise_forward.h"
 
 namespace san {
 

@@ -1,0 +1,228 @@
+// Attention of any shape, in float and double, lanes = pixels: both passes by bands of rows.
+//
+// An operator is told apart by how it weighs neighbours: weigh() writes weight[neighbour][group]
+// of a tile, unweigh() takes its gradient to those of query and key.
+#pragma once
+#include <vector>
+
+#include "lanewise.h"
+
+namespace san::lanewise {
+
+// One vector of positions of a band.
+template <class T> struct Tile {
+  const Grid &grid;
+  int64_t index;
+  const T *planes;  // query, key, value
+  T *grads;         // the same of the gradient; null in the forward pass
+
+  int64_t base() const { return index * lanes_of<T>; }
+  const int64_t *pixel() const { return grid.pixel.data() + base(); }
+  const T *at(int channel, int64_t offset) const {
+    return planes + channel * grid.plane + base() + offset;
+  }
+  void add(int channel, int64_t offset, Vector<T> v) const {
+    T *to = grads + channel * grid.plane + base() + offset;
+    put(to, get(to) + v);
+  }
+  // 1 in the lanes of pixels, 0 in those of padding.
+  Vector<T> inside() const {
+    Vector<T> one;
+    for (int lane = 0; lane < lanes_of<T>; lane++) one[lane] = pixel()[lane] >= 0;
+    return one;
+  }
+};
+
+template <class T> const T *typed(const void *p) { return static_cast<const T *>(p); }
+template <class T> T *typed(void *p) { return static_cast<T *>(p); }
+
+template <class T> void rectify(T *values, int count) {
+  for (int i = 0; i < count; i++)
+    put(values + i * lanes_of<T>, rectified<T>(get(values + i * lanes_of<T>)));
+}
+
+template <class T> void mask(T *values, const T *gate, int count) {
+  for (int i = 0; i < count * lanes_of<T>; i += lanes_of<T>)
+    put(values + i, where_positive<T>(get(gate + i), get(values + i)));
+}
+
+// Sums `N` channels that share a weight over the neighbours of a tile.
+template <class T, int N>
+SAN_INLINE void sum_block(const Tile<T> &tile, const Shape &shape, const T *weight, int channel,
+                          T *out) {
+  constexpr int lanes = lanes_of<T>;
+  Vector<T> sum[N] = {};
+  for (int j = 0; j < shape.neighbours; j++) {
+    const Vector<T> share = get(weight + j * shape.groups * lanes);
+    const T *value = tile.at(2 * shape.relation + channel, tile.grid.offset[j]);
+    SAN_UNROLL for (int n = 0; n < N; n++)
+      sum[n] += share * get(value + n * shape.groups * tile.grid.plane);
+  }
+  SAN_UNROLL for (int n = 0; n < N; n++)
+    put(out + (channel + n * shape.groups) * lanes, sum[n]);
+}
+
+template <class T>
+void aggregate(const Tile<T> &tile, const Shape &shape, const T *weight, T *out) {
+  for (int group = 0; group < shape.groups; group++) {
+    const T *own = weight + group * lanes_of<T>;
+    int n = 0;
+    for (; n + 8 <= shape.shared(); n += 8)
+      sum_block<T, 8>(tile, shape, own, group + n * shape.groups, out);
+    for (; n + 2 <= shape.shared(); n += 2)
+      sum_block<T, 2>(tile, shape, own, group + n * shape.groups, out);
+    for (; n < shape.shared(); n++)
+      sum_block<T, 1>(tile, shape, own, group + n * shape.groups, out);
+  }
+}
+
+// The gradients of aggregate(): `grad` is that of its output, a vector per channel.
+template <class T>
+void unaggregate(const Tile<T> &tile, const Shape &shape, const T *grad, T *weight,
+                 T *grad_weight) {
+  constexpr int lanes = lanes_of<T>;
+  const Vector<T> inside = tile.inside();
+  for (int j = 0; j < shape.neighbours; j++) {
+    const int64_t offset = tile.grid.offset[j];
+    for (int group = 0; group < shape.groups; group++) {
+      const int at = (j * shape.groups + group) * lanes;
+      // Padding must add nothing to real neighbours, not even a NaN.
+      const Vector<T> share = where_positive<T>(inside, get(weight + at));
+      Vector<T> sum{};
+      for (int channel = group; channel < shape.channels; channel += shape.groups) {
+        const Vector<T> g = get(grad + channel * lanes);
+        sum += g * get(tile.at(2 * shape.relation + channel, offset));
+        tile.add(2 * shape.relation + channel, offset, g * share);
+      }
+      put(weight + at, share);
+      put(grad_weight + at, where_positive<T>(inside, sum));
+    }
+  }
+}
+
+// Where the operator's result goes, and where its gradient comes from.
+template <class T> struct Ends {
+  template <class Args>
+  explicit Ends(const Args &args)
+      : scale(typed<T>(args.scale)), shift(typed<T>(args.shift)), y(typed<T>(args.y)),
+        out(typed<T>(args.out)), grad(typed<T>(args.grad)) {}
+
+  // Writes the rows of one image's pixels from a vector per channel.
+  void write(const Tile<T> &tile, int channels, int64_t first_pixel, const T *sum) const {
+    for (int lane = 0; lane < lanes_of<T>; lane++) {
+      if (tile.pixel()[lane] < 0) continue;
+      const int64_t at = (first_pixel + tile.pixel()[lane]) * channels;
+      for (int c = 0; c < channels; c++) {
+        const T v = sum[c * lanes_of<T> + lane];
+        if (y) y[at + c] = v;
+        if (out) out[at + c] = scale ? relu_of(v * scale[c] + shift[c]) : v;
+      }
+    }
+  }
+
+  // Reads the gradient of y, a vector per channel; 0 in padding.
+  void read(const Tile<T> &tile, int channels, int64_t first_pixel, T *into) const {
+    std::fill(into, into + channels * lanes_of<T>, T(0));
+    for (int lane = 0; lane < lanes_of<T>; lane++) {
+      if (tile.pixel()[lane] < 0) continue;
+      const int64_t at = (first_pixel + tile.pixel()[lane]) * channels;
+      for (int c = 0; c < channels; c++) {
+        const bool passes = !scale || y[at + c] * scale[c] + shift[c] > 0;
+        into[c * lanes_of<T> + lane] = passes ? grad[at + c] * (scale ? scale[c] : T(1)) : T(0);
+      }
+    }
+  }
+
+  static T relu_of(T v) { return T(0) > v ? T(0) : v; }
+
+  const T *scale, *shift;
+  T *y, *out;
+  const T *grad;
+};
+
+template <class Operator, class Args> int forward(const Args &args) {
+  using T = typename Operator::Element;
+  const Shape shape(args);
+  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
+  const Operator weighing(args, bands);
+  const Ends<T> ends(args);
+  const T *qkv = typed<T>(args.qkv);
+  const int64_t pixels = shape.height * shape.width;
+  const int64_t tasks = shape.images * static_cast<int64_t>(bands.size());
+  const size_t planes = shape.all() * largest_plane(bands);
+  const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
+  const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
+  Workspaces<T> spaces(std::min<int64_t>(tasks, shape.threads),
+                       planes + weights + sums + weighing.scratch_values(false));
+  parallel_for(tasks, shape.threads, [&](int64_t task) {
+    const int64_t image = task / bands.size(), space = spaces.take();
+    const Grid &grid = bands[task % bands.size()];
+    T *plane = spaces.at(space), *weight = plane + planes, *sum = weight + weights;
+    spread(qkv + image * pixels * shape.all(), shape.all(), grid, plane);
+    for (int64_t index = 0; index < grid.tiles(); index++) {
+      const Tile<T> tile{grid, index, plane, nullptr};
+      weighing.weigh(tile, weight, sum + sums);
+      aggregate(tile, shape, weight, sum);
+      ends.write(tile, shape.channels, image * pixels, sum);
+    }
+    spaces.give_back(space);
+  });
+  return kOk;
+}
+
+// The gradient planes of every band of some images, folded into rows in one order.
+template <class T>
+void fold(const Shape &shape, const std::vector<Grid> &bands, const T *grads, size_t each,
+          int64_t images, T *grad_qkv) {
+  const int64_t row = shape.width * shape.all();
+  parallel_for(images * shape.height, shape.threads, [&](int64_t task) {
+    const int64_t image = task / shape.height, y = task % shape.height;
+    T *to = grad_qkv + image * shape.height * row;
+    std::fill(to + y * row, to + (y + 1) * row, T(0));
+    for (size_t band = 0; band < bands.size(); band++)
+      gather(grads + (image * bands.size() + band) * each, shape.all(), bands[band], y, to);
+  });
+}
+
+template <class Operator, class Args> int backward(const Args &args) {
+  using T = typename Operator::Element;
+  const Shape shape(args);
+  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
+  const Operator weighing(args, bands);
+  const Ends<T> ends(args);
+  const int64_t pixels = shape.height * shape.width, count = bands.size();
+  const size_t planes = shape.all() * largest_plane(bands);
+  const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
+  const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
+  // A few images at a time, so that the gradient planes stay small.
+  const int64_t some = std::min<int64_t>(shape.images, (4 * shape.threads + count - 1) / count);
+  T *grads = scratch<T>(1, some * count * planes);
+  Workspaces<T> spaces(std::min<int64_t>(some * count, shape.threads),
+                       planes + 2 * weights + sums + weighing.scratch_values(true));
+  for (int64_t first = 0; first < shape.images; first += some) {
+    const int64_t images = std::min(some, shape.images - first);
+    const T *qkv = typed<T>(args.qkv) + first * pixels * shape.all();
+    parallel_for(images * count, shape.threads, [&](int64_t task) {
+      const int64_t image = task / count, space = spaces.take();
+      const Grid &grid = bands[task % count];
+      T *plane = spaces.at(space), *weight = plane + planes, *grad_weight = weight + weights;
+      T *grad = grad_weight + weights, *memory = grad + sums;
+      T *grad_planes = grads + task * planes;
+      spread(qkv + image * pixels * shape.all(), shape.all(), grid, plane);
+      std::fill(grad_planes, grad_planes + shape.all() * grid.plane, T(0));
+      for (int64_t index = 0; index < grid.tiles(); index++) {
+        const Tile<T> tile{grid, index, plane, grad_planes};
+        weighing.weigh(tile, weight, memory);
+        ends.read(tile, shape.channels, (first + image) * pixels, grad);
+        unaggregate(tile, shape, grad, weight, grad_weight);
+        weighing.unweigh(tile, weight, grad_weight, memory);
+      }
+      spaces.give_back(space);
+    });
+    fold(shape, bands, grads, planes, images,
+         typed<T>(args.grad_qkv) + first * pixels * shape.all());
+  }
+  return kOk;
+}
+
+}  // namespace san::lanewise

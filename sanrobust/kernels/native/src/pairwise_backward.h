@@ -1,0 +1,310 @@
+// The gradients of pairwise attention.
+#pragma once
+#include "pairwise_map.h"
+
+namespace san {
+
+// Needs no products but those of the gradient: forward kept the attention weights and which
+// hidden units were positive. Gradients of keys and values are scattered into the rows of a band;
+// what falls outside the band waits in its halo until all bands are done.
+template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
+  using Map = PairwiseMap<Relation>;
+  using Shape = PairwiseShape<Relation>;
+  using Map::args_;
+  using Map::height_;
+  using Map::reach_;
+  using Map::width_;
+  static constexpr int kGroups = Shape::kGroups, kChannels = Shape::kChannels;
+  static constexpr int kLane = Shape::kLane, kGroupLane = Shape::kGroupLane;
+  // Neighbouring pixels treated together, so that a value and its gradient are loaded once for
+  // all of them; few where a pixel alone fills the cache.
+  static constexpr int kStrip = std::max(1, std::min(8, 512 / Relation));
+
+ public:
+  explicit PairwiseBackward(const PairwiseArgs &args)
+      : Map(args), bands_(bands(args)), row_(args.width * Shape::kRow),
+        grad_qkv_(static_cast<float *>(args.grad_qkv)) {}
+
+  void run() const {
+    const int64_t halo = bands_ > 1 ? 2 * reach_ * row_ : 0;
+    // So many images at a time keep the threads busy and bound the halos.
+    const int64_t most = (8 * static_cast<int64_t>(args_.threads) + bands_ - 1) / bands_;
+    const int64_t together = std::max<int64_t>(1, std::min(args_.images, most));
+    float *halos = scratch<float>(0, static_cast<size_t>(together * bands_ * halo));
+    for (int64_t image = 0; image < args_.images; image += together) {
+      const int64_t tasks = std::min(together, args_.images - image) * bands_;
+      parallel_for(tasks, args_.threads, [&](int64_t task) {
+        band(image + task / bands_, static_cast<int>(task % bands_), halos + task * halo);
+      });
+      if (halo)
+        parallel_for(tasks, args_.threads, [&](int64_t task) {
+          join(image + task / bands_, static_cast<int>(task % bands_), halos + task * halo, halo);
+        });
+    }
+  }
+
+ private:
+  // Adjacent pixels of one row, with what the products below need of them.
+  struct Strip {
+    int64_t image;
+    int y, x, count;
+    const Reach *row;
+    float *target[2 * kMostReach + 1];  // gradient of each row in reach, at column 0
+    alignas(64) float grad[kStrip * kChannels];   // of y
+    alignas(64) float inner[kStrip * kGroups];    // sum over a group's channels of grad * y
+    alignas(64) float logit[kStrip * kMostNeighbours * kGroups];  // gradient of the logits
+  };
+
+  // A band must be at least as high as its neighbours' halos.
+  static int bands(const PairwiseArgs &args) {
+    int count = band_count(args.height);
+    while (count > 1 && args.height / count < args.footprint / 2) count--;
+    return count;
+  }
+  int start(int band) const { return static_cast<int>(args_.height * band / bands_); }
+
+  // Row y of the gradient: the band's own, or one of the halo's (above, then below).
+  float *target(int64_t image, int band, int y, float *halo) const {
+    const int first = start(band), end = start(band + 1);
+    if (y < first) return halo + (y - first + reach_) * row_;
+    if (y >= end) return halo + (y - end + reach_) * row_;
+    return grad_qkv_ + (image * height_ + y) * row_;
+  }
+
+  void band(int64_t image, int band, float *halo) const {
+    Strip strip;
+    strip.image = image;
+    int cleared = std::max(0, start(band) - reach_);
+    for (int y = start(band); y < start(band + 1); y++) {
+      strip.y = y;
+      strip.row = &this->rows_[static_cast<size_t>(y)];
+      for (; cleared <= strip.row->last; cleared++)
+        memset(target(image, band, cleared, halo), 0, static_cast<size_t>(row_) * 4);
+      for (int j = strip.row->first; j <= strip.row->last; j++)
+        strip.target[j - strip.row->first] = target(image, band, j, halo);
+      for (int x = 0; x < width_; x += kStrip) {
+        strip.x = x;
+        strip.count = std::min(kStrip, width_ - x);
+        treat(strip);
+      }
+    }
+  }
+
+  // Adds the neighbouring bands' halos to the rows of this band, the upper one's first.
+  void join(int64_t image, int band, const float *halo, int64_t size) const {
+    const int first = start(band), end = start(band + 1);
+    if (band > 0)
+      for (int y = first; y < std::min(end, first + reach_); y++)
+        add(grad_qkv_ + (image * height_ + y) * row_, halo - size + (y - first + reach_) * row_);
+    if (band + 1 < bands_)
+      for (int y = std::max(first, end - reach_); y < end; y++)
+        add(grad_qkv_ + (image * height_ + y) * row_, halo + size + (y - end + reach_) * row_);
+  }
+
+  void add(float *row, const float *halo) const {
+    for (int x = 0; x < width_; x++, row += Shape::kRow, halo += Shape::kRow)
+      SAN_UNROLL for (int c = Relation; c < Shape::kRow; c += kLane)
+        store<kLane>(row + c, load<kLane>(row + c) + load<kLane>(halo + c));
+  }
+
+  void treat(Strip &strip) const {
+    for (int i = 0; i < strip.count; i++) start_pixel(strip, i);
+    for (int s = 0; s < kGroups; s += kGroupLane) values(strip, s);
+    Keys keys;
+    memset(keys.nowhere, 0, sizeof keys.nowhere);
+    for (int i = 0; i < strip.count; i++) {
+      if (i > 0 && this->follows(strip.x + i)) shift(keys);
+      else find(keys, strip, strip.x + i);
+      relations(strip, i, keys);
+    }
+  }
+
+  int64_t index(const Strip &strip, int i) const {
+    return (strip.image * height_ + strip.y) * width_ + strip.x + i;
+  }
+
+  // Undoes scale, shift and relu, and starts what all of a pixel's logits share.
+  void start_pixel(Strip &strip, int i) const {
+    const int64_t place = index(strip, i) * kChannels;
+    const float *from = static_cast<const float *>(args_.grad) + place;
+    const float *y = static_cast<const float *>(args_.y) + place;
+    const float *scale = static_cast<const float *>(args_.scale);
+    const float *shift = static_cast<const float *>(args_.shift);
+    for (int s = 0; s < kGroups; s += kGroupLane) {
+      Vec<kLane> sum{};
+      SAN_UNROLL for (int v = 0; v < Shape::kBundle; v++) {
+        const int c = Shape::channel(s, v);
+        __builtin_prefetch(from + c + kStrip * kChannels, 0, 2);
+        __builtin_prefetch(y + c + kStrip * kChannels, 0, 2);
+        Vec<kLane> grad = load<kLane>(from + c);
+        const Vec<kLane> out = load<kLane>(y + c);
+        if (scale) {
+          const Vec<kLane> factor = load<kLane>(scale + c);
+          grad = keep_positive<kLane>(grad * factor, out * factor + load<kLane>(shift + c));
+        }
+        store<kLane>(strip.grad + i * kChannels + c, grad);
+        sum += grad * out;
+      }
+      store<kGroupLane>(strip.inner + i * kGroups + s, Shape::groups_sum(sum));
+    }
+  }
+
+  // The groups from s on: value gradients, and logit gradients from those of the weights.
+  void values(Strip &strip, int s) const {
+    const int first = std::max(0, strip.x - reach_);
+    const int last = std::min(width_ - 1, strip.x + strip.count - 1 + reach_);
+    for (int j = 0; j < strip.row->count(); j++) {
+      View view[kStrip];
+      for (int i = 0; i < strip.count; i++) {
+        const Reach &column = this->columns_[static_cast<size_t>(strip.x + i)];
+        const int slot = j * column.count() - column.first;
+        view[i] = {alpha(strip, i) + slot * kGroups + s, logit(strip, i) + slot * kGroups + s};
+      }
+      for (int x = first; x <= last; x++) value(strip, view, s, j, x);
+    }
+    for (int i = 0; i < strip.count; i++) {
+      const Reach &column = this->columns_[static_cast<size_t>(strip.x + i)];
+      if (!this->outside(*strip.row, column)) continue;
+      const int slot = strip.row->count() * column.count() * kGroups + s;
+      const Vec<kGroupLane> inner = load<kGroupLane>(strip.inner + i * kGroups + s);
+      const Vec<kGroupLane> weight = load<kGroupLane>(alpha(strip, i) + slot);
+      store<kGroupLane>(logit(strip, i) + slot, -weight * inner);
+    }
+  }
+
+  // Where a pixel keeps what it knows of a row's neighbours, as if from column 0 on.
+  struct View {
+    const float *alpha;
+    float *logit;
+  };
+
+  const float *alpha(const Strip &strip, int i) const {
+    return static_cast<const float *>(args_.alpha) + index(strip, i) * this->positions_ * kGroups;
+  }
+  float *logit(Strip &strip, int i) const {
+    return strip.logit + i * this->positions_ * kGroups;
+  }
+
+  // The neighbour in column x of the j-th row in reach, for all pixels that see it.
+  SAN_INLINE void value(const Strip &strip, const View *view, int s, int j, int x) const {
+    constexpr int bundle = Shape::kBundle;
+    const float *value = Map::pixel(strip.image, strip.row->first + j, x) + 2 * Relation;
+    float *target = strip.target[j] + x * Shape::kRow + 2 * Relation;
+    Vec<kLane> sum[bundle], own[bundle];
+    SAN_UNROLL for (int v = 0; v < bundle; v++) {
+      sum[v] = load<kLane>(target + Shape::channel(s, v));
+      own[v] = load<kLane>(value + Shape::channel(s, v));
+    }
+    // The next strip's weights: too many, and in too odd an order, to arrive by themselves.
+    const int ahead = kStrip * this->positions_ * kGroups;
+    const int first = std::max(0, x - reach_ - strip.x);
+    const int last = std::min(strip.count - 1, x + reach_ - strip.x);
+    for (int i = first; i <= last; i++) {
+      const float *grad = strip.grad + i * kChannels;
+      const float *alpha = view[i].alpha + x * kGroups;
+      __builtin_prefetch(alpha + ahead, 0, 2);
+      const Vec<kLane> weight = Shape::weights(alpha);
+      Vec<kLane> even{}, odd{};
+      SAN_UNROLL for (int v = 0; v < bundle; v += 2) {
+        const Vec<kLane> a = load<kLane>(grad + Shape::channel(s, v));
+        const Vec<kLane> b = load<kLane>(grad + Shape::channel(s, v + 1));
+        even += a * own[v];
+        odd += b * own[v + 1];
+        sum[v] += weight * a;
+        sum[v + 1] += weight * b;
+      }
+      const Vec<kGroupLane> gradient = Shape::groups_sum(even + odd);
+      store<kGroupLane>(view[i].logit + x * kGroups,
+                        (gradient - load<kGroupLane>(strip.inner + i * kGroups + s)) *
+                            load<kGroupLane>(alpha));
+    }
+    SAN_UNROLL for (int v = 0; v < bundle; v++)
+      store<kLane>(target + Shape::channel(s, v), sum[v]);
+  }
+
+  // The keys that a pixel sees, and where their gradients gather.
+  struct Keys {
+    int count, inside;
+    const float *key[kMostNeighbours];
+    float *target[kMostNeighbours];
+    alignas(64) float nowhere[Relation];  // what is outside the map needs no gradient
+  };
+
+  void find(Keys &keys, const Strip &strip, int x) const {
+    const Reach &column = this->columns_[static_cast<size_t>(x)];
+    int n = 0;
+    for (int j = 0; j < strip.row->count(); j++) {
+      const float *key = Map::pixel(strip.image, strip.row->first + j, column.first) + Relation;
+      float *target = strip.target[j] + column.first * Shape::kRow + Relation;
+      for (int i = 0; i < column.count(); i++, n++) {
+        keys.key[n] = key + i * Shape::kRow;
+        keys.target[n] = target + i * Shape::kRow;
+      }
+    }
+    keys.inside = n;
+    if (this->outside(*strip.row, column)) {
+      keys.key[n] = this->kOutside;
+      keys.target[n++] = keys.nowhere;
+    }
+    keys.count = n;
+  }
+
+  static void shift(Keys &keys) {
+    for (int n = 0; n < keys.inside; n++) {
+      keys.key[n] += Shape::kRow;
+      keys.target[n] += Shape::kRow;
+    }
+  }
+
+  // From the logits' gradients of pixel i to those of its query and of the keys it sees.
+  void relations(Strip &strip, int i, const Keys &keys) const {
+    const int64_t place = index(strip, i);
+    const float *query = this->qkv_ + place * Shape::kRow;
+    float *grad_query = grad_qkv_ + place * Shape::kRow;
+    const uint16_t *signs = args_.signs + place * this->positions_ * Shape::kSignWords;
+    alignas(64) float sum[Relation] = {};
+    each_block<Shape::kRows>(keys.count, [&](int first, auto rows) {
+      pairs<decltype(rows)::value>(query, keys.key + first, keys.target + first,
+                                   logit(strip, i) + first * kGroups,
+                                   signs + first * Shape::kSignWords, sum);
+    });
+    memcpy(grad_query, sum, sizeof sum);
+  }
+
+  template <int Rows>
+  SAN_INLINE void pairs(const float *query, const float *const *key, float *const *target,
+                        const float *logit, const uint16_t *signs, float *grad_query) const {
+    alignas(64) float h[Rows * Relation];
+    product<Rows, Relation>(
+        logit, kGroups, static_cast<const float *>(args_.w2), Relation, kGroups,
+        Nothing<Relation>{}, [&](int m, int c, Vec<kLane> sum) {
+          const uint32_t bits = signs[m * Shape::kSignWords + c / 16];
+          store<kLane>(h + m * Relation + c, keep_bits<kLane>(sum, bits >> c % 16));
+        });
+    constexpr int vectors = Relation / kLane % 2 == 0 ? 2 : 1;
+    for (int c = 0; c < Relation; c += vectors * kLane) {
+      Vec<kLane> own[vectors], sum[vectors];
+      SAN_UNROLL for (int v = 0; v < vectors; v++) {
+        own[v] = load<kLane>(query + c + v * kLane);
+        sum[v] = load<kLane>(grad_query + c + v * kLane);
+      }
+      tile<Rows, vectors, kLane>(
+          h, Relation, static_cast<const float *>(args_.w1) + c, Relation, Relation,
+          [](int, int) { return Vec<kLane>{}; },
+          [&](int m, int v, Vec<kLane> grad) {
+            const int place = c + v * kLane;
+            grad = keep_positive<kLane>(grad, own[v] - load<kLane>(key[m] + place));
+            sum[v] += grad;
+            store<kLane>(target[m] + place, load<kLane>(target[m] + place) - grad);
+          });
+      SAN_UNROLL for (int v = 0; v < vectors; v++)
+        store<kLane>(grad_query + c + v * kLane, sum[v]);
+    }
+  }
+
+  const int bands_;
+  const int64_t row_;  // floats of a row of the map
+  float *const grad_qkv_;
+};
+
+}  // namespace san
