@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal
 
 import pandas as pd
 from scipy.stats import binomtest, norm
+from scipy.stats import t as student
 
 from sanrobust.errors import OutputError
 
@@ -36,6 +38,21 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         return math.nan, math.nan
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def seed_interval(values: Sequence[float], confidence: float = 0.95
+                  ) -> tuple[float, float, float]:
+    """Return the mean of percentages over training runs and its t-interval, within 0 to 100.
+
+    Args:
+        values: one per training run; a single one has no interval, (nan, nan).
+        confidence: coverage, in (0, 1).
+    """
+    mean, runs = fmean(values), len(values)
+    if runs < 2:
+        return mean, math.nan, math.nan
+    half = float(student.ppf((1 + confidence) / 2, runs - 1)) * stdev(values) / math.sqrt(runs)
+    return mean, max(0.0, mean - half), min(100.0, mean + half)
 
 
 def rotation_summary(records: pd.DataFrame, *, views: Sequence[str] = VIEWS) -> Summary:

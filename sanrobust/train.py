@@ -9,7 +9,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,9 @@ from sanrobust.zoo.checkpoint import save_safetensors
 from sanrobust.zoo.classifier import Normalize
 from sanrobust.zoo.entry import Architecture, Entry, Packaged
 from sanrobust.zoo.forms import small_form
-from sanrobust.zoo.store import facts
+from sanrobust.zoo.names import canonical
+from sanrobust.zoo.store import locked
+from sanrobust.zoo.facts import facts
 
 Say = Callable[[str], None]
 
@@ -172,7 +174,7 @@ class TrainingJob:
     """Which networks to train on what, and where to put them.
 
     Attributes:
-        models: architectures of `PAPER_ORDER`; empty for all nine.
+        models: architectures in any spelling (`sanrobust.zoo.names`); empty for the paper's nine.
         data: registered dataset with a training split, or an ImageFolder.
         held_out: ImageFolder of unseen images when ``data`` is a folder.
         data_root: where registered datasets lie.
@@ -195,15 +197,21 @@ class TrainingJob:
 
 
 def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
-    """Train each network, write it at once and list it in ``TAG.json``; return the files."""
+    """Train each network, write it at once and list it in ``TAG.json``; return the files.
+
+    Raises UnknownNameError for a name that is no architecture, and UsageError for a tag that is
+    no plain file name, before anything is trained.
+    """
+    _require_plain(_tag(job))
+    forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
     make_exact()
     device = choose_device(job.device)
     train, test = _splits(job)
     classes = 1 + max(ref.label for ref in train.refs)
     written = []
-    for arch in job.models or PAPER_ORDER:
+    for arch, form in forms.items():
         say(f"{arch}: {len(train.refs)} training and {len(test.refs)} held-out images")
-        architecture = small_form(arch, classes)
+        architecture = replace(form, num_classes=classes)
         trained = train_network(architecture, train, test, recipe=job.recipe,
                                 preprocessing=SMALL_PREPROCESSING, device=device,
                                 workers=job.workers, say=say)
@@ -224,7 +232,7 @@ def _splits(job: TrainingJob) -> tuple[ImageSet, ImageSet]:
 
 
 def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Trained) -> Path:
-    tag = job.tag or Path(job.data).name
+    tag = _tag(job)
     path = job.out / f"{arch}.{tag}.safetensors"
     entry = Entry(arch, tag, architecture, Packaged(path.name, ""), SMALL_PREPROCESSING,
                   data=job.data, top1=trained.top1, reference=command(job, arch))
@@ -234,6 +242,16 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
         "sha256": sha256_file(path), "top1": trained.top1, "n": trained.images,
         "seconds": round(trained.seconds, 1), "command": command(job, arch)})
     return path
+
+
+def _tag(job: TrainingJob) -> str:
+    return job.tag or Path(job.data).name
+
+
+def _require_plain(tag: str) -> None:
+    if Path(tag).name != tag:
+        raise UsageError("a tag must be a plain file name", seen=f"it is {tag!r}",
+                         hint="name the folder with --out and leave the tag without slashes")
 
 
 def command(job: TrainingJob, arch: str) -> str:
@@ -250,8 +268,10 @@ def command(job: TrainingJob, arch: str) -> str:
 
 
 def _list(path: Path, arch: str, facts_of_file: dict[str, object]) -> None:
-    """Enter one file's facts into the list beside the files, in the paper's order."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[arch] = facts_of_file
-    ordered = {name: known[name] for name in PAPER_ORDER if name in known}
-    write_text(path, json.dumps(ordered, indent=2) + "\n")
+    """Enter one file's facts into the list beside the files: the paper's nine, then variants."""
+    with locked(path.with_name(path.name + ".lock")):  # others may train into the same folder
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known[arch] = facts_of_file
+        others = sorted(set(known) - set(PAPER_ORDER))
+        ordered = {name: known[name] for name in (*PAPER_ORDER, *others) if name in known}
+        write_text(path, json.dumps(ordered, indent=2) + "\n")

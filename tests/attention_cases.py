@@ -24,11 +24,11 @@ KINK_MARGIN = 1e-5
 
 def layer_of(kind: type[nn.Module], footprint: int, *, padding_mode: str = "reflect",
              groups: int = 2, relation: int = 3, channels: int | None = None,
-             seed: int = 0) -> nn.Module:
+             seed: int = 0, **settings: object) -> nn.Module:
     """A float64 layer of 6 input channels with normalisations far from the identity."""
     torch.manual_seed(seed)
     layer = kind(6, relation_channels=relation, value_channels=channels or 4 * groups,
-                 weight_groups=groups, footprint=footprint, padding_mode=padding_mode)
+                 weight_groups=groups, footprint=footprint, padding_mode=padding_mode, **settings)
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -98,12 +98,14 @@ def loop_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
 
 
 def loop_mapping(mapping: nn.Sequential, relations: Tensor) -> Tensor:
-    """Norm, ReLU, linear, norm, ReLU, linear."""
-    first_norm, _, first, second_norm, _, second = mapping
-    assert isinstance(first_norm, nn.BatchNorm2d) and isinstance(second_norm, nn.BatchNorm2d)
-    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-    hidden = loop_linear(first, loop_norm(first_norm, relations).clamp(min=0))
-    return loop_linear(second, loop_norm(second_norm, hidden).clamp(min=0))
+    """Norm, ReLU, linear, as often as the mapping has them."""
+    assert len(mapping) % 3 == 0
+    for first in range(0, len(mapping), 3):
+        norm, rectifier, linear = mapping[first:first + 3]
+        assert isinstance(norm, nn.BatchNorm2d) and isinstance(linear, nn.Conv2d)
+        assert isinstance(rectifier, nn.ReLU)
+        relations = loop_linear(linear, loop_norm(norm, relations).clamp(min=0))
+    return relations
 
 
 def loop_grid(height: int, width: int) -> Tensor:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from conftest import Command
-from sanrobust.bench import contender, machine, models, operators, peak, plot
+from sanrobust.bench import contender, machine, models, operators, peak
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.results import SAMPLE_COLUMNS, SUMMARY_COLUMNS, Results
 from sanrobust.bench.samples import (MOST_ROUNDS, Case, Sample, alternate, best_rate, healthy,
@@ -303,17 +303,8 @@ def test_the_screen_shows_what_was_measured(out: Path) -> None:
         assert words in text
 
 
-def test_a_plot_is_drawn_or_its_absence_explained(out: Path) -> None:
-    if plot.refusal() is None:
-        assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
-    else:
-        assert "no plot: matplotlib is not installed" in (out / "screen.txt").read_text()
-
-
-def test_without_matplotlib_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
-    reason = plot.refusal()
-    assert reason is not None and "sanrobust[bench]" in reason
+def test_a_plot_is_drawn(out: Path) -> None:
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("ending", "words"), [

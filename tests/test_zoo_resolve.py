@@ -19,6 +19,7 @@ from sanrobust.zoo import catalog, resolve, store
 from sanrobust.zoo.checkpoint import METADATA_KEY, save_safetensors, state_digest
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import Entry, Remote
+from sanrobust.zoo.facts import facts as facts_of
 from sanrobust.zoo.forms import imagenet_form, small_form
 from sanrobust.zoo.resolve import create_model, fetch, verify
 from zoo_files import Request, ban_network, official_layout, serving, trained
@@ -181,7 +182,7 @@ def test_a_number_of_classes_against_an_entry_is_refused() -> None:
 
 
 def test_a_file_of_our_own_training_tells_a_bare_name_its_form(tmp_path: Path) -> None:
-    facts = json.dumps(store.facts(catalog.find(SMALL_NAME)))
+    facts = json.dumps(facts_of(catalog.find(SMALL_NAME)))
     save_safetensors(trained(), tmp_path / "best", {METADATA_KEY: facts})
     model = create_model("san10-pair", checkpoint=tmp_path / "best")
     assert model.preprocessing == catalog.SMALL_PREPROCESSING

@@ -18,6 +18,7 @@ from sanrobust.zoo.checkpoint import (
     METADATA_KEY, read_facts, read_state_dict, save_safetensors, state_digest,
 )
 from sanrobust.zoo.entry import SanConfig, Stored
+from sanrobust.zoo.facts import entry_from_facts, facts as facts_of
 from sanrobust.zoo.forms import small_form
 from zoo_files import trained
 
@@ -71,7 +72,7 @@ def test_takes_everything_from_the_facts_that_training_wrote(tmp_path: Path) -> 
     form = small_form("san15-patch", 4)
     trained_entry = replace(catalog.find("san15-patch.untrained-small"), architecture=form,
                             data="shapes", top1=91.5, reference="sanrobust train ...")
-    facts = json.dumps(store.facts(trained_entry))
+    facts = json.dumps(facts_of(trained_entry))
     path = tmp_path / "best.safetensors"
     save_safetensors(trained(form), path, {METADATA_KEY: facts})
     entry = store.add("san15-patch.mine", path).entry
@@ -204,9 +205,9 @@ def test_a_row_that_was_tampered_with_is_refused(folder: Path, weights: Path, na
     ("preprocessing", {"img_size": 0, "mean": [0, 0, 0], "std": [1, 1, 1]}), ("note", None),
 ])
 def test_facts_that_describe_no_model_are_refused(key: str, value: object) -> None:
-    facts = {**store.facts(catalog.find(LIKE)), key: value}
+    facts = {**facts_of(catalog.find(LIKE)), key: value}
     with pytest.raises(CheckpointError, match="must describe a model of the zoo"):
-        store.entry_from_facts(facts, tag="mine", weights=Stored("", ""))
+        entry_from_facts(facts, tag="mine", weights=Stored("", ""))
 
 
 @pytest.mark.parametrize("change", [
@@ -215,20 +216,20 @@ def test_facts_that_describe_no_model_are_refused(key: str, value: object) -> No
     {"num_classes": 0},
 ])
 def test_facts_cannot_ask_for_a_network_beyond_reason(change: dict[str, object]) -> None:
-    facts = store.facts(catalog.find(LIKE))
+    facts = facts_of(catalog.find(LIKE))
     form = facts["architecture"]
     assert isinstance(form, dict)
     with pytest.raises(CheckpointError, match="must describe a model of the zoo"):
-        store.entry_from_facts({**facts, "architecture": {**form, **change}}, tag="mine",
-                               weights=Stored("", ""))
+        entry_from_facts({**facts, "architecture": {**form, **change}}, tag="mine",
+                         weights=Stored("", ""))
 
 
 @pytest.mark.parametrize("name", ["san10-pair.in1k", "resnet50.in1k", LIKE,
                                   "resnet26.untrained-small"])
 def test_facts_bring_an_entry_back_through_json(name: str) -> None:
     entry = catalog.find(name)
-    facts = json.loads(json.dumps(store.facts(entry)))
-    assert store.entry_from_facts(facts, tag=entry.tag, weights=Stored("", "")) == replace(
+    facts = json.loads(json.dumps(facts_of(entry)))
+    assert entry_from_facts(facts, tag=entry.tag, weights=Stored("", "")) == replace(
         entry, weights=Stored("", ""))
 
 

@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, PLAIN, RESNET,
                                       RESNET_LAST, UNFOLD, Shape)
-from sanrobust.bench.unfold import attention_by, compute_by, unfold_attention
+from sanrobust.bench.unfold import attention_by, compute_by, is_released, unfold_attention
 from sanrobust.errors import UsageError
 from sanrobust.kernels import reference
 from sanrobust.kernels.backends import use_backend
-from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
+from sanrobust.kernels.local import LocalAttention
+from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, VectorAttention,
+                                       position_grid)
 from sanrobust.zoo import catalog
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import SanConfig
@@ -38,11 +40,13 @@ _RIVALS = (RESNET, RESNET_LAST)
 def contends(name: str, network: nn.Module) -> bool:
     """Return whether contender ``name`` differs from `ours` for ``network``.
 
-    A network without attention has no other formulation of it.
+    A network without attention has no other formulation of it, and one of a design that was not
+    released only that of another backend.
     """
-    has_attention = any(isinstance(module, (PairwiseAttention, PatchwiseAttention))
-                        for module in network.modules())
-    return has_attention or name == OURS or name in _RIVALS
+    if name == OURS or name in _RIVALS:
+        return True
+    has_another = _is_attention if name == PLAIN else is_released
+    return any(map(has_another, network.modules()))
 
 
 def check(names: tuple[str, ...], shape: Shape) -> None:
@@ -156,6 +160,10 @@ _MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
     OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled, RESNET: _resnet,
     RESNET_LAST: _resnet_last,
 }
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return isinstance(module, (VectorAttention, LocalAttention))
 
 
 def _reference_attention(layer: nn.Module, features: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Operator:
 
 def operators(shape: Shape) -> Iterator[Operator]:
     """Yield both operators at every stage of a SAN that images of ``shape`` allow."""
-    config = SanConfig(attention="pairwise", layers=(1, 1, 1, 1, 1))
+    config = SanConfig(layers=(1, 1, 1, 1, 1))
     side = shape.img_size
     for channels, footprint in zip(config.widths, config.footprints, strict=True):
         side //= 2

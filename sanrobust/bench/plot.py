@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
 _INCHES = (11.0, 3.4)
 _GROUP_WIDTH = 0.8
 _DPI = 150
-
-
-def refusal() -> str | None:
-    """Return why no plot can be drawn, as a clause; None when one can."""
-    if find_spec("matplotlib") is None:
-        return "matplotlib is not installed: type pip install 'sanrobust[bench]'"
-    return None
 
 
 def draw(results: Results) -> Path | None:

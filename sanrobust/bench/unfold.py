@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.design import DEFAULTS
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.reference import Window
 
@@ -63,8 +64,8 @@ def unfold_patchwise(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Modu
 
 
 def unfold_attention(layer: nn.Module, features: Tensor) -> Tensor:
-    """Compute either attention layer: ``features`` (B, C, H, W) to (B, O, H, W)."""
-    assert isinstance(layer, (PairwiseAttention, PatchwiseAttention))
+    """Compute either released attention layer: ``features`` (B, C, H, W) to (B, O, H, W)."""
+    assert isinstance(layer, (PairwiseAttention, PatchwiseAttention)) and is_released(layer)
     query, key, value = layer.conv1(features), layer.conv2(features), layer.conv3(features)
     if isinstance(layer, PatchwiseAttention):
         return unfold_patchwise(query, key, value, layer.conv_w, layer.window)
@@ -75,13 +76,18 @@ def unfold_attention(layer: nn.Module, features: Tensor) -> Tensor:
     return unfold_pairwise(query, key, value, layer.conv_p(grid[None]), layer.conv_w, layer.window)
 
 
+def is_released(module: nn.Module) -> bool:
+    """Whether a module is an attention layer of one of the two released designs."""
+    return (isinstance(module, (PairwiseAttention, PatchwiseAttention))
+            and module.design == DEFAULTS[module.design.attention])
+
+
 def compute_by(formulation: Formulation, network: nn.Module) -> list[nn.Module]:
-    """Let ``formulation`` compute every attention layer of ``network``; return those layers."""
-    layers = [module for module in network.modules()
-              if isinstance(module, (PairwiseAttention, PatchwiseAttention))]
+    """Let ``formulation`` compute every released attention layer of ``network``; return those."""
+    layers = [module for module in network.modules() if is_released(module)]
     for layer in layers:
-        layer.forward = _bound(formulation, layer)  # type: ignore[assignment, method-assign]
-    return [*layers]
+        layer.forward = _bound(formulation, layer)
+    return layers
 
 
 @contextmanager

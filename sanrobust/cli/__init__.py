@@ -7,10 +7,13 @@ from importlib import metadata
 import click
 
 from sanrobust.cli.bench import bench
+from sanrobust.cli.complexity import complexity
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.info import info
 from sanrobust.cli.pgd import pgd
 from sanrobust.cli.rotate import rotate
+from sanrobust.cli.show import show
+from sanrobust.cli.study import study
 from sanrobust.cli.table import table
 from sanrobust.cli.train import train
 from sanrobust.cli.zoo import zoo
@@ -26,5 +29,6 @@ def main() -> None:
     """
 
 
-for command in (rotate, pgd, table, train, bench, zoo, info):
+for command in (rotate, pgd, table, train, study, bench, complexity, show,
+                zoo, info):
     main.add_command(command)

@@ -56,11 +56,8 @@ def bench(**values: Any) -> None:
     results = run_bench(settings, say=say)
     show(results, screen())
     files = results.write()
-    reason = plot.refusal()
-    picture = None if reason else plot.draw(results)
+    picture = plot.draw(results)
     say("wrote " + ", ".join(str(path) for path in (*files, picture) if path is not None))
-    if reason:
-        say(f"no plot: {reason}")
 
 
 def _settings(values: dict[str, Any]) -> Settings:

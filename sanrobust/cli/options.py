@@ -79,8 +79,9 @@ def model_options(command: Command) -> Command:
     """Add the options that choose models, weights and preprocessing."""
     return _stack(
         click.option("-m", "--model", "models", multiple=True, metavar="NAME",
-                     help="Zoo name, torchvision/NAME, timm/NAME or package.module:callable; "
-                          "repeatable. [default: the paper's nine]"),
+                     help="Zoo name, with options as in 'san10-pair(relation=hadamard)', "
+                          "torchvision/NAME, timm/NAME or package.module:callable; repeatable. "
+                          "[default: the paper's nine]"),
         click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights of the one model."),
         click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
                      help="Side of the centre crop."),

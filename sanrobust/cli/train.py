@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from sanrobust.cli.options import PATH
-from sanrobust.zoo.catalog import PAPER_ORDER
 
 
 @click.command()
-@click.option("-m", "--model", "models", multiple=True, type=click.Choice(PAPER_ORDER),
-              metavar="ARCH", help="Architecture; repeatable. [default: the paper's nine]")
+@click.option("-m", "--model", "models", multiple=True, metavar="ARCH",
+              help="Architecture such as 'san10-pair(relation=hadamard)'; repeatable. "
+                   "[default: the paper's nine]")
 @click.option("--data", default="digits", show_default=True, metavar="NAME|FOLDER",
               help="Registered name with a training split, or an ImageFolder.")
 @click.option("--held-out", type=PATH, metavar="FOLDER",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +12,11 @@ from sanrobust.cli.options import PATH
 from sanrobust.errors import CheckpointError
 from sanrobust.progress import download_lines
 from sanrobust.zoo import catalog
-from sanrobust.zoo.entry import (Entry, Packaged, Remote, ResNetConfig, SanConfig, Stored,
-                                 Unpublished, Untrained, WeightsSource)
+from sanrobust.zoo.entry import (
+    Architecture, Entry, Packaged, Remote, ResNetConfig, SanConfig, SasaConfig, Stored,
+    Unpublished, Untrained, WeightsSource,
+)
+from sanrobust.zoo.names import options, parse
 
 
 @click.group(cls=ErrorGroup)
@@ -24,17 +28,18 @@ def zoo() -> None:
 @click.option("--tag", metavar="TAG", help="Only the entries with these weights.")
 def list_models(tag: str | None) -> None:
     """List every entry: name, reported top-1 in percent, weights."""
-    for entry in catalog.entries():
-        if tag in (None, entry.tag):
-            top1 = "-" if entry.top1 is None else f"{entry.top1:.1f}"
-            click.echo(f"{entry.name:<30}{top1:>6}  {_describe(entry.weights)}")
+    listed = [entry for entry in catalog.entries() if tag in (None, entry.tag)]
+    width = _width(listed)
+    for entry in listed:
+        top1 = "-" if entry.top1 is None else f"{entry.top1:.1f}"
+        click.echo(f"{entry.name:<{width}}{top1:>6}  {_describe(entry.weights)}")
 
 
 @zoo.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show all facts of one model."""
-    for fact, value in _facts(catalog.find(name)).items():
+    """Show all facts of one model; an architecture without weights is shown untrained."""
+    for fact, value in _facts(catalog.find_form(name)).items():
         if value:
             click.echo(f"{fact:<15}{value}")
 
@@ -56,7 +61,7 @@ def add(name: str, file: Path | None, like: str | None) -> None:
         click.echo(f"{name}: {path}")
         return
     record = store.add(name, file, like=catalog.find(like) if like else None)
-    click.echo(f"{name}: stored, weights {record.state_digest[:12]}, "
+    click.echo(f"{record.entry.name}: stored, weights {record.state_digest[:12]}, "
                f"source sha256 {record.source_sha256}")
 
 
@@ -70,12 +75,17 @@ def verify(names: tuple[str, ...]) -> None:
     failed = []
     for entry in chosen:
         found = verify_entry(entry)
-        click.echo(f"{found.name:<30}{found.status:<8}{found.detail}")
+        click.echo(f"{found.name:<{_width(chosen)}}{found.status:<8}{found.detail}")
         failed += [found.name] * (found.status == "failed")
     if failed:
         raise CheckpointError("every model's weights must verify",
                               seen=f"{', '.join(failed)} did not",
                               hint="see the lines above for what to do")
+
+
+def _width(entries: Sequence[Entry]) -> int:
+    """Return the width of a column of names, with a gap behind the longest."""
+    return max([30, *(len(entry.name) + 2 for entry in entries)])
 
 
 def _facts(entry: Entry) -> dict[str, str]:
@@ -85,6 +95,9 @@ def _facts(entry: Entry) -> dict[str, str]:
     return {
         "name": entry.name,
         "architecture": _architecture(entry.architecture),
+        "attention": _design(entry.architecture),
+        "options": "; ".join(f"{option.name} {option.legal}"
+                             for option in options(parse(entry.arch).network)),
         "weights": _describe(entry.weights),
         "sha256": getattr(entry.weights, "sha256", None) or "",
         "address": getattr(entry.weights, "url", ""),
@@ -100,14 +113,28 @@ def _facts(entry: Entry) -> dict[str, str]:
     }
 
 
-def _architecture(architecture: SanConfig | ResNetConfig) -> str:
+def _architecture(architecture: Architecture) -> str:
     layers = ",".join(map(str, architecture.layers))
     if isinstance(architecture, SanConfig):
-        return (f"SAN, {architecture.attention}, blocks {layers}, "
-                f"footprints {','.join(map(str, architecture.footprints))}, "
+        return (f"SAN, blocks {layers}, footprints {','.join(map(str, architecture.footprints))}, "
                 f"widths {','.join(map(str, architecture.widths))}")
-    return f"bottleneck ResNet, blocks {layers}, width {architecture.width}, " \
-           f"{architecture.stem} stem"
+    if isinstance(architecture, SasaConfig):
+        return (f"bottleneck ResNet with self-attention of footprint {architecture.footprint}, "
+                f"{architecture.convolutions} groups of convolutions, blocks {layers}, "
+                f"width {architecture.width}, {architecture.stem} stem")
+    return (f"bottleneck ResNet, {architecture.kernel}x{architecture.kernel} kernels, "
+            f"blocks {layers}, width {architecture.width}, {architecture.stem} stem")
+
+
+def _design(architecture: Architecture) -> str:
+    if isinstance(architecture, ResNetConfig):
+        return ""
+    design = architecture.design
+    heads = f"{design.heads} heads, {'q.k' if design.content else 'no q.k'}"
+    mapped = f"mapping {design.mapping}, {design.transforms} transforms"
+    scalar = design.attention in ("scalar", "sasa")
+    return (f"{design.attention}, relation {design.relation}, position {design.position}, "
+            f"{heads if scalar else mapped}")
 
 
 def _describe(weights: WeightsSource) -> str:

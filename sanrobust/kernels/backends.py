@@ -34,6 +34,7 @@ class ReferenceBackend:
     name = reference.NAME
     aggregation = staticmethod(reference.aggregation)
     subtraction = staticmethod(reference.subtraction)
+    dot_product = staticmethod(reference.dot_product)
     neighbours = staticmethod(reference.neighbours)
     pairwise_attention = staticmethod(reference.pairwise_attention)
     patchwise_attention = staticmethod(reference.patchwise_attention)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sanrobust.kernels.plain import Window
 
-Operation = Literal["aggregation", "subtraction", "neighbours",
+Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
                     "pairwise_attention", "patchwise_attention"]
 
 
@@ -45,6 +45,8 @@ class Backend(Protocol):
     def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor: ...
 
     def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor: ...
+
+    def dot_product(self, query: Tensor, key: Tensor, groups: int, window: Window) -> Tensor: ...
 
     def neighbours(self, maps: Tensor, window: Window) -> Tensor: ...
 

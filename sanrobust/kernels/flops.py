@@ -30,7 +30,7 @@ def aggregation(value: Shape, weight: Shape, footprint: int, *settings: Any, out
 @register_flop_formula(torch.ops.sanrobust.aggregation_backward)
 def aggregation_backward(grad: Shape, value: Shape, weight: Shape, footprint: int, *settings: Any,
                          **kwargs: Any) -> int:
-    """As much as forward for each of the two gradients that is needed."""
+    """As much as forward for each of the two gradients that is needed; a dot product is one."""
     return 2 * prod(grad) * footprint ** 2 * sum(map(bool, settings[-2:]))
 
 

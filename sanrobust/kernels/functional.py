@@ -60,6 +60,32 @@ def subtraction(query: Tensor, key: Tensor, *, footprint: int, stride: int = 1, 
     return choose(call, backend=backend).subtraction(query, key, window)
 
 
+def dot_product(query: Tensor, key: Tensor, *, groups: int = 1, footprint: int, stride: int = 1,
+                dilation: int = 1, padding_mode: PaddingMode = "reflect",
+                backend: str | None = None) -> Tensor:
+    """Return the products of the query at the centre with the key at each neighbour.
+
+    product[b, g, n, i] = sum over the channels c with c % G = g of query[b, c, i] * padded
+    key[b, c, neighbour n of i]. One group gives the dot product, as many groups as channels the
+    Hadamard product (Section 3.1).
+
+    Args:
+        query, key: (B, R, H, W).
+        groups: G, a divisor of R.
+
+    Returns (B, G, K2, L).
+    """
+    window = make_window(footprint, stride, dilation, padding_mode)
+    _require_maps(window, query=query, key=key)
+    _require_alike(query=query, key=key)
+    _require_shape("key", key, tuple(query.shape))
+    _require(groups >= 1 and query.shape[1] % groups == 0,
+             f"channels of query ({query.shape[1]}) must be a multiple of the groups",
+             f"there are {groups}", "change one of the two")
+    call = Call("dot_product", (query, key), window)
+    return choose(call, backend=backend).dot_product(query, key, groups, window)
+
+
 def neighbours(maps: Tensor, *, footprint: int, stride: int = 1, dilation: int = 1,
                padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
     """Gather the neighbours of every position: (B, C, H, W) to (B, C, K2, L)."""

@@ -65,6 +65,10 @@ class FusedBackend:
         """Compute as ``reference.subtraction``."""
         return ops.subtraction(query, key, window, backend=self.name)
 
+    def dot_product(self, query: Tensor, key: Tensor, groups: int, window: Window) -> Tensor:
+        """Compute as ``reference.dot_product``."""
+        return ops.dot_product(query, key, groups, window, backend=self.name)
+
     def neighbours(self, maps: Tensor, window: Window) -> Tensor:
         """Gather by torch itself: there is nothing to compute."""
         return reference.neighbours(maps, window)

@@ -74,6 +74,35 @@ def _subtraction_backward_gradient(ctx: Any, of_query: Tensor, of_key: Tensor) -
     return (to_grad, *[None] * (2 + _SETTINGS))
 
 
+class DotProduct(torch.autograd.Function):
+    """The sums over channels of query_i * key_j: bilinear, as aggregation is.
+
+    It is the gradient that aggregating ``key`` passes to its weights where ``query`` arrives, and
+    its own gradients are an aggregation and what that passes to its value.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, groups: int, *settings: Any) -> Tensor:
+        footprint = settings[0]
+        positions = query.shape[2] * query.shape[3]
+        like = key.new_empty(key.shape[0], groups, footprint ** 2, positions)
+        ctx.save_for_backward(query, key)
+        ctx.settings = settings
+        product: Tensor = torch.ops.sanrobust.aggregation_backward(
+            query, key, like, *settings, False, True)[1]
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        query, key = ctx.saved_tensors
+        ops, needs = torch.ops.sanrobust, ctx.needs_input_grad
+        to_query = ops.aggregation(key, grad, *ctx.settings) if needs[0] else None
+        to_key = None
+        if needs[1]:
+            to_key = ops.aggregation_backward(query, key, grad, *ctx.settings, True, False)[0]
+        return (to_query, to_key, *[None] * (1 + _SETTINGS))
+
+
 def _pairwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     query, key, value, position, matrices, *ctx.settings = inputs
     ctx.save_for_backward(query, key, value, position, *matrices)

@@ -1,22 +1,30 @@
-"""Self-attention layers: the projections and mappings around the operators of ``functional``.
+"""Vector self-attention: the layers around the operators of ``functional``, of every design.
 
 Letters: B images, C channels, R relation channels, O value channels, M weight groups, K2
-neighbours, H and W map pixels. Names of parameters are those of the published checkpoints:
-conv1, conv2 and conv3 are the paper's phi, psi and beta, conv_w its gamma, conv_p its position
-encoding.
+neighbours, P position channels, N channels of the mapping's input, H and W map pixels. Names of
+parameters are those of the published checkpoints: conv1, conv2 and conv3 are the paper's phi, psi
+and beta, conv_w its gamma, conv_p its position encoding. Where transforms are shared the later of
+these names are missing: conv1 is phi and psi, or all three.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
+from sanrobust.design import PAIRWISE, PATCHWISE, Design, Mapping, Position
 from sanrobust.errors import UsageError
-from sanrobust.kernels import functional
+from sanrobust.kernels import functional, reference, relations
+from sanrobust.kernels.mappings import (RelationLayer, pairwise_mapping, patchwise_mapping,
+                                        widest)
 from sanrobust.kernels.plain import PaddingMode
-from sanrobust.kernels.pointwise import PointwiseConv2d
+from sanrobust.kernels.relations import Family, Sizes
 
 POSITION_CHANNELS = 2
+Weigh = Callable[[Tensor, Tensor], Tensor]
 
 
 def position_grid(height: int, width: int, *, dtype: torch.dtype = torch.float32,
@@ -28,75 +36,171 @@ def position_grid(height: int, width: int, *, dtype: torch.dtype = torch.float32
     return torch.stack((columns, rows)).unsqueeze(0)
 
 
-class PairwiseAttention(nn.Module):
-    """Pairwise self-attention (equation 2): subtraction, relative position, softmax.
+class VectorAttention(nn.Module):
+    """What pairwise and patchwise attention share; use one of those.
+
+    Attributes:
+        design: the point of the design space.
+        window: the footprint.
+        relation: delta, a submodule without parameters.
+    """
+
+    conv_w: nn.Sequential
+
+    def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
+                 weight_groups: int, footprint: int, design: Design, family: Family,
+                 padding_mode: PaddingMode) -> None:
+        super().__init__()
+        _require_groups(value_channels, weight_groups)
+        _require_design(design, family)
+        self.design = design
+        self.window = functional.make_window(footprint, padding_mode=padding_mode)
+        # One transform for all has the values' width: r1 = r2 in Section 5.3.
+        compared = value_channels if design.transforms == 1 else relation_channels
+        self.conv1 = nn.Conv2d(channels, compared, 1)
+        if design.transforms == 3:
+            self.conv2 = nn.Conv2d(channels, compared, 1)
+        if design.transforms >= 2:
+            self.conv3 = nn.Conv2d(channels, value_channels, 1)
+        sizes = Sizes(compared, self.window.neighbours, shared=design.transforms < 3)
+        self.relation = RelationLayer(relations.find(family, design.relation), sizes, self.window)
+
+    def compared(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return query and key (B, R, H, W) of ``features`` (B, C, H, W)."""
+        query = self.conv1(features)
+        return query, self.conv2(features) if self.design.transforms == 3 else query
+
+    def _values(self, features: Tensor, query: Tensor) -> Tensor:
+        value: Tensor = self.conv3(features) if self.design.transforms >= 2 else query
+        return value
+
+    def _summed(self, weigh: Weigh, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Sum the values (B, O, H, W) under the weights that ``weigh`` makes, slice by slice."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return functional.aggregation(
+                value, weigh(query, key).to(value.dtype), footprint=self.window.footprint,
+                padding_mode=self.window.padding_mode)
+
+        return self._by_slices(attend, query, key, value)
+
+    def _by_slices(self, attend: Callable[..., Tensor], *maps: Tensor) -> Tensor:
+        pairs = 1 if self.relation.relation.family == "patchwise" else self.window.neighbours
+        return reference.by_slices(attend, maps, self.conv_w, pairs * widest(self.conv_w))
+
+
+class PairwiseAttention(VectorAttention):
+    """Pairwise self-attention (equation 2): gamma of each pair, softmax over the neighbours.
 
     Args:
         channels: C of the input.
-        relation_channels: R of the compared features.
+        relation_channels: R of the compared features, and the width of gamma's hidden layers.
         value_channels: O of the output.
         weight_groups: M; value channels c, c + M, c + 2M... share a weight.
         footprint: side of the square footprint, odd.
+        design: which pairwise attention; as released by default. Relative position adds the
+            encoded p_i - p_j to each relation. Absolute position adds p_j: p_i is the same for
+            all neighbours, and alone could hardly tell them apart.
         padding_mode: how the map continues past its border.
 
-    Raises UsageError when the settings do not fit together.
+    Raises UsageError when the settings do not fit together and UnknownNameError when no pairwise
+    relation has the name.
     """
 
     def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
-                 weight_groups: int, footprint: int,
-                 padding_mode: PaddingMode = "reflect") -> None:
-        super().__init__()
-        _require_groups(value_channels, weight_groups)
-        self.window = functional.make_window(footprint, padding_mode=padding_mode)
-        self.conv1 = nn.Conv2d(channels, relation_channels, 1)
-        self.conv2 = nn.Conv2d(channels, relation_channels, 1)
-        self.conv3 = nn.Conv2d(channels, value_channels, 1)
-        self.conv_w = _mapping(relation_channels + POSITION_CHANNELS, relation_channels,
-                               weight_groups)
-        self.conv_p = nn.Conv2d(POSITION_CHANNELS, POSITION_CHANNELS, 1)
+                 weight_groups: int, footprint: int, padding_mode: PaddingMode = "reflect",
+                 design: Design = PAIRWISE) -> None:
+        super().__init__(channels, relation_channels=relation_channels,
+                         value_channels=value_channels, weight_groups=weight_groups,
+                         footprint=footprint, design=design, family="pairwise",
+                         padding_mode=padding_mode)
+        placed = 0 if design.position == "none" else POSITION_CHANNELS
+        self.conv_w = pairwise_mapping(design.mapping, self.relation.width + placed,
+                                       relation_channels, weight_groups)
+        if placed:
+            self.conv_p = nn.Conv2d(placed, placed, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
-        grid = position_grid(*features.shape[-2:], dtype=self.conv_p.weight.dtype,
-                             device=features.device)
+        query, key = self.compared(features)
+        value, fused = self._values(features, query), self.relation.relation.fused
+        if fused is None or self.design.position == "absolute":
+            return self._summed(self._weigh(query), query, key, value)
         return functional.pairwise_attention(
-            self.conv1(features), self.conv2(features), self.conv3(features), self.conv_p(grid),
-            self.conv_w, footprint=self.window.footprint, padding_mode=self.window.padding_mode)
-
-
-class PatchwiseAttention(nn.Module):
-    """Patchwise self-attention (equation 4): concatenation, no softmax.
-
-    Arguments, and errors, are those of ``PairwiseAttention``.
-    """
-
-    def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
-                 weight_groups: int, footprint: int,
-                 padding_mode: PaddingMode = "reflect") -> None:
-        super().__init__()
-        _require_groups(value_channels, weight_groups)
-        self.window = functional.make_window(footprint, padding_mode=padding_mode)
-        self.conv1 = nn.Conv2d(channels, relation_channels, 1)
-        self.conv2 = nn.Conv2d(channels, relation_channels, 1)
-        self.conv3 = nn.Conv2d(channels, value_channels, 1)
-        self.conv_w = _mapping(relation_channels * (self.window.neighbours + 1), weight_groups,
-                               weight_groups * self.window.neighbours)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
-        return functional.patchwise_attention(
-            self.conv1(features), self.conv2(features), self.conv3(features), self.conv_w,
+            query, fused(key), value, self._encoded(query), self.conv_w,
             footprint=self.window.footprint, padding_mode=self.window.padding_mode)
 
+    def attention_weights(self, features: Tensor) -> Tensor:
+        """Return the weights (B, M, K2, H * W) that ``forward`` uses; they sum to 1 over K2."""
+        query, key = self.compared(features)
+        return self._by_slices(self._weigh(query), query, key)
 
-def _mapping(relations: int, hidden: int, weights: int) -> nn.Sequential:
-    """The paper's gamma as released: two linear layers, each behind normalisation and ReLU."""
-    return nn.Sequential(
-        nn.BatchNorm2d(relations), nn.ReLU(inplace=True),
-        PointwiseConv2d(relations, hidden, bias=False),
-        nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
-        PointwiseConv2d(hidden, weights),
-    )
+    def _weigh(self, like: Tensor) -> Weigh:
+        """Return what makes weights (B, M, K2, H * W) of query and key, maps as large as ``like``.
+        """
+        places = self._places(like)
+
+        def weigh(query: Tensor, key: Tensor) -> Tensor:
+            relation = (*self.relation(query, key),
+                        *(each.expand(len(query), -1, -1, -1) for each in places))
+            return torch.softmax(self.conv_w(torch.cat(relation, 1)), dim=-2)
+
+        return weigh
+
+    def _places(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Return what position adds to every image's relations, (1, P, K2, H * W) or nothing."""
+        if self.design.position == "none":
+            return ()
+        encoded = self._encoded(like)
+        if self.design.position == "absolute":
+            return (self.relation.neighbours(encoded),)
+        return (self.relation.subtraction(encoded, encoded),)
+
+    def _encoded(self, like: Tensor) -> Tensor:
+        """Return the encoded position (1, P, H, W), P = 0 where there is none."""
+        if self.design.position == "none":
+            return like.new_empty(1, 0, *like.shape[-2:])
+        encoded: Tensor = self.conv_p(position_grid(
+            *like.shape[-2:], dtype=self.conv_p.weight.dtype, device=like.device))
+        return encoded
+
+
+class PatchwiseAttention(VectorAttention):
+    """Patchwise self-attention (equation 4): gamma of the whole patch, without a softmax.
+
+    Arguments, and errors, are those of `PairwiseAttention`; there is no position, as gamma knows
+    the neighbours by their places. In a mapping of three layers the second hidden one has M
+    channels, in one of two the only one.
+    """
+
+    def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
+                 weight_groups: int, footprint: int, padding_mode: PaddingMode = "reflect",
+                 design: Design = PATCHWISE) -> None:
+        super().__init__(channels, relation_channels=relation_channels,
+                         value_channels=value_channels, weight_groups=weight_groups,
+                         footprint=footprint, design=design, family="patchwise",
+                         padding_mode=padding_mode)
+        self.conv_w = patchwise_mapping(design.mapping, self.relation.width, relation_channels,
+                                        weight_groups, self.window.neighbours)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
+        query, key = self.compared(features)
+        value, fused = self._values(features, query), self.relation.relation.fused
+        if fused is None or self.relation.sizes.shared:
+            return self._summed(self._weigh, query, key, value)
+        return functional.patchwise_attention(
+            query, fused(key), value, self.conv_w, footprint=self.window.footprint,
+            padding_mode=self.window.padding_mode)
+
+    def attention_weights(self, features: Tensor) -> Tensor:
+        """Return the weights (B, M, K2, H * W) that ``forward`` uses, of any size and sign."""
+        return self._by_slices(self._weigh, *self.compared(features))
+
+    def _weigh(self, query: Tensor, key: Tensor) -> Tensor:
+        mapped = self.conv_w(torch.cat(self.relation(query, key), 1))
+        weight: Tensor = mapped.squeeze(2).unflatten(1, (-1, self.window.neighbours))
+        return weight
 
 
 def _require_groups(value_channels: int, weight_groups: int) -> None:
@@ -104,3 +208,16 @@ def _require_groups(value_channels: int, weight_groups: int) -> None:
         raise UsageError(f"value channels ({value_channels}) must be a multiple of the weight "
                          "groups", seen=f"there are {weight_groups}",
                          hint="change one of the two")
+
+
+def _require_design(design: Design, family: Family) -> None:
+    positions = get_args(Position) if family == "pairwise" else ("none",)
+    legal: dict[str, tuple[object, ...]] = {
+        "attention": (family,), "mapping": get_args(Mapping), "transforms": (1, 2, 3),
+        "position": positions, "heads": (1,), "content": (True,)}
+    for name, values in legal.items():
+        seen = getattr(design, name)
+        if seen not in values:
+            listed = " or ".join(map(str, values))
+            raise UsageError(f"{name} of {family} attention must be {listed}",
+                             seen=f"it is {seen}", hint=f"use {name}={values[0]}")

@@ -27,6 +27,14 @@ def subtraction(query: Tensor, key: Tensor, window: Window, *, backend: str) -> 
     return relation
 
 
+def dot_product(query: Tensor, key: Tensor, groups: int, window: Window, *,
+                backend: str) -> Tensor:
+    """Sum query_i * key_j over the channels of each group by the kernels of ``backend``."""
+    centres = query[:, :, ::window.stride, ::window.stride]
+    product: Tensor = gradients.DotProduct.apply(centres, key, groups, *_spelled(window), backend)
+    return product
+
+
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                        folded: FoldedPairwise, window: Window, *, backend: str) -> Tensor:
     """Attend by a folded mapping with the fused kernels of ``backend``; maps as projected."""

@@ -38,6 +38,11 @@ def aggregation(value: Tensor, weight: Tensor, window: Window) -> Tensor:
     return ops.aggregation(value, weight, window, backend=NAME)
 
 
+def dot_product(query: Tensor, key: Tensor, groups: int, window: Window) -> Tensor:
+    """Sum query_i * key_j over the channels c of each group c % G: to (B, G, K2, L)."""
+    return ops.dot_product(query, key, groups, window, backend=NAME)
+
+
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                        mapping: nn.Module, window: Window, *, backend: str = NAME) -> Tensor:
     """Softmax over neighbours of mapping([query_i - key_j, position_i - position_j])."""
@@ -51,7 +56,7 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
         return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
 
     channels = query.shape[1] + position.shape[1]
-    return _by_slices(attend, (query, key, value), mapping, channels * window.neighbours)
+    return by_slices(attend, (query, key, value), mapping, channels * window.neighbours)
 
 
 def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module,
@@ -66,13 +71,19 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
         return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
 
     per_position = query.shape[1] + key.shape[1] * window.neighbours
-    return _by_slices(attend, (query, key, value), mapping, per_position)
+    return by_slices(attend, (query, key, value), mapping, per_position)
 
 
-def _by_slices(attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-               maps: tuple[Tensor, Tensor, Tensor], mapping: nn.Module,
-               values_per_position: int) -> Tensor:
-    """Attend a few images at a time where ``mapping`` treats images independently."""
+def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...], mapping: nn.Module,
+              values_per_position: int) -> Tensor:
+    """Attend a few images at a time where ``mapping`` treats images independently.
+
+    Args:
+        attend: takes the maps of some images and returns what it makes of them, images first.
+        maps: (B, C, H, W) each.
+        mapping: the network that ``attend`` applies.
+        values_per_position: values of its largest tensor for each position of the maps.
+    """
     query = maps[0]
     values_per_image = values_per_position * query.shape[-2] * query.shape[-1]
     bound = SLICE_VALUES.get(query.device.type, SLICE_VALUES_ELSEWHERE)

@@ -1,4 +1,4 @@
-"""The paper's Tables 9 and 10 as data, with the column names of our own tables.
+"""The paper's tables as data; 9 and 10 with the column names of our own tables.
 
 All numbers stand as printed, also the five drops that are not the difference of the printed
 accuracies (`ODD_DROPS`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from types import MappingProxyType
+from typing import IO
 
 import pandas as pd
 
@@ -53,6 +54,29 @@ def pgd() -> pd.DataFrame:
     return _read("pgd.csv")
 
 
+def complexity() -> pd.DataFrame:
+    """Return every network with a printed cost, Tables 3 to 8 in their order and two more.
+
+    Columns are table, method, variant and model (the name by which we build it); top1 and top5 in
+    percent, of the validation set in Table 3 and of a part of the training set elsewhere; params
+    in millions and flops in billions; nan where nothing is printed. Of the two more, ``text`` is
+    the SAN10 with the attention of Ramachandran et al. (Section 5.3), and ``sasa`` are that
+    paper's own networks (Stand-Alone Self-Attention in Vision Models, NeurIPS 2019).
+    """
+    with _open("complexity.csv") as stream:
+        return pd.read_csv(stream, dtype={"table": str, "variant": str}, na_values=[""],
+                           keep_default_na=False).fillna({"variant": ""})
+
+
+def architecture() -> pd.DataFrame:
+    """Return Table 1: one row per layer with its output and its text in each network."""
+    return _read("architecture.csv")
+
+
 def _read(name: str) -> pd.DataFrame:
-    with resources.files(__name__).joinpath(name).open(encoding="utf-8") as stream:
+    with _open(name) as stream:
         return pd.read_csv(stream)
+
+
+def _open(name: str) -> IO[str]:
+    return resources.files(__name__).joinpath(name).open(encoding="utf-8")

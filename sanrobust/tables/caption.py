@@ -73,7 +73,7 @@ def _interval_sentence(table: Table) -> str:
         return ""
     low, high = f"{min(known):.1f}", f"{max(known):.1f}"
     span = low if low == high else f"{low} to {high}"
-    return f"Half-widths of the 95 % Wilson intervals: {span} points."
+    return f"Half-widths of the {table.intervals}: {span} points."
 
 
 def _setting_sentences(table: Table, members: Sequence[Entry]) -> list[str]:

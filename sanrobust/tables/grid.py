@@ -12,7 +12,7 @@ import pandas as pd
 from sanrobust import paper
 from sanrobust.metrics import VIEWS
 from sanrobust.tables.table import (BUDGET, NOT_SETTINGS, PAPER_PREFIX, Table, architecture,
-                                    standard_columns)
+                                    network, standard_columns)
 
 VIEW_TITLES: Mapping[str, str] = {
     "none": "no rotation", "cw90": "clockwise 90°", "cw180": "clockwise 180°",
@@ -195,8 +195,18 @@ def _entry(table: Table, row: pd.Series, values: Mapping[str, float],
     facts = {name: row[name] for name in ("n", "failed", *table.provenance)
              if pd.notna(row.get(name))}
     model = str(row["model"])
-    return Entry(model, str(row["data"]), paper.DISPLAY_NAMES.get(architecture(model), model),
-                 facts, values, reference)
+    return Entry(model, str(row["data"]), _label(model), facts, values, reference)
+
+
+def _label(model: str) -> str:
+    """Print a network of the paper as the paper does, with its options; others by full name."""
+    name = paper.DISPLAY_NAMES.get(network(model))
+    if name is None:
+        return model
+    options = architecture(model)[len(network(model)):].strip("()")
+    # A relation says by itself what it is.
+    chosen = [text.removeprefix("relation=").replace("=", " ") for text in options.split(",")]
+    return f"{name} ({', '.join(chosen)})" if options else name
 
 
 def _labelled(raw: Sequence[Entry]) -> list[Entry]:
@@ -237,8 +247,7 @@ def _number(entry: Entry, namesakes: Sequence[Entry]) -> str:
 
 def _group(model: str) -> int:
     """Return the place of a model's group; models outside the paper share the last one."""
-    arch = architecture(model)
-    found = [place for place, group in enumerate(paper.GROUPS) if arch in group]
+    found = [place for place, group in enumerate(paper.GROUPS) if network(model) in group]
     return found[0] if found else len(paper.GROUPS)
 
 

@@ -40,7 +40,8 @@ def to_markdown(table: Table) -> str:
     parts = [escape(caption(table, layout, weights=True)),
              _pipes(headings, lines, len(layout.stubs))]
     if any(name.endswith("_low") for name in table.columns):
-        parts += ["95 % Wilson intervals:", _intervals(table, layout)]
+        parts += [f"{table.intervals[0].upper()}{table.intervals[1:]}:",
+                  _intervals(table, layout)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -38,12 +38,14 @@ class Table:
         title: what the table shows, a phrase.
         note: what a reader must not miss, for example that the data are a demonstration; every
             rendering carries it.
+        intervals: what the columns ``_low`` and ``_high`` bound.
     """
 
     layout: Layout
     rows: pd.DataFrame
     title: str
     note: str = ""
+    intervals: str = "95 % Wilson intervals"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -123,8 +125,13 @@ def to_csv(table: Table) -> str:
 
 
 def architecture(model: str) -> str:
-    """Return the architecture of a model's full name, ``arch.tag``."""
+    """Return the architecture of a model's full name, ``arch.tag``, with its options."""
     return model.split(".", 1)[0]
+
+
+def network(model: str) -> str:
+    """Return the architecture of a model's full name without its options."""
+    return architecture(model).partition("(")[0]
 
 
 def standard_columns(layout: Layout) -> list[str]:
@@ -172,9 +179,15 @@ def _typed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort as the paper does within each dataset, other models behind; otherwise keep order."""
+    """Sort as the paper does within each dataset, other models behind; otherwise keep order.
+
+    Variants of a network come behind the network itself.
+    """
     places = {name: place for place, name in enumerate(paper.DISPLAY_NAMES)}
-    ranks = rows["model"].map(lambda model: places.get(architecture(model), len(places)))
-    order = rows.assign(_data=pd.factorize(rows["data"])[0], _rank=ranks)
-    order = order.sort_values(["_data", "_rank"], kind="stable")
-    return order.drop(columns=["_data", "_rank"]).reset_index(drop=True)
+    models = rows["model"]
+    order = rows.assign(
+        _data=pd.factorize(rows["data"])[0],
+        _rank=models.map(lambda model: places.get(network(model), len(places))),
+        _variant=models.map(lambda model: architecture(model) != network(model)))
+    keys = ["_data", "_rank", "_variant"]
+    return order.sort_values(keys, kind="stable").drop(columns=keys).reset_index(drop=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sanrobust.zoo.entry import Architecture, SanConfig
+from sanrobust.zoo.entry import Architecture, SanConfig, SasaConfig
 from sanrobust.zoo.resnet import ResNet
 from sanrobust.zoo.san import San
+from sanrobust.zoo.sasa import SasaResNet
 
 
 def build(architecture: Architecture) -> nn.Module:
@@ -18,6 +19,8 @@ def build(architecture: Architecture) -> nn.Module:
     """
     if isinstance(architecture, SanConfig):
         return San(architecture)
+    if isinstance(architecture, SasaConfig):
+        return SasaResNet(architecture)
     return ResNet(architecture)
 
 

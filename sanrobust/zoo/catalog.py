@@ -18,15 +18,18 @@ from sanrobust.zoo.entry import (
     Entry, Packaged, Remote, Unpublished, Untrained, WeightsSource,
 )
 from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form
+from sanrobust.zoo.names import LISTING, NETWORKS, ModelName, parse, quoted
 
 PAPER_ORDER: tuple[str, ...] = ARCHITECTURES
 DEFAULT_TAG = store.IN1K_TAG
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-LISTING = "sanrobust zoo list"
 
 SMALL_PREPROCESSING = Preprocessing(img_size=32, crop_pct=1.0, interpolation="bilinear",
                                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
+_DIGITS_TAG = "digits"
+_FORMS = ("untrained", "untrained-small")
+_UNTRAINED_NOTE = "Initial values, for trying things out."
 _PAPER = "Zhao, Jia and Koltun, CVPR 2020, Table 9, no rotation"
 _AUTHORS_FOLDER = "https://drive.google.com/drive/folders/19ZJn48UpiF_j8e1-UU9UZ4AVfLjmwPzH"
 _DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
@@ -48,27 +51,45 @@ _TABLE9 = {
 def find(name: str, *, tag: str | None = None) -> Entry:
     """Return the entry called ``name``.
 
+    Every architecture has the tags ``untrained`` (its form for ImageNet) and
+    ``untrained-small``, whatever its options; other weights are published, packaged or added.
+
     Args:
         name: ``arch.tag``, or an architecture alone.
         tag: the tag meant when ``name`` is an architecture alone; ``in1k`` when None.
 
-    Raises UnknownNameError with the closest name, or with the tags that the architecture has.
+    Raises UnknownNameError with the closest name, with the legal options or values, or with the
+    tags that the architecture has.
     """
-    arch, dot, typed = name.partition(".")
-    wanted = typed if dot else (tag or DEFAULT_TAG)
+    typed = _parsed(name)
+    wanted = typed.tag if typed.tag is not None else (tag or DEFAULT_TAG)
+    if wanted in _FORMS:
+        return _untrained(typed.architecture, wanted)
+    full = f"{typed.architecture}.{wanted}"
     own = {entry.name: entry for entry in _own_entries()}
-    full = f"{arch}.{wanted}"
     if wanted in store.RESERVED_TAGS and full in own:
         return own[full]  # cannot be in the store, whose index need not be read
     known = {entry.name: entry for entry in entries()}
     if full in known:
         return known[full]
-    if arch in ARCHITECTURES:
-        raise _unknown_tag(arch, wanted, tuple(known))
-    candidates = tuple(known) if dot else ARCHITECTURES
-    # Two swapped characters (san01) beat any one that is near by other measures (san19).
-    swapped = [other for other in candidates if sorted(other) == sorted(name)]
-    raise unknown_name("model", name, swapped or candidates, listing=LISTING)
+    raise _unknown_tag(typed.architecture, wanted, tuple(known))
+
+
+def find_form(name: str, *, tag: str | None = None) -> Entry:
+    """Return the entry called ``name`` for its form, not for its weights.
+
+    As `find`, but an architecture alone that has no weights tagged ``tag`` answers with its
+    initial values: of the form for ImageNet where the tag is ``in1k``, else of that for small
+    images.
+    """
+    wanted = tag or DEFAULT_TAG
+    try:
+        return find(name, tag=wanted)
+    except UnknownNameError:
+        typed = _parsed(name)
+        if typed.tag is not None:
+            raise
+    return _untrained(typed.architecture, _FORMS[0 if wanted == DEFAULT_TAG else 1])
 
 
 def entries() -> tuple[Entry, ...]:
@@ -91,14 +112,28 @@ def _own_entries() -> tuple[Entry, ...]:
     return (
         *(_in1k(arch) for arch in PAPER_ORDER),
         *_digits(),
-        *(Entry(arch=arch, tag="untrained", architecture=imagenet_form(arch),
-                weights=Untrained(), note="Initial values, for trying things out.")
-          for arch in PAPER_ORDER),
-        *(Entry(arch=arch, tag="untrained-small", architecture=small_form(arch, 10),
-                weights=Untrained(), preprocessing=SMALL_PREPROCESSING, data="digits",
-                note="Initial values, for trying things out.")
-          for arch in PAPER_ORDER),
+        *(_untrained(arch, tag) for tag in _FORMS for arch in PAPER_ORDER),
     )
+
+
+def _parsed(name: str) -> ModelName:
+    if "(" in name or ")" in name or name.partition(".")[0] in NETWORKS:
+        return parse(name)
+    arch, dot, _ = name.partition(".")
+    candidates = (*names(), *(f"{other}.{tag}" for other in NETWORKS for tag in _FORMS)) \
+        if dot else NETWORKS
+    # Two swapped characters (san01) beat any one that is near by other measures (san19).
+    swapped = [other for other in candidates if sorted(other) == sorted(name)]
+    raise unknown_name("model", name, swapped or candidates, listing=LISTING)
+
+
+def _untrained(arch: str, tag: str) -> Entry:
+    """Return the entry of fresh initial values, which needs nothing but a form."""
+    if tag == "untrained":
+        return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=Untrained(),
+                     note=_UNTRAINED_NOTE)
+    return Entry(arch=arch, tag=tag, architecture=small_form(arch, 10), weights=Untrained(),
+                 preprocessing=SMALL_PREPROCESSING, data="digits", note=_UNTRAINED_NOTE)
 
 
 def _in1k(arch: str) -> Entry:
@@ -134,17 +169,20 @@ def _digits() -> tuple[Entry, ...]:
 
 def _digits_entry(arch: str, *, sha256: str, top1: float, n: int, command: str,
                   **_: object) -> Entry:
-    return Entry(arch=arch, tag="digits", architecture=small_form(arch, 10),
+    return Entry(arch=arch, tag=_DIGITS_TAG, architecture=small_form(arch, 10),
                  weights=Packaged(f"{arch}.digits.safetensors", sha256),
                  preprocessing=SMALL_PREPROCESSING, data="digits", top1=top1, licence="MIT",
                  reference=command, note=f"Measured on {n} images that training did not see.")
 
 
 def _unknown_tag(arch: str, tag: str, known: tuple[str, ...]) -> UnknownNameError:
-    tags = [name.partition(".")[2] for name in known if name.partition(".")[0] == arch]
+    stored = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == arch]
+    tags = tuple(dict.fromkeys((*stored, *_FORMS)))
     near = closest(tag, tags)
     suggestion = f"did you mean {arch}.{near}? " if near else ""
+    train = "" if arch in PAPER_ORDER else f"sanrobust train --model {quoted(arch)} and "
     return UnknownNameError(f"the weights of {arch} must exist",
                             seen=f"there are none tagged {tag!r}",
-                            hint=f"{suggestion}the tags are {', '.join(tags)}, and "
-                                 f"sanrobust zoo add {arch}.TAG FILE makes another")
+                            hint=f"{suggestion}the tags are {', '.join(tags)}, and {train}"
+                                 f"sanrobust zoo add {quoted(f'{arch}.TAG')} FILE "
+                                 f"{'make' if train else 'makes'} another")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sanrobust.design import PAIRWISE, SASA, Attention, Design
 from sanrobust.preprocessing import Preprocessing
-
-Attention = Literal["pairwise", "patchwise"]
 
 
 @dataclass(frozen=True)
@@ -15,21 +14,25 @@ class SanConfig:
     """A self-attention network (Zhao et al. 2020, Table 1); one tuple item per stage.
 
     Attributes:
-        attention: ``pairwise`` (subtraction, relative position, softmax) or ``patchwise``
-            (concatenation).
         layers: self-attention blocks of each stage.
+        design: the self-attention operator of every block.
         footprints: side of each stage's square attention footprint in pixels.
         widths: channels of each stage; the first is also the width of the stem.
         pools: whether a 2x2 max pooling with stride 2 precedes the stage.
         num_classes: length of the logits.
     """
 
-    attention: Attention
     layers: tuple[int, ...]
+    design: Design = PAIRWISE
     footprints: tuple[int, ...] = (3, 7, 7, 7, 7)
     widths: tuple[int, ...] = (64, 256, 512, 1024, 2048)
     pools: tuple[bool, ...] = (True, True, True, True, True)
     num_classes: int = 1000
+
+    @property
+    def attention(self) -> Attention:
+        """Family of the operator, a shorthand for ``design.attention``."""
+        return self.design.attention
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,42 @@ class ResNetConfig:
         width: channels of the stem and of the first stage's inner convolutions (64 in the paper).
         stem: ``imagenet`` (7x7 convolution, stride 2, max pooling) or ``small`` (3x3, stride 1,
             no pooling).
+        kernel: side of the blocks' spatial convolutions in pixels, odd.
         num_classes: length of the logits.
     """
 
     layers: tuple[int, int, int, int]
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
+    kernel: int = 3
     num_classes: int = 1000
 
 
-Architecture = SanConfig | ResNetConfig
+@dataclass(frozen=True)
+class SasaConfig:
+    """A bottleneck residual network with self-attention for convolutions (SASA, NeurIPS 2019).
+
+    Attributes:
+        layers: bottleneck blocks of each of the four groups.
+        width: channels of the stem and of the first group's inner layers.
+        stem: ``conv`` (a ResNet's), ``attention`` (over 4x4 blocks, then pooling) or ``small``
+            (3x3 convolution, stride 1, no pooling).
+        design: the self-attention operator, of the ``sasa`` family.
+        footprint: spatial extent of attention in pixels, odd.
+        convolutions: so many early groups keep their 3x3 convolutions.
+        num_classes: length of the logits.
+    """
+
+    layers: tuple[int, int, int, int]
+    width: int = 64
+    stem: Literal["conv", "attention", "small"] = "conv"
+    design: Design = SASA
+    footprint: int = 7
+    convolutions: int = 0
+    num_classes: int = 1000
+
+
+Architecture = SanConfig | ResNetConfig | SasaConfig
 
 
 @dataclass(frozen=True)

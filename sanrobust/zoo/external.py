@@ -57,7 +57,8 @@ class External:
 
 def is_external(name: str) -> bool:
     """Return whether ``name`` is written like a model from elsewhere (``a/b`` or ``a:b``)."""
-    return "/" in name or ":" in name
+    bare = name.partition("(")[0]  # options in parentheses are the zoo's
+    return "/" in bare or ":" in bare
 
 
 def create_external(name: str, *, checkpoint: Path | None = None,
@@ -88,6 +89,18 @@ def create_external(name: str, *, checkpoint: Path | None = None,
         preprocessing = replace(preprocessing, **overrides)
     shown = name if checkpoint is None else f"{name}.{checkpoint.stem}"
     return Classifier(network, name=shown, preprocessing=preprocessing, source=source)
+
+
+def build_external(name: str) -> tuple[nn.Module, Preprocessing]:
+    """Return the network called ``name`` with initial values, and how it wants its images.
+
+    Nothing is downloaded. Raises UnknownNameError for a name that does not exist and ModelError
+    for what is no network.
+    """
+    with torch.random.fork_rng(devices=[]), _tensors_only():
+        external = _find(name)
+        network = _built(external, None, pretrained=False)
+    return network, external.preprocessing(network)
 
 
 def _find(name: str) -> External:

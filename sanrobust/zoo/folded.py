@@ -11,13 +11,15 @@ Letters: B images, H and W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sanrobust.design import DEFAULTS, Design
 from sanrobust.kernels import backends
-from sanrobust.kernels.modules import PairwiseAttention
+from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Buffers, Head, Layer, Stem,
@@ -113,6 +115,9 @@ def refusal(network: nn.Module, device: torch.device) -> str | None:
     """Return why ``network`` cannot be folded for ``device``, as a clause; None when it can."""
     if not isinstance(network, San):
         return "it is no SAN"
+    unlike = _unlike_released(network.config.design)
+    if unlike is not None:
+        return unlike
     if network.training:
         return "it is in train mode, where normalisation depends on the batch"
     if device.type != "cpu":
@@ -124,6 +129,18 @@ def refusal(network: nn.Module, device: torch.device) -> str | None:
     return library.refusal()
 
 
+def _unlike_released(design: Design) -> str | None:
+    """Return how a design differs from both that the fused kernels compute; None: it does not."""
+    if design.attention not in ("pairwise", "patchwise"):
+        return f"its attention is {design.attention}, which has no fused kernels"
+    released = DEFAULTS[design.attention]
+    unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(Design)
+              if getattr(design, each.name) != getattr(released, each.name)]
+    if unlike:
+        return f"its {design.attention} attention is not the released one: {', '.join(unlike)}"
+    return None
+
+
 def _layers(network: San) -> Iterator[Layer]:
     norm = None
     for stage, pooled in enumerate(network.config.pools):
@@ -132,14 +149,16 @@ def _layers(network: San) -> Iterator[Layer]:
         yield Transition(convolution, norm, pooled=pooled)
         for block in network.get_submodule(f"layer{stage}").children():
             assert isinstance(block, SanBlock)
-            yield Block(block.bn1, projections(block.sam), _attention(block), block.conv)
+            sam = block.sam
+            assert isinstance(sam, (PairwiseAttention, PatchwiseAttention))
+            yield Block(block.bn1, projections(sam), _rows(sam, block.bn2), block.conv)
         norm = _norm(network, stage)
 
 
-def _attention(block: SanBlock) -> AttentionLayer:
-    if isinstance(block.sam, PairwiseAttention):
-        return PairwiseRows(block.sam, block.bn2)
-    return PatchwiseRows(block.sam, block.bn2)
+def _rows(sam: PairwiseAttention | PatchwiseAttention, norm: nn.BatchNorm2d) -> AttentionLayer:
+    if isinstance(sam, PairwiseAttention):
+        return PairwiseRows(sam, norm)
+    return PatchwiseRows(sam, norm)
 
 
 def _norm(network: San, stage: int) -> nn.BatchNorm2d:

@@ -1,65 +1,97 @@
-"""The nine networks of the paper's Tables 9 and 10 as configurations; no torch."""
+"""Every architecture as a configuration, for ImageNet and for small images; no torch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
+from sanrobust.design import DEFAULTS, Design
 from sanrobust.errors import UnknownNameError
-from sanrobust.registry import unknown_name
-from sanrobust.zoo.entry import Architecture, Attention, ResNetConfig, SanConfig
+from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
+from sanrobust.zoo.names import FAMILIES, RESNETS, SASA_RESNETS, ModelName, architecture, parse
 
 ARCHITECTURES: tuple[str, ...] = (
     "resnet26", "san10-pair", "san10-patch",
     "resnet38", "san15-pair", "san15-patch",
     "resnet50", "san19-pair", "san19-patch",
 )
+"""The nine networks of the paper's Tables 9 and 10, in their order."""
+
+SMALL_SIDE = 32
 
 _RESNET_LAYERS: dict[str, tuple[int, int, int, int]] = {
-    "resnet26": (1, 2, 4, 1),
-    "resnet38": (2, 3, 5, 2),
-    "resnet50": (3, 4, 6, 3),
+    "26": (1, 2, 4, 1),
+    "38": (2, 3, 5, 2),
+    "50": (3, 4, 6, 3),
 }
 _SAN_LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "san10": (2, 1, 2, 4, 1),
     "san15": (3, 2, 3, 5, 2),
     "san19": (3, 3, 4, 6, 3),
 }
-_ATTENTIONS: dict[str, Attention] = {"pair": "pairwise", "patch": "patchwise"}
+_SMALL_WIDTH = 8
+_SMALL_HEADS = 4
+_SMALL_FOOTPRINT = 5
+# Reflection on the 4x4 maps of the last two stages of a small SAN ends here.
+_SMALL_LAST_FOOTPRINT = 7
+_COMPARED = {"scalar": 16, "sasa": 4}
 
 
 def imagenet_form(arch: str, num_classes: int = 1000) -> Architecture:
     """Return the configuration of ``arch`` as published for ImageNet (the paper's Table 1).
 
     Args:
-        arch: one of ``ARCHITECTURES``; ``resnet26`` and ``resnet38`` are the paper's own depths
-            (1, 2, 4, 1) and (2, 3, 5, 2), not the networks of these names in other collections.
+        arch: name of an architecture, with or without options (`sanrobust.zoo.names`);
+            ``resnet26`` and ``resnet38`` are the paper's own depths (1, 2, 4, 1) and
+            (2, 3, 5, 2), not the networks of these names in other collections. The option
+            ``footprint=k`` means (3, k, k, k, k) as in the paper's Table 7.
         num_classes: length of the logits.
 
     Raises UnknownNameError for any other name.
     """
-    if arch in _RESNET_LAYERS:
-        return ResNetConfig(layers=_RESNET_LAYERS[arch], num_classes=num_classes)
-    layers, attention = _san_parts(arch)
-    return SanConfig(attention=attention, layers=layers, num_classes=num_classes)
+    name = architecture(arch)
+    if name.network in RESNETS:
+        return ResNetConfig(layers=_resnet_layers(name), kernel=_number(name, "kernel"),
+                            num_classes=num_classes)
+    if name.network in SASA_RESNETS:
+        return _sasa(name, SasaConfig(layers=_resnet_layers(name), stem=_stem(name),
+                                      num_classes=num_classes))
+    side = _number(name, "footprint", 7)
+    config = SanConfig(layers=_san_layers(name), design=_design(name),
+                       footprints=_each_stage(name) or (3, side, side, side, side),
+                       num_classes=num_classes)
+    _require_heads(name, config.design, config.widths[0] // _COMPARED.get(config.attention, 1))
+    return config
 
 
 def small_form(arch: str, num_classes: int = 10) -> Architecture:
     """Return ``arch`` for 32x32 images: the paper's depths, an eighth of its widths.
 
-    A SAN of this form works on maps of 16, 16, 8, 4 and 4 pixels with footprints of 3 and 5; a
-    ResNet starts with a 3x3 convolution of stride 1 and no pooling.
+    A SAN of this form works on maps of 16, 16, 8, 4 and 4 pixels with footprints of 3 and 5; the
+    option ``footprint=k`` means (3, k, k, k, k), no more than 7 on the smallest maps. A ResNet
+    starts with a 3x3 convolution of stride 1 and no pooling, and so does a SASA network without
+    an attention stem, whose footprints are 5. SASA has four heads.
 
     Args:
-        arch: one of ``ARCHITECTURES``.
+        arch: as for `imagenet_form`.
         num_classes: length of the logits.
 
-    Raises UnknownNameError for any other name.
+    Raises UnknownNameError for any other name, or one with footprints too large for such images.
     """
-    if arch in _RESNET_LAYERS:
-        return ResNetConfig(layers=_RESNET_LAYERS[arch], width=8, stem="small",
-                            num_classes=num_classes)
-    layers, attention = _san_parts(arch)
-    return SanConfig(attention=attention, layers=layers, footprints=(3, 5, 5, 5, 3),
-                     widths=(32, 32, 64, 128, 256), pools=(True, False, True, True, False),
-                     num_classes=num_classes)
+    name = architecture(arch)
+    if name.network in RESNETS:
+        return ResNetConfig(layers=_resnet_layers(name), width=_SMALL_WIDTH, stem="small",
+                            kernel=_number(name, "kernel"), num_classes=num_classes)
+    if name.network in SASA_RESNETS:
+        stem: Literal["attention", "small"] = "attention" if _stem(name) != "conv" else "small"
+        return _sasa(name, SasaConfig(layers=_resnet_layers(name), width=_SMALL_WIDTH, stem=stem,
+                                      num_classes=num_classes))
+    config = SanConfig(layers=_san_layers(name), design=_design(name, heads=_SMALL_HEADS),
+                       footprints=_small_footprints(name), widths=(32, 32, 64, 128, 256),
+                       pools=(True, False, True, True, False), num_classes=num_classes)
+    _require_small_footprints(name, config)
+    _require_heads(name, config.design, config.widths[0] // _COMPARED.get(config.attention, 1))
+    return config
 
 
 def smallest_input(config: SanConfig) -> int:
@@ -74,13 +106,116 @@ def smallest_input(config: SanConfig) -> int:
     return smallest
 
 
-def _san_parts(arch: str) -> tuple[tuple[int, ...], Attention]:
-    depth, _, kind = arch.partition("-")
-    if depth not in _SAN_LAYERS or kind not in _ATTENTIONS:
-        raise _unknown(arch)
-    return _SAN_LAYERS[depth], _ATTENTIONS[kind]
+def mismatch(arch: str, config: Architecture) -> str | None:
+    """Return how ``config`` contradicts the name ``arch``, as a clause; None when it does not.
+
+    What its options decide must be as in one of the architecture's forms; sizes are free, as
+    weights from elsewhere may have any.
+    """
+    try:
+        name = parse(arch)
+    except UnknownNameError as error:
+        return error.seen
+    for form in _forms(name.architecture):
+        if type(form) is type(config) and all(
+                getattr(form, field) == getattr(config, field) for field in _decided(name, form)):
+            return None
+    return f"the network described is no {arch}"
 
 
-def _unknown(arch: str) -> UnknownNameError:
-    return unknown_name("architecture", arch, ARCHITECTURES,
-                        listing=f"the list {', '.join(ARCHITECTURES)}")
+def _forms(arch: str) -> list[Architecture]:
+    forms = []
+    for form in (imagenet_form, small_form):
+        try:
+            forms.append(form(arch))
+        except UnknownNameError:
+            continue  # legal in the other form alone
+    return forms
+
+
+def _decided(name: ModelName, form: Architecture) -> tuple[str, ...]:
+    if isinstance(form, ResNetConfig):
+        return ("kernel",)
+    if isinstance(form, SasaConfig):
+        return ("design", "footprint", "convolutions", "stem")
+    return ("design", "footprints") if {"footprint", "footprints"} & set(dict(name.options)) \
+        else ("design",)
+
+
+def _design(name: ModelName, *, heads: int | None = None) -> Design:
+    """Return the operator that the options name.
+
+    ``heads`` are those of a SASA operator whose name leaves them out; None for the paper's.
+    """
+    attention = FAMILIES.get(name.network.partition("-")[2], "sasa")
+    default = DEFAULTS[attention]
+    if heads is not None and attention == "sasa":
+        default = replace(default, heads=heads)
+    chosen: dict[str, object] = {}
+    for option, value in name.options:
+        if hasattr(default, option):
+            chosen[option] = (value == "yes" if option == "content"
+                              else int(value) if value.isdecimal() else value)
+    return replace(default, **chosen)  # type: ignore[arg-type]
+
+
+def _sasa(name: ModelName, config: SasaConfig) -> SasaConfig:
+    small = config.width == _SMALL_WIDTH
+    design = _design(name, heads=_SMALL_HEADS if small else None)
+    _require_heads(name, design, config.width)
+    return replace(config, design=design, convolutions=_number(name, "convolutions"),
+                   footprint=_number(name, "footprint", _SMALL_FOOTPRINT if small else 7))
+
+
+def _stem(name: ModelName) -> Literal["conv", "attention"]:
+    return "attention" if name.value("stem") == "attention" else "conv"
+
+
+def _number(name: ModelName, option: str, default: int = 0) -> int:
+    value = name.value(option)
+    return default if value is None else int(value)
+
+
+def _resnet_layers(name: ModelName) -> tuple[int, int, int, int]:
+    return _RESNET_LAYERS[name.network[-2:]]
+
+
+def _san_layers(name: ModelName) -> tuple[int, ...]:
+    return _SAN_LAYERS[name.network.partition("-")[0]]
+
+
+def _each_stage(name: ModelName) -> tuple[int, ...] | None:
+    typed = name.value("footprints")
+    return None if typed is None else tuple(map(int, typed.split("-")))
+
+
+def _small_footprints(name: ModelName) -> tuple[int, ...]:
+    side = name.value("footprint")
+    if side is None:
+        return _each_stage(name) or (3, 5, 5, 5, 3)
+    last = min(int(side), _SMALL_LAST_FOOTPRINT)
+    return (3, int(side), int(side), last, last)
+
+
+def _require_small_footprints(name: ModelName, config: SanConfig) -> None:
+    needed = smallest_input(config)
+    if needed > SMALL_SIDE:
+        raise UnknownNameError(
+            f"footprints of a network for {SMALL_SIDE}x{SMALL_SIDE} images must fit its maps",
+            seen=f"{name.architecture} needs images of {needed}x{needed}",
+            hint=f"its last two stages take at most {_SMALL_LAST_FOOTPRINT}")
+
+
+def _require_heads(name: ModelName, design: Design, channels: int) -> None:
+    """Each head must have channels, and as many for row as for column offsets.
+
+    ``channels`` are the fewest that are compared anywhere in the network.
+    """
+    if design.attention not in ("scalar", "sasa"):
+        return
+    unit = 2 if design.position == "relative" else 1
+    if channels % (unit * design.heads):
+        legal = [str(heads) for heads in range(1, channels + 1) if channels % (unit * heads) == 0]
+        raise UnknownNameError(f"heads of {name.network} must divide its {channels} channels here",
+                               seen=f"{name.architecture} has {design.heads}",
+                               hint=f"in this form heads can be {', '.join(legal)}")

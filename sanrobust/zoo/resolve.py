@@ -21,6 +21,8 @@ from sanrobust.zoo.entry import (
     Entry, Packaged, Remote, Stored, Unpublished, Untrained,
 )
 from sanrobust.zoo.external import create_external, is_external
+from sanrobust.zoo.facts import entry_from_facts
+from sanrobust.zoo.names import LISTING, parse, quoted
 
 Say = Callable[[str], None]
 
@@ -31,8 +33,9 @@ def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalo
     """Return the classifier called ``name``, on the CPU.
 
     Args:
-        name: an entry (``san10-pair.in1k``), an architecture alone, ``torchvision/NAME``,
-            ``timm/NAME`` or ``package.module:callable``.
+        name: an entry (``san10-pair.in1k``), an architecture alone, with or without options
+            (``san10-pair(relation=hadamard)``), ``torchvision/NAME``, ``timm/NAME`` or
+            ``package.module:callable``.
         checkpoint: a file whose weights are used instead of the entry's own; the classifier is
             then called ``arch.STEM`` after it.
         tag: the entry meant when ``name`` is an architecture alone.
@@ -47,9 +50,10 @@ def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalo
     if is_external(name):
         return create_external(name, checkpoint=checkpoint, overrides=chosen,
                                num_classes=num_classes)
-    entry = catalog.find(name, tag=tag)
     if checkpoint is not None:
+        entry = catalog.find_form(name, tag=tag)
         return _from_checkpoint(name, entry, checkpoint, chosen, num_classes)
+    entry = catalog.find(name, tag=tag)
     if num_classes not in (None, entry.architecture.num_classes):
         if not isinstance(entry.weights, Untrained):
             raise UsageError(f"--num-classes must be {entry.architecture.num_classes} for "
@@ -69,7 +73,7 @@ def fetch(entry: Entry, *, progress: Progress | None = None, say: Say = lambda _
     remote = entry.weights
     if not isinstance(remote, Remote):
         raise UsageError("a model to download must have a published address",
-                         seen=f"{entry.name} has none", hint=f"see {catalog.LISTING}")
+                         seen=f"{entry.name} has none", hint=f"see {LISTING}")
     path = store.download_path(entry.name)
     with store.locked(path.with_name(path.name + ".lock")):
         expected = remote.sha256 or store.pinned(path)
@@ -200,11 +204,12 @@ def _require_store_digest(entry: Entry, classifier: Classifier) -> None:
 def _from_checkpoint(name: str, entry: Entry, checkpoint: Path, overrides: Mapping[str, Any],
                      num_classes: int | None) -> Classifier:
     state = read_state_dict(checkpoint)
-    facts = read_facts(checkpoint) if "." not in name else None
+    facts = read_facts(checkpoint)
     if facts is not None:
+        told = entry_from_facts(facts, tag=entry.tag, weights=Stored("", ""))
+        _require_arch(entry, told, checkpoint)
         # The file of our own training says which form it is; a bare architecture name does not.
-        told = store.entry_from_facts(facts, tag=entry.tag, weights=Stored("", ""))
-        entry = told if told.arch == entry.arch else entry
+        entry = told if parse(name).tag is None else entry
     if num_classes is None:
         head = state.get("fc.weight")
         num_classes = int(head.shape[0]) if head is not None and head.ndim == 2 else None
@@ -214,6 +219,14 @@ def _from_checkpoint(name: str, entry: Entry, checkpoint: Path, overrides: Mappi
     load_strict(network, state, name=name, source=str(checkpoint))
     tag = checkpoint.name.removesuffix(checkpoint.suffix).removeprefix(f"{entry.arch}.")
     return _classifier(entry, network, overrides, str(checkpoint), name=f"{entry.arch}.{tag}")
+
+
+def _require_arch(entry: Entry, told: Entry, checkpoint: Path) -> None:
+    """Variants can have the same shapes: those of another one would load and mean nothing."""
+    if told.arch != entry.arch:
+        raise CheckpointError(f"the weights must belong to {entry.arch}",
+                              seen=f"{checkpoint} says that they are those of {told.arch}",
+                              hint=f"type --model {quoted(told.arch)}")
 
 
 def _loaded(entry: Entry, path: Path, name: str, overrides: Mapping[str, Any]) -> Classifier:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.design import Design
 from sanrobust.errors import ModelError, UsageError
+from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.entry import SanConfig
 from sanrobust.zoo.forms import smallest_input
@@ -26,16 +28,9 @@ class SanBlock(nn.Module):
 
     def __init__(self, config: SanConfig, *, channels: int, footprint: int) -> None:
         super().__init__()
-        attention = PairwiseAttention if config.attention == "pairwise" else PatchwiseAttention
         value_channels = channels // VALUE_REDUCTION
         self.bn1 = nn.BatchNorm2d(channels)
-        self.sam = attention(
-            channels,
-            relation_channels=channels // RELATION_REDUCTION,
-            value_channels=value_channels,
-            weight_groups=value_channels // SHARED_CHANNELS,
-            footprint=footprint,
-        )
+        self.sam = _attention(config.design, channels, footprint)
         self.bn2 = nn.BatchNorm2d(value_channels)
         self.conv = nn.Conv2d(value_channels, channels, 1)
 
@@ -90,6 +85,21 @@ class San(nn.Module):
         projected = self.get_submodule(f"conv{stage}")(features)
         attended = self.get_submodule(f"layer{stage}")(projected)
         return F.relu(self.get_submodule(f"bn{stage}")(attended), inplace=True)
+
+
+def _attention(design: Design, channels: int, footprint: int
+               ) -> PairwiseAttention | PatchwiseAttention | LocalAttention:
+    """Return the operator of a block; SASA compares in C/4 channels, all others in C/16."""
+    value_channels = channels // VALUE_REDUCTION
+    relation_channels = channels // RELATION_REDUCTION
+    if design.attention in ("scalar", "sasa"):
+        compared = relation_channels if design.attention == "scalar" else value_channels
+        return LocalAttention(channels, query_channels=compared, value_channels=value_channels,
+                              design=design, footprint=footprint)
+    family = PairwiseAttention if design.attention == "pairwise" else PatchwiseAttention
+    return family(channels, relation_channels=relation_channels, value_channels=value_channels,
+                  weight_groups=value_channels // SHARED_CHANNELS, footprint=footprint,
+                  design=design)
 
 
 def require_large_enough(images: Tensor, side: int) -> None:

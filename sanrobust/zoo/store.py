@@ -11,28 +11,27 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.files import output_error, sha256_file, write_text
-from sanrobust.preprocessing import Preprocessing
-from sanrobust.registry import unknown_name
-from sanrobust.zoo.entry import Architecture, Entry, ResNetConfig, SanConfig, Stored
-from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form
+from sanrobust.zoo.entry import Entry, Stored
+from sanrobust.zoo.facts import entry_from_facts, facts, require_text
+from sanrobust.zoo.forms import imagenet_form
+from sanrobust.zoo.names import canonical, parse, quoted
 
 IN1K_TAG = "in1k"
 IN1K_CLASSES = 1000
 RESERVED_TAGS = ("digits", "untrained", "untrained-small")
 UNKNOWN_DATA = "custom"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*\.[a-z0-9_+-]+")
+# Options have capital letters (mapping=LRL), and no two names differ in nothing but case.
+_NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*(\([A-Za-z0-9_+,=-]+\))?\.[a-z0-9_+-]+")
 _INDEX = "index.json"
 _INDEX_VERSION = 1
-_MOST_BLOCKS = 1000
-_MOST_CHANNELS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,22 @@ def download_path(name: str) -> Path:
 
 
 def require_name(name: str) -> None:
-    """Raise UsageError unless ``name`` is ``arch.tag`` in small letters, safe as a file name."""
+    """Raise UsageError unless ``name`` is ``arch.tag``, canonical and safe as a file name."""
     if _NAME.fullmatch(name) is None:
         raise UsageError("the name of stored weights must be ARCH.TAG in small letters, digits, "
                          "'_', '+' and '-'", seen=f"it is {name!r}",
                          hint="choose a name such as san10-pair.mine")
+    if "(" in name and canonical(name) != name:
+        raise UsageError("the name of stored weights must have its canonical spelling",
+                         seen=f"it is {name!r}", hint=f"choose {quoted(canonical(name))}")
 
 
 def add(name: str, path: Path, *, like: Entry | None = None) -> StoreRecord:
     """Check the checkpoint ``path`` and keep its weights as the model ``name``.
 
     Args:
-        name: ``arch.tag``; the architecture is one of the zoo's nine, the tag the user's own or
-            ``in1k``. A name added before is replaced.
+        name: ``arch.tag``; the architecture may have options, in any spelling; the tag is the
+            user's own or ``in1k``. A name added before is replaced.
         path: a checkpoint in any format that `checkpoint.read_state_dict` reads.
         like: entry whose form and preprocessing the weights share; by default what our own
             training wrote into the file, else the architecture's ImageNet form.
@@ -98,6 +100,7 @@ def add(name: str, path: Path, *, like: Entry | None = None) -> StoreRecord:
     from sanrobust.zoo import checkpoint
     from sanrobust.zoo.build import build
 
+    name = canonical(name) if "(" in name else name
     _require_free(name)
     state = checkpoint.read_state_dict(path)
     model_facts = None if like is not None else checkpoint.read_facts(path)
@@ -168,85 +171,14 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_UN)
 
 
-def facts(entry: Entry) -> dict[str, object]:
-    """Return an entry as plain values for JSON, without its weights' whereabouts and its tag."""
-    kind = "san" if isinstance(entry.architecture, SanConfig) else "resnet"
-    return {
-        "arch": entry.arch,
-        "architecture": {"kind": kind, **asdict(entry.architecture)},
-        "preprocessing": entry.preprocessing.as_dict(),
-        "data": entry.data,
-        "num_classes": entry.architecture.num_classes,
-        **{key: getattr(entry, key) for key in ("top1", "top5", "licence", "reference", "note")},
-    }
-
-
-def entry_from_facts(values: Mapping[str, Any], *, tag: str, weights: Stored) -> Entry:
-    """Rebuild an entry from what `facts` wrote; raises CheckpointError when it cannot be one."""
-    try:
-        wanted = values["preprocessing"]
-        preprocessing = Preprocessing(**{**wanted, "mean": tuple(wanted["mean"]),
-                                         "std": tuple(wanted["std"])})
-        return Entry(arch=_text(values["arch"]), tag=tag,
-                     architecture=_architecture(values["architecture"]),
-                     weights=weights, preprocessing=preprocessing, data=_text(values["data"]),
-                     top1=_percent(values.get("top1")), top5=_percent(values.get("top5")),
-                     **{key: _text(values.get(key, "")) for key in
-                        ("licence", "reference", "note")})
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CheckpointError("the facts stored with weights must describe a model of the zoo",
-                              seen=f"they do not ({type(error).__name__}: {error})",
-                              hint="add the weights again with --like and the model's name") \
-            from error
-
-
-def _architecture(values: Mapping[str, Any]) -> Architecture:
-    form: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                            for key, value in values.items()}
-    kind = form.pop("kind")
-    if kind not in ("san", "resnet"):
-        raise ValueError(f"there is no kind of network called {kind!r}")
-    architecture = SanConfig(**form) if kind == "san" else ResNetConfig(**form)
-    _require_sane(architecture)
-    return architecture
-
-
-def _require_sane(architecture: Architecture) -> None:
-    """Facts come from files, and a file may ask for a network that no machine can hold."""
-    widths = architecture.widths if isinstance(architecture, SanConfig) else (architecture.width,)
-    sizes = (*architecture.layers, *widths, architecture.num_classes)
-    if not all(type(size) is int and 1 <= size <= _MOST_CHANNELS for size in sizes):
-        raise ValueError(f"sizes must be whole numbers between 1 and {_MOST_CHANNELS}")
-    if sum(architecture.layers) > _MOST_BLOCKS:
-        raise ValueError(f"at most {_MOST_BLOCKS} blocks")
-    kind = architecture.attention if isinstance(architecture, SanConfig) else architecture.stem
-    if kind not in ("pairwise", "patchwise", "imagenet", "small"):
-        raise ValueError(f"{kind!r} is neither an attention nor a stem")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def _percent(value: object) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise TypeError(f"{value!r} is not a percentage")
-    return float(value)
-
-
 def _require_free(name: str) -> None:
     require_name(name)
-    arch, _, tag = name.partition(".")
-    if arch not in ARCHITECTURES:
-        raise unknown_name("architecture", arch, ARCHITECTURES, listing="sanrobust zoo list")
+    parsed = parse(name)
+    arch, tag = parsed.architecture, parsed.tag
     if tag in RESERVED_TAGS:
         raise UsageError("the tag of added weights must be your own or in1k",
                          seen=f"{tag} belongs to the package",
-                         hint=f"choose another, such as {arch}.mine")
+                         hint=f"choose another, such as {quoted(f'{arch}.mine')}")
 
 
 def _classes(head: Any, name: str, path: Path) -> int:
@@ -266,11 +198,11 @@ def _planned(name: str, path: Path, like: Entry | None, model_facts: Mapping[str
         source = "the file says" if like is None else "--like says"
         raise CheckpointError(f"weights named {name} must belong to {arch}",
                               seen=f"{source} {template.arch}",
-                              hint=f"choose the name {template.arch}.{tag}")
+                              hint="choose the name " + quoted(f"{template.arch}.{tag}"))
     if tag == IN1K_TAG and classes != IN1K_CLASSES:
         raise CheckpointError(f"{name} must have the {IN1K_CLASSES} classes of ImageNet",
                               seen=f"{path} has {classes}",
-                              hint=f"choose another tag, such as {arch}.mine")
+                              hint=f"choose another tag, such as {quoted(f'{arch}.mine')}")
     same = classes == template.architecture.num_classes
     return replace(template, architecture=replace(template.architecture, num_classes=classes),
                    data=template.data if same else UNKNOWN_DATA)
@@ -297,11 +229,11 @@ def _as_row(record: StoreRecord) -> dict[str, object]:
 
 def _from_row(name: str, row: Mapping[str, Any]) -> StoreRecord:
     try:
-        weights = Stored(weights_path(name).name, _text(row["sha256"]))
+        weights = Stored(weights_path(name).name, require_text(row["sha256"]))
         entry = entry_from_facts(row["facts"], tag=name.partition(".")[2], weights=weights)
         if entry.name != name:
             raise ValueError(f"{name} is described as {entry.name}")
-        return StoreRecord(entry, *(_text(row[key]) for key in
+        return StoreRecord(entry, *(require_text(row[key]) for key in
                                     ("state_digest", "source", "source_sha256", "added")))
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise _damaged_index(f"its row {name!r} does not read") from error

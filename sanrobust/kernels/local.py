@@ -1,0 +1,181 @@
+"""Scalar self-attention over local footprints, with heads, and SASA, which embeds the offsets.
+
+Letters: B images, C channels, Q query channels, O value channels, N heads, K the footprint's
+side, K2 = K * K neighbours (row by row), H and W map pixels, L = H' * W' output positions. Head n
+holds the channels c with c % N = n, as everywhere in this package; heads of consecutive channels
+are the same layer under other channel numbers.
+
+Sources: Zhao, Jia and Koltun, CVPR 2020, equation 6; Ramachandran et al., NeurIPS 2019 (SASA);
+Vaswani et al., NIPS 2017 (sinusoids). Logits are not scaled, as in both vision papers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.design import SCALAR, Design
+from sanrobust.errors import UsageError
+from sanrobust.kernels import functional
+from sanrobust.kernels.plain import PaddingMode
+from sanrobust.kernels.reference import SLICE_VALUES, SLICE_VALUES_ELSEWHERE
+
+LONGEST_WAVE = 10_000.0
+
+
+class LocalAttention(nn.Module):
+    """Scalar attention: y_i is the sum of value_j under softmax over the neighbours j.
+
+    A head's logit of neighbour j is q_i.k_j; with relative position q_i.k_j + q_i.r, where r
+    joins an embedding of j's row offset and one of its column offset, half of the head's channels
+    each; without content q_i.r alone. Absolute position adds sinusoids of the coordinates to what
+    queries and keys are projected from, and leaves the values alone.
+
+    Names of parameters: conv1, conv2 and conv3 are the transforms of queries, keys and values
+    (phi, psi and beta), rows and columns (Q / 2, K) the embeddings.
+
+    Args:
+        channels: C of the input.
+        query_channels: Q of queries and keys.
+        value_channels: O of the output.
+        design: a scalar or sasa design.
+        footprint: side of the square footprint, odd.
+        stride: distance between output positions in pixels.
+        bias: whether the transforms add one.
+        padding_mode: how keys and values continue past the border of the map. Zeros take part in
+            the softmax, as in the public reimplementations of SASA.
+
+    Raises UsageError when the settings do not fit together.
+    """
+
+    def __init__(self, channels: int, *, query_channels: int, value_channels: int,
+                 design: Design, footprint: int, stride: int = 1, bias: bool = True,
+                 padding_mode: PaddingMode = "reflect") -> None:
+        super().__init__()
+        _require_scalar(design)
+        _require_heads(design, query_channels, value_channels)
+        if design.position == "absolute":
+            _require_multiple("channels of the input", channels, 4, "sines and cosines of "
+                              "rows and of columns")
+        self.design = design
+        self.window = functional.make_window(footprint, stride, padding_mode=padding_mode)
+        self.conv1 = nn.Conv2d(channels, query_channels, 1, bias=bias)
+        self.conv2 = nn.Conv2d(channels, query_channels, 1, bias=bias) if design.content else None
+        self.conv3 = nn.Conv2d(channels, value_channels, 1, bias=bias)
+        relative = design.position == "relative"
+        self.rows = self._embedding(query_channels) if relative else None
+        self.columns = self._embedding(query_channels) if relative else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the attended values (B, O, H', W') of ``features`` (B, C, H, W)."""
+        maps = (self.conv3(features), *self._compared(features))
+        attended = [self._attend(*each)
+                    for each in zip(*(torch.split(map_, self._at_once(features))
+                                      for map_ in maps))]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def attention_weights(self, features: Tensor) -> Tensor:
+        """Return the weights (B, N, K2, L) that ``forward`` uses for ``features`` (B, C, H, W)."""
+        return self._weights(*self._compared(features))
+
+    def extra_repr(self) -> str:
+        """What the transforms do not show when the module is printed."""
+        return (f"heads={self.design.heads}, footprint={self.window.footprint}, "
+                f"stride={self.window.stride}, position={self.design.position}, "
+                f"padding_mode={self.window.padding_mode}")
+
+    def _embedding(self, query_channels: int) -> nn.Parameter:
+        # So q.r starts with the variance of one query channel, whatever the head's width.
+        scale = (query_channels // self.design.heads) ** -0.5
+        return nn.Parameter(torch.randn(query_channels // 2, self.window.footprint) * scale)
+
+    def _compared(self, features: Tensor) -> list[Tensor]:
+        """The queries and, where content is compared, the keys."""
+        if self.design.position == "absolute":
+            features = features + sinusoids(features)
+        return [conv(features) for conv in (self.conv1, self.conv2) if conv is not None]
+
+    def _attend(self, value: Tensor, *compared: Tensor) -> Tensor:
+        weight = self._weights(*compared).to(value.dtype)
+        return functional.aggregation(
+            value, weight, footprint=self.window.footprint, stride=self.window.stride,
+            padding_mode=self.window.padding_mode)
+
+    def _weights(self, query: Tensor, key: Tensor | None = None) -> Tensor:
+        logits = None if self.rows is None else self._offset_logits(query)
+        if key is not None:
+            content = functional.dot_product(
+                query, key, groups=self.design.heads, footprint=self.window.footprint,
+                stride=self.window.stride, padding_mode=self.window.padding_mode)
+            logits = content if logits is None else content + logits
+        assert logits is not None
+        return torch.softmax(logits, dim=-2)
+
+    def _offset_logits(self, query: Tensor) -> Tensor:
+        """q.r (B, N, K2, L) as a sum of its rows' and its columns' part, K + K dots, not K2."""
+        assert self.rows is not None and self.columns is not None
+        heads, stride = self.design.heads, self.window.stride
+        centres = query[:, :, ::stride, ::stride].flatten(2)
+        down, across = (
+            torch.einsum("bcnl,cnk->bnkl", torch.unflatten(half, 1, (-1, heads)),
+                         torch.unflatten(embedded, 0, (-1, heads)))
+            for half, embedded in zip(centres.chunk(2, 1), (self.rows, self.columns)))
+        return (down.unsqueeze(3) + across.unsqueeze(2)).flatten(2, 3)
+
+    def _at_once(self, features: Tensor) -> int:
+        """Images whose weights are kept together; images never mix here."""
+        bound = SLICE_VALUES.get(features.device.type, SLICE_VALUES_ELSEWHERE)
+        height, width = self.window.output_size(features)
+        return max(1, bound // (self.design.heads * self.window.neighbours * height * width))
+
+
+def sinusoids(features: Tensor) -> Tensor:
+    """Return encoded coordinates (1, C, H, W) for ``features`` (B, C, H, W), C a multiple of 4.
+
+    The first half of the channels encodes the row y, the second the column x: a channel pair is
+    the sine and cosine of the coordinate in pixels over wavelengths from 2 pi on, in geometric
+    steps towards 10 000 times as much (Vaswani et al., 2017, Section 3.5).
+    """
+    channels, height, width = features.shape[1:]
+    down, across = (_waves(side, channels // 2, features) for side in (height, width))
+    grid = (down.unsqueeze(2).expand(-1, -1, width), across.unsqueeze(1).expand(-1, height, -1))
+    return torch.cat(grid).unsqueeze(0)
+
+
+def _waves(side: int, channels: int, like: Tensor) -> Tensor:
+    """Encode 0 ... side - 1 as (channels, side), in the precision that counts pixels exactly."""
+    pixels = torch.arange(side, dtype=torch.float64, device=like.device)
+    steps = torch.arange(channels // 2, dtype=torch.float64, device=like.device)
+    angles = pixels * (LONGEST_WAVE ** (-2 * steps / channels)).unsqueeze(1)
+    return torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).to(like.dtype)
+
+
+def _require_scalar(design: Design) -> None:
+    wanted = (SCALAR.relation, SCALAR.mapping, SCALAR.transforms)
+    if design.attention not in ("scalar", "sasa") or (
+            design.relation, design.mapping, design.transforms) != wanted:
+        raise UsageError("scalar attention must compare by dot products with transforms of their "
+                         "own and no mapping", seen=f"the design is {design}",
+                         hint="start from sanrobust.design.SCALAR or SASA")
+    if not design.content and design.position != "relative":
+        raise UsageError("attention without content must have relative position",
+                         seen=f"its position is {design.position}",
+                         hint="use position=relative or content=yes")
+
+
+def _require_heads(design: Design, query_channels: int, value_channels: int) -> None:
+    if design.heads < 1:
+        raise UsageError("the heads must be at least 1", seen=f"there are {design.heads}",
+                         hint="use heads=1")
+    _require_multiple("value channels", value_channels, design.heads, "the heads")
+    if design.position == "relative":
+        _require_multiple("query channels", query_channels, 2 * design.heads,
+                          "twice the heads, rows and columns for each")
+    else:
+        _require_multiple("query channels", query_channels, design.heads, "the heads")
+
+
+def _require_multiple(name: str, seen: int, unit: int, meaning: str) -> None:
+    if seen < unit or seen % unit:
+        raise UsageError(f"{name} must be a multiple of {unit} ({meaning})", seen=f"it is {seen}",
+                         hint="use fewer heads or wider layers")

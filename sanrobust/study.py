@@ -1,0 +1,231 @@
+"""Studies: several architectures trained alike, with several seeds, then measured and averaged.
+
+A study asks which part of a network makes a difference. Its unit is a training run, so intervals
+are over seeds: what would change if everything were trained once more.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sanrobust.attacks.settings import AttackSettings
+from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.errors import Interrupted, UsageError
+from sanrobust.metrics import seed_interval
+from sanrobust.progress import Reporter
+from sanrobust.run import run_pgd, run_rotation
+from sanrobust.tables import Table, pgd_table, rotation_table, write_table
+from sanrobust.train import Recipe, TrainingJob, command, train_models
+from sanrobust.zoo.checkpoint import read_facts
+from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.names import canonical
+from sanrobust.zoo.resolve import create_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Say = Callable[[str], None]
+
+# The relations of the paper's Table 4 and the positions of its Table 8, with the convolution.
+DESIGN_SPACE: tuple[str, ...] = (
+    "resnet26",
+    "san10-pair", "san10-pair(relation=summation)", "san10-pair(relation=concatenation)",
+    "san10-pair(relation=hadamard)", "san10-pair(relation=dot)",
+    "san10-pair(position=none)", "san10-pair(position=absolute)",
+    "san10-patch", "san10-patch(relation=star)", "san10-patch(relation=clique)",
+)
+_INTERVALS = "95 % t-intervals over training seeds"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which architectures to train and measure, and how.
+
+    Attributes:
+        models: architectures by name.
+        seeds: how many training runs of each; seeds 0, 1, ...
+        data: registered dataset with a training split.
+        data_root: where registered datasets lie.
+        recipe: how to train; its seed is replaced.
+        out: folder of weights, records and tables.
+        processes: how many networks to train at a time, each on one thread.
+        batch_size: images per batch when measuring; changes no number.
+    """
+
+    models: tuple[str, ...] = DESIGN_SPACE
+    seeds: int = 3
+    data: str = "digits"
+    data_root: Path | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    out: Path = Path("results/design-space")
+    processes: int = 1
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """The tables of a study, one row per architecture, averaged over seeds.
+
+    Attributes:
+        rotation: layout of the paper's Table 9.
+        pgd: layout of the paper's Table 10.
+        files: what was written.
+    """
+
+    rotation: Table
+    pgd: Table
+    files: tuple[Path, ...]
+
+
+def run_study(study: Study, reporter: Reporter) -> Findings:
+    """Train what is missing, measure every network and write the averaged tables.
+
+    What a stopped study has trained or measured is not done again. Raises UsageError for an
+    impossible study, UnknownNameError for a model that cannot be named, OutputError for a folder
+    that cannot be written.
+    """
+    models = _checked(study)
+    jobs = [job for job in _jobs(study, models) if not _is_trained(job)]
+    reporter.say(f"{len(models) * study.seeds} networks, {len(jobs)} to train")
+    _train(jobs, study.processes, reporter.say)
+    trained = tuple(_load(job) for job in _jobs(study, models))
+    data = DataChoice(data=study.data, root=study.data_root)
+    how = HowToRun(out=study.out, batch_size=study.batch_size)
+    chosen = ModelChoice(models=trained)
+    rotation = run_rotation(chosen, data, how, reporter)
+    pgd = run_pgd(chosen, data, how, reporter, settings=AttackSettings())
+    return _write(study, models, {"rotation": rotation.table, "pgd": pgd.table})
+
+
+def average(rows: pd.DataFrame, models: Sequence[str], keys: Sequence[str] = ()
+            ) -> list[dict[str, object]]:
+    """Average the rows of each architecture over its training seeds.
+
+    Args:
+        rows: of a rotation or PGD table; ``model`` is ``ARCH.TAG``, one tag per seed.
+        models: architectures in the order of the result.
+        keys: columns that tell the rows of one model apart, such as the budget.
+
+    Returns one summary per architecture and value of ``keys``: the mean of every number, and
+    95 % t-intervals over seeds in place of the intervals over images.
+    """
+    archs = rows["model"].str.rpartition(".")[0]
+    result = []
+    for model in models:
+        own = rows[archs == model]
+        groups = [group for _, group in own.groupby(list(keys), sort=False)] if keys else [own]
+        result += [_mean_row(model, group) for group in groups]
+    return result
+
+
+def _mean_row(model: str, rows: pd.DataFrame) -> dict[str, object]:
+    first = rows.iloc[0]
+    row: dict[str, object] = {"model": model, "data": first["data"], "n": int(first["n"])}
+    measured = [name.removesuffix("_low") for name in rows.columns if name.endswith("_low")]
+    for name in measured:
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = seed_interval(rows[name].tolist())
+    for name in rows.columns:
+        if name.endswith("_drop") or name == "mean_linf":
+            row[name] = float(rows[name].mean())
+    for name in ("eps", "step", "iters"):
+        if name in rows.columns:
+            row[name] = first[name]
+    row["failed"] = int(rows["failed"].sum())
+    row["seeds"] = len(rows)
+    return row
+
+
+def _checked(study: Study) -> tuple[str, ...]:
+    if study.seeds < 2:
+        raise UsageError("a study must have at least two seeds",
+                         seen=f"there are {study.seeds}",
+                         hint="one training run has no interval; use --seeds 3")
+    return tuple(dict.fromkeys(canonical(name) for name in study.models))
+
+
+def _jobs(study: Study, models: Sequence[str]) -> Iterator[TrainingJob]:
+    for seed in range(study.seeds):
+        for model in models:
+            yield TrainingJob(models=(model,), data=study.data, data_root=study.data_root,
+                              out=study.out / "weights", tag=f"s{seed}", device="cpu",
+                              recipe=replace(study.recipe, seed=seed))
+
+
+def _file(job: TrainingJob) -> Path:
+    return job.out / f"{job.models[0]}.{job.tag}.safetensors"
+
+
+def _is_trained(job: TrainingJob) -> bool:
+    """Whether the file is there and says that this very command made it."""
+    if not _file(job).exists():
+        return False
+    facts: Mapping[str, object] = read_facts(_file(job)) or {}
+    return facts.get("reference") == command(job, job.models[0])
+
+
+def _train(jobs: Sequence[TrainingJob], processes: int, say: Say) -> None:
+    """Train networks side by side; each is the same whoever trains it."""
+    if not jobs:
+        return
+    # A forked process would share the parent's threads, which do not survive a fork.
+    pool = ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _die_quietly)
+    try:
+        for number, made in enumerate(pool.map(_train_one, jobs), 1):
+            say(f"trained {number} of {len(jobs)}: {made}")
+    except (KeyboardInterrupt, BrokenProcessPool) as error:
+        raise Interrupted("a study must train every network", seen="it was stopped before that",
+                          hint="type the same command again; finished networks are kept") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_quietly() -> None:
+    """Let Ctrl-C, which reaches every process of a terminal, end this one without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _train_one(job: TrainingJob) -> str:
+    # One thread: another number of them would sum in another order.
+    torch.set_num_threads(1)
+    path, = train_models(job, say=lambda _: None)
+    facts = read_facts(path) or {}
+    return f"{job.models[0]}, {job.tag}, held-out top-1 {facts['top1']:.2f} %"
+
+
+def _load(job: TrainingJob) -> Classifier:
+    return create_model(job.models[0], checkpoint=_file(job))
+
+
+def _write(study: Study, models: Sequence[str], tables: Mapping[str, Table]) -> Findings:
+    note = f"Means of {study.seeds} training runs each: {study_command(study)}"
+    rotation = rotation_table(average(tables["rotation"].rows, models), note=note)
+    pgd = pgd_table(average(tables["pgd"].rows, models, ("eps", "step", "iters")), note=note)
+    rotation, pgd = (replace(table, intervals=_INTERVALS) for table in (rotation, pgd))
+    files = [*write_table(rotation, study.out, "rotation_mean"),
+             *write_table(pgd, study.out, "pgd_mean")]
+    return Findings(rotation, pgd, tuple(files))
+
+
+def study_command(study: Study) -> str:
+    """Return the command that makes the study's tables anew."""
+    parts = ["sanrobust", "study"]
+    if study.models != DESIGN_SPACE:
+        parts += [part for model in study.models for part in ("--model", model)]
+    default = Study()
+    for name, value in (("data", study.data), ("seeds", study.seeds), ("out", study.out)):
+        if value != getattr(default, name):
+            parts += [f"--{name}", str(value)]
+    for name in ("epochs", "batch_size", "lr", "shift"):
+        if getattr(study.recipe, name) != getattr(default.recipe, name):
+            parts += [f"--{name.replace('_', '-')}", str(getattr(study.recipe, name))]
+    return shlex.join(parts)
