@@ -28,7 +28,8 @@ from sanrobust.tables import Table, pgd_table, rotation_table, write_table
 from sanrobust.train import Recipe, TrainingJob, command, train_models
 from sanrobust.zoo.checkpoint import read_facts
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.names import canonical
+from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.names import architecture
 from sanrobust.zoo.resolve import create_model
 
 if TYPE_CHECKING:
@@ -150,7 +151,10 @@ def _checked(study: Study) -> tuple[str, ...]:
         raise UsageError("a study must have at least two seeds",
                          seen=f"there are {study.seeds}",
                          hint="one training run has no interval; use --seeds 3")
-    return tuple(dict.fromkeys(canonical(name) for name in study.models))
+    models = tuple(dict.fromkeys(architecture(name).architecture for name in study.models))
+    for model in models:
+        small_form(model)  # refuses what has none
+    return models
 
 
 def _jobs(study: Study, models: Sequence[str]) -> Iterator[TrainingJob]:

@@ -9,6 +9,7 @@ import click
 
 from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, PARTS, SANS, Settings, Shape)
 from sanrobust.cli.options import PATH
+from sanrobust.zoo.names import canonical
 
 _DEFAULT = Settings()
 
@@ -60,12 +61,18 @@ def bench(**values: Any) -> None:
     say("wrote " + ", ".join(str(path) for path in (*files, picture) if path is not None))
 
 
+def _canonical(name: str) -> str:
+    from sanrobust.zoo.external import is_external
+    return name if is_external(name) else canonical(name)
+
+
 def _settings(values: dict[str, Any]) -> Settings:
     contenders = values["contenders"] or _DEFAULT.contenders
     if values["compiled"] and COMPILED not in contenders:
         contenders = (*contenders, COMPILED)
     return Settings(
-        parts=values["parts"] or PARTS, models=values["models"] or SANS, contenders=contenders,
+        parts=values["parts"] or PARTS,
+        models=tuple(map(_canonical, values["models"])) or SANS, contenders=contenders,
         shape=Shape(batch_size=values["batch_size"], img_size=values["img_size"],
                     device=values["device"], dtype=values["dtype"]),
         repeats=values["repeats"], threads=values["threads"],
