@@ -9,6 +9,7 @@ order, whatever the batch and the number of threads.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import Structure
@@ -81,16 +82,14 @@ class Buffers:
         for tensor in tensors:
             block = None if tensor is None else self._blocks.get(tensor.data_ptr())
             if block is not None:
-                self._free.append(block)
+                insort(self._free, block, key=Tensor.numel)
 
     def _fitting(self, needed: int) -> Tensor | None:
-        """Return the smallest free block that is large enough and not mostly wasted."""
-        fitting = [block for block in self._free if needed <= block.numel() <= 2 * needed]
-        if not fitting:
+        """Take the smallest free block that is large enough and not mostly wasted."""
+        place = bisect_left(self._free, needed, key=Tensor.numel)
+        if place == len(self._free) or self._free[place].numel() > 2 * needed:
             return None
-        best = min(fitting, key=Tensor.numel)
-        self._free = [block for block in self._free if block is not best]
-        return best
+        return self._free.pop(place)
 
 
 class Tape:
