@@ -118,7 +118,8 @@ def average(rows: pd.DataFrame, models: Sequence[str], keys: Sequence[str] = ()
         keys: columns that tell the rows of one model apart, such as the budget.
 
     Returns one summary per architecture and value of ``keys``: the mean of every number, and
-    95 % t-intervals over seeds in place of the intervals over images.
+    95 % t-intervals over seeds in place of the intervals over images. ``n`` is that of the run
+    with the fewest images, ``failed`` counts all runs.
     """
     archs = rows["model"].str.rpartition(".")[0]
     result = []
@@ -131,7 +132,7 @@ def average(rows: pd.DataFrame, models: Sequence[str], keys: Sequence[str] = ()
 
 def _mean_row(model: str, rows: pd.DataFrame) -> dict[str, object]:
     first = rows.iloc[0]
-    row: dict[str, object] = {"model": model, "data": first["data"], "n": int(first["n"])}
+    row: dict[str, object] = {"model": model, "data": first["data"], "n": int(rows["n"].min())}
     measured = [name.removesuffix("_low") for name in rows.columns if name.endswith("_low")]
     for name in measured:
         row[name], row[f"{name}_low"], row[f"{name}_high"] = seed_interval(rows[name].tolist())
