@@ -243,6 +243,17 @@ def test_the_stem_equals_loops_over_pixels(sides: tuple[int, int], heads: int) -
         assert (stem(images) - loop_stem(stem, images)).abs().max() < 1e-13
 
 
+def test_the_stems_input_gradient_is_that_of_the_loops() -> None:
+    torch.manual_seed(0)
+    stem = BlockAttention(3, out_channels=4, heads=2, transforms=3).double()
+    images = maps_of(1, 3, 5, 4).requires_grad_()
+    along = maps_of(1, 4, 8, 4)
+    found, = torch.autograd.grad((stem(images) * along).sum(), images)
+    wanted, = torch.autograd.grad((loop_stem(stem, images) * along).sum(), images)
+    # float64, as above.
+    assert (found - wanted).abs().max() < 1e-12
+
+
 def test_the_stem_sees_no_further_than_its_block() -> None:
     torch.manual_seed(0)
     stem = BlockAttention(3, out_channels=8, heads=2)

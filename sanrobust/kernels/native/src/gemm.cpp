@@ -17,7 +17,6 @@ constexpr int kLineFloats = 16;         // of a cache line
 constexpr int kSegment = 128;           // terms added in one chain; longer sums are sums of these
 constexpr int64_t kBlockFloats = 1 << 16;   // of the tiles that meet a panel while it is in L2
 constexpr int kMaxBlockTiles = 8;
-constexpr int kLeastStrips = 4, kMostStrips = 8;   // per thread
 
 // ---- The product and what comes after it
 
@@ -168,46 +167,24 @@ struct Plan {
         block(std::clamp<int64_t>(kBlockFloats / (kHeight * stride), 1, kMaxBlockTiles)) {}
 };
 
-// Strips for which the busiest thread gets the fewest tiles; several per thread, as some threads
-// may be slower.
-int64_t choose_strips(int64_t tiles, int threads) {
-  if (threads == 1) return 1;
-  const auto busiest = [&](int64_t strips) {
-    return strips * divide_up(tiles, threads * strips);
-  };
-  int64_t best = kMostStrips;
-  for (int64_t strips = kMostStrips - 1; strips >= kLeastStrips; strips--)
-    if (busiest(strips) < busiest(best)) best = strips;
-  return best * threads;
+bool cuts_evenly(int64_t tiles, int threads) {
+  return divide_up(tiles, threads) * threads * 32 <= tiles * 33;
 }
 
-bool cuts_evenly(int64_t tiles, int64_t strips, int threads) {
-  return strips / threads * divide_up(tiles, strips) * threads * 32 <= tiles * 33;
-}
-
-// Each thread prepares a block of rows in its own buffer and multiplies it at once. Blocks follow
-// one another in strips, so that a thread knows what it will read next.
-void by_rows(const GemmArgs &g, const Plan &plan, int64_t strips, int threads) {
-  const Parts cut{plan.tiling.parts, strips};
+// Each thread prepares a block of rows in its own buffer and multiplies it at once; it takes the
+// next block before, and so knows what it will read.
+void by_rows(const GemmArgs &g, const Plan &plan, int threads) {
   const int64_t floats = plan.block * kHeight * plan.stride;
   float *const buffers = scratch<float>(0, static_cast<size_t>(threads * floats));
-  const auto blocks_of = [&](int64_t strip) {
-    return Parts{cut.size(strip), divide_up(cut.size(strip), plan.block)};
-  };
-  parallel_workers(strips, threads, [&](int64_t strip, int worker) {
+  Shares shares(plan.tiling.parts, threads);
+  parallel_team(threads, [&](int worker) {
     float *const packed = buffers + worker * floats;
-    const Parts blocks = blocks_of(strip);
-    for (int64_t block = 0; block < blocks.parts; block++) {
-      const int64_t begin = cut.first(strip) + blocks.first(block);
-      const int64_t end = begin + blocks.size(block);
-      // After the last block comes another strip, most likely the one behind this.
-      const int64_t other = std::min(strip + 1, strips - 1);
-      const bool last = block + 1 == blocks.parts;
-      const int64_t next = last ? cut.first(other) : end;
-      const int size = last ? blocks_of(other).size(0) : blocks.size(block + 1);
-      pack_tiles(g, plan.tiling, begin, end, packed);
-      multiply_tiles(g, plan.tiling, begin, end, packed, 0, plan.panels,
-                     ahead_of(g, plan.tiling, next, next + size, end - begin));
+    Range next = shares.take(worker, plan.block);
+    while (const Range now = next) {
+      next = shares.take(worker, plan.block);
+      pack_tiles(g, plan.tiling, now.begin, now.end, packed);
+      multiply_tiles(g, plan.tiling, now.begin, now.end, packed, 0, plan.panels,
+                     ahead_of(g, plan.tiling, next.begin, next.end, now.end - now.begin));
     }
   });
 }
@@ -263,8 +240,7 @@ int gemm(const GemmArgs &g) {
   if (g.rows <= 0 || g.columns <= 0) return kOk;
   const Plan plan(g);
   const int threads = std::max(1, g.threads);
-  const int64_t strips = choose_strips(plan.tiling.parts, threads);
-  if (cuts_evenly(plan.tiling.parts, strips, threads)) by_rows(g, plan, strips, threads);
+  if (cuts_evenly(plan.tiling.parts, threads)) by_rows(g, plan, threads);
   else by_rows_and_columns(g, plan, threads);
   return kOk;
 }

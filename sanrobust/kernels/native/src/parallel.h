@@ -13,6 +13,12 @@
 
 namespace san {
 
+// Tasks that follow one another.
+struct Range {
+  int64_t begin, end;
+  explicit operator bool() const { return begin < end; }
+};
+
 // Tasks shared out among threads, to each a range of its own; a thread that has done its range goes
 // on with those of others. So a thread meets the same rows of maps of equal size in one call after
 // another: a line that only one core has read is cheap to write, one that several have is not.
@@ -24,15 +30,19 @@ class Shares {
       shares_[i].end = tasks * (i + 1) / threads;
     }
   }
-  // The next task of `worker`, -1 when all are taken.
-  int64_t take(int worker) {
+  // Up to `most` tasks for `worker`, fewer towards the end of a range, so that threads end
+  // together; none when all are taken.
+  Range take(int worker, int64_t most) {
     for (int i = 0; i < threads_; i++) {
       Share &share = shares_[(worker + i) % threads_];
-      if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
-      const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
-      if (task < share.end) return task;
+      int64_t begin = share.next.load(std::memory_order_relaxed);
+      while (begin < share.end) {
+        const int64_t end = begin + std::min(most, (share.end - begin + 1) / 2);
+        if (share.next.compare_exchange_weak(begin, end, std::memory_order_relaxed))
+          return {begin, end};
+      }
     }
-    return -1;
+    return {0, 0};
   }
 
  private:
@@ -44,22 +54,26 @@ class Shares {
   const std::unique_ptr<Share[]> shares_;
 };
 
-// Runs body(task, worker) for every task in [0, tasks) on up to `threads` threads, in any order;
-// worker in [0, threads) is the running thread, as which it owns private buffers.
-template <class Body> void parallel_workers(int64_t tasks, int threads, const Body &body) {
+// Runs body(worker) once on each of up to `threads` threads, worker in [0, threads).
+template <class Body> void parallel_team(int threads, const Body &body) {
 #if defined(_OPENMP)
-  if (threads > 1 && tasks > 1) {
-    Shares shares(tasks, threads);
+  if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-    {
-      const int worker = omp_get_thread_num();
-      for (int64_t task = shares.take(worker); task >= 0; task = shares.take(worker))
-        body(task, worker);
-    }
+    body(omp_get_thread_num());
     return;
   }
 #endif
-  for (int64_t task = 0; task < tasks; task++) body(task, 0);
+  body(0);
+}
+
+// Runs body(task, worker) for every task in [0, tasks) on up to `threads` threads, in any order;
+// worker in [0, threads) is the running thread, as which it owns private buffers.
+template <class Body> void parallel_workers(int64_t tasks, int threads, const Body &body) {
+  const int team = tasks > 1 ? std::max(1, threads) : 1;
+  Shares shares(tasks, team);
+  parallel_team(team, [&](int worker) {
+    while (const Range one = shares.take(worker, 1)) body(one.begin, worker);
+  });
 }
 
 // The same with body(task).
