@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 os.environ["OMP_NUM_THREADS"] = "1"
 
 Command = Callable[..., Result]
+SOURCES = str(Path(__file__).parents[1])
 SCRIPT = Path(sys.executable).with_name("sanrobust")
 
 
@@ -25,6 +26,9 @@ def _no_user_settings(tmp_path_factory: pytest.TempPathFactory,
     for name in ("SANROBUST_DATA", "SANROBUST_DATA_ROOT", "SANROBUST_BACKEND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SANROBUST_HOME", str(tmp_path_factory.mktemp("store")))
+    # pytest-cov puts the source tree first, where processes that tests start would find a package
+    # without its compiled kernels in place of the installed one.
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != SOURCES])
 
 
 @pytest.fixture

@@ -109,6 +109,8 @@ def parse(name: str) -> ModelName:
     inside, closed, after = (part.strip() for part in rest.rpartition(")"))
     network, misplaced, tag = head.strip().partition(".")
     _require_parentheses(name, bool(closed) and not set("()") & set(inside))
+    if misplaced and network not in NETWORKS:
+        network = _network(head.strip())  # refuses it, with what is close
     if misplaced or not (after == "" or after.startswith(".")):
         raise UnknownNameError("options must stand between architecture and tag",
                                seen=f"the name is {name!r}",
