@@ -127,6 +127,42 @@ def test_a_pass_back_frees_what_it_used_and_a_second_one_must_be_announced() -> 
         torch.autograd.grad(logit, images)
 
 
+def test_a_pass_is_recorded_once_for_a_shape_and_then_made_again(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    network = FoldedSan(random_san("san10-pair", small=True))
+    images = some_images(4, 32, 32)
+    fresh = [logits_and_gradient(FoldedSan(random_san("san10-pair", small=True)), part)
+             for part in images.split(2)]
+    logits_and_gradient(network, images[:2])
+    with torch.no_grad():
+        network(images[:2])
+    for method in ("logits", "pixel_gradient"):
+        monkeypatch.setattr(network, method, None)
+    for part, (logits, gradient) in zip(images.split(2), fresh):
+        again = logits_and_gradient(network, part)
+        with torch.no_grad():
+            assert torch.equal(network(part), logits)
+        assert torch.equal(again[0], logits) and torch.equal(again[1], gradient)
+    with pytest.raises(TypeError):
+        network(images[:3])
+
+
+def test_passes_at_the_same_time_have_memory_of_their_own() -> None:
+    network = FoldedSan(random_san("san10-patch", small=True))
+    one, other = (image.requires_grad_() for image in some_images(2, 32, 32)[:, None].unbind())
+    alone = [logits_and_gradient(network, image.detach()) for image in (one, other)]
+    for _ in range(2):
+        logits = network(one), network(other)
+        with torch.no_grad():
+            assert torch.equal(network(one), alone[0][0])
+        del logits
+        first, second = network(one), network(other)
+        weights = torch.linspace(-1, 1, first.shape[1])
+        for image, found, (expected, gradient) in zip((one, other), (first, second), alone):
+            assert torch.equal(found, expected)
+            assert torch.equal(torch.autograd.grad((found * weights).sum(), image)[0], gradient)
+
+
 def test_without_a_gradient_the_logits_are_the_same_bits() -> None:
     network, images = FoldedSan(random_san("san15-patch", small=True)), some_images(3, 32, 32)
     with torch.no_grad():

@@ -10,7 +10,7 @@ Letters: B images, H and W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -22,8 +22,9 @@ from sanrobust.kernels import backends
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
-from sanrobust.kernels.native.layers import (AttentionLayer, Block, Buffers, Head, Layer, Stem,
-                                             Tape, Transition)
+from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
+                                             Transition)
+from sanrobust.kernels.native.tape import Buffers, Program, Tape
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.san import San, SanBlock, require_large_enough
 
@@ -46,13 +47,14 @@ class FoldedSan(nn.Module):
         self._stem = Stem(network.conv_in, network.bn_in, pooled=config.pools[0])
         self._layers = list(_layers(network))
         self._head = Head(_norm(network, len(config.layers) - 1), network.fc)
-        self.memory = Buffers()
+        self.classes = network.fc.out_features
+        self.memory = _Memory()
         self.eval()
 
     @property
     def buffer_bytes(self) -> int:
         """Bytes that the batch last seen has taken."""
-        return self.memory.bytes
+        return self.memory.buffers.bytes
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of normalised ``images`` (B, 3, H, W), float32 on the CPU.
@@ -63,12 +65,11 @@ class FoldedSan(nn.Module):
         if torch.is_grad_enabled() and images.requires_grad:
             logits: Tensor = _Folded.apply(images, self)
             return logits
-        return self.logits(images, Tape(self.memory, keep=False))
+        return _Pass(self, images, keep=False).logits()
 
     def logits(self, images: Tensor, tape: Tape) -> Tensor:
-        """Return the logits (B, K), leaving on ``tape`` what `pixel_gradient` reads."""
-        tape.buffers.begin(tuple(images.shape))
-        rows = self._stem.forward(images.detach().contiguous(), tape)
+        """Return the logits (B, K) of dense ``images``, leaving what `pixel_gradient` reads."""
+        rows = self._stem.forward(images, tape)
         for layer in self._layers:
             rows = layer.forward(rows, tape)
         return self._head.forward(rows, tape)
@@ -81,24 +82,113 @@ class FoldedSan(nn.Module):
         return self._stem.backward(rows, tape).values
 
 
+class _Memory:
+    """A network's memory, for one pass at a time over batches of one shape.
+
+    Attributes:
+        buffers: the memory.
+        programs: the legs of passes that came all the way, by number of threads and `keep`.
+    """
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] = ()
+        self._lent = False
+        self.buffers = Buffers()
+        self.programs: dict[tuple[int, bool], list[Program]] = {}
+
+    def lend(self, shape: tuple[int, ...]) -> _Memory:
+        """Return this memory for a pass; while another pass has it, memory for this pass alone."""
+        if self._lent:
+            return _Memory().lend(shape)
+        if shape != self._shape:
+            self._shape, self.buffers, self.programs = shape, Buffers(), {}
+        self._lent = True
+        return self
+
+    def give_back(self) -> None:
+        """Say that the pass is over."""
+        self._lent = False
+
+
+class _Pass:
+    """One batch on its way through a network: forward and, with ``keep``, back.
+
+    Args:
+        network: whose layers are asked when no pass of this kind has been recorded.
+        images: the batch.
+        keep: whether a leg back will follow.
+    """
+
+    def __init__(self, network: FoldedSan, images: Tensor, *, keep: bool) -> None:
+        self._network, self._keep = network, keep
+        self._pixels = images.detach().contiguous()
+        self._memory: _Memory | None = network.memory.lend(tuple(images.shape))
+        self._tape = Tape(self._memory.buffers, keep=keep)
+        self._kind = torch.get_num_threads(), keep
+        self._known = iter(self._memory.programs.get(self._kind, ()))
+        self._recorded: list[Program] = []
+
+    def logits(self) -> Tensor:
+        """Return the logits (B, K)."""
+        logits = self._leg(self._network.logits, self._pixels, len(self._pixels),
+                           self._network.classes)
+        if not self._keep:
+            self._end()
+        return logits
+
+    def pixel_gradient(self, grad: Tensor) -> Tensor:
+        """Return the gradient of the images (B, 3, H, W) for ``grad`` (B, K) of the logits."""
+        pixels = self._leg(self._network.pixel_gradient, grad.contiguous(), *self._pixels.shape)
+        self._end()
+        return pixels
+
+    def _leg(self, layers: Callable[[Tensor, Tape], Tensor], given: Tensor,
+             *shape: int) -> Tensor:
+        """Make a leg of the pass as it was recorded, or by the ``layers``, and record it."""
+        program = next(self._known, None)
+        if program is not None:
+            result = torch.empty(shape)
+            program.run(given, result)
+            return result
+        result = layers(given, self._tape)
+        self._recorded.append(self._tape.program(given, result))
+        return result
+
+    def _end(self) -> None:
+        assert self._memory is not None
+        if self._recorded:
+            self._memory.programs[self._kind] = self._recorded
+        self._release()
+
+    def _release(self) -> None:
+        if self._memory is not None:
+            self._memory.give_back()
+            self._memory = None
+
+    def __del__(self) -> None:
+        self._release()
+
+
 class _Folded(torch.autograd.Function):
     """The folded network as one step of autograd."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, network: FoldedSan) -> Tensor:
-        ctx.network, ctx.tape = network, Tape(network.memory, keep=True)
+        passed = _Pass(network, images, keep=True)
+        ctx.network, ctx.passed = network, passed
         ctx.save_for_backward(images)
-        return network.logits(images, ctx.tape)
+        return passed.logits()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        network, tape, ctx.tape = ctx.network, ctx.tape, None
-        if tape is None:  # A second pass through a graph that was retained: the first used it up.
+        passed: _Pass | None = ctx.passed
+        ctx.passed = None
+        if passed is None:  # The graph was retained, and a first pass back has used up the memory.
             images, = ctx.saved_tensors
-            tape = Tape(network.memory, keep=True)
-            network.logits(images, tape)
-        return network.pixel_gradient(grad, tape), None
+            passed = _Pass(ctx.network, images, keep=True)
+            passed.logits()
+        return passed.pixel_gradient(grad), None
 
 
 def accelerate(classifier: Classifier, device: torch.device) -> tuple[Classifier, str | None]:

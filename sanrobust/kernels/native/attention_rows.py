@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from sanrobust.kernels import folding
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
-from sanrobust.kernels.native.layers import (Affine, Pointwise, Rows, Tape, call, query,
-                                             take_signs)
+from sanrobust.kernels.native import library
+from sanrobust.kernels.native.layers import Affine, Pointwise, take_signs
 from sanrobust.kernels.native.library import (REFLECT, ZEROS, PairwiseArgs, PatchwiseArgs,
                                               address)
+from sanrobust.kernels.native.tape import Rows, Tape
 from sanrobust.kernels.plain import Window
 
 # Answers of ``sanrobust_*_tuned``: only the tuned kernels read the forward pass's state.
@@ -51,7 +52,7 @@ class PairwiseRows:
         alpha = signs = None
         if tape.keep and not self._recomputes(rows):
             alpha, signs = self._state(rows, tape)
-        call("sanrobust_pairwise_forward", self._args(
+        tape.call("sanrobust_pairwise_forward", self._args(
             rows, qkv=rows.values, y=y, out=out, alpha=alpha, signs=signs))
         tape.write(self, rows, rows.values, y, alpha, signs)
         return Rows(out, rows.images, rows.height, rows.width)
@@ -65,7 +66,7 @@ class PairwiseRows:
                 for part in self._parts(grad):
                     self._backward_again(tape, part, qkv, y, grad, result)
             else:
-                call("sanrobust_pairwise_backward", self._args(
+                tape.call("sanrobust_pairwise_backward", self._args(
                     grad, qkv=qkv, y=y, alpha=alpha, signs=signs, grad=grad.values,
                     grad_qkv=result))
             tape.buffers.give(grad.values)
@@ -86,8 +87,8 @@ class PairwiseRows:
         rows = Rows(grad.values[part], images.stop - images.start, grad.height, grad.width)
         alpha, signs = self._state(rows, tape)
         kept = dict(qkv=qkv[part], y=y[part], alpha=alpha, signs=signs)
-        call("sanrobust_pairwise_forward", self._args(rows, **kept))
-        call("sanrobust_pairwise_backward", self._args(
+        tape.call("sanrobust_pairwise_forward", self._args(rows, **kept))
+        tape.call("sanrobust_pairwise_backward", self._args(
             rows, **kept, grad=rows.values, grad_qkv=result[part]))
         tape.buffers.give(alpha, signs)
 
@@ -95,7 +96,7 @@ class PairwiseRows:
         return rows.height * rows.width > RECOMPUTED_PIXELS or not self._is_tuned(rows)
 
     def _is_tuned(self, rows: Rows) -> bool:
-        return query("sanrobust_pairwise_tuned", self._args(rows)) == _TUNED
+        return library.require().query("sanrobust_pairwise_tuned", self._args(rows)) == _TUNED
 
     def _state(self, rows: Rows, tape: Tape) -> tuple[Tensor, Tensor]:
         """Return memory for attention weights (P, K2, M) and signs (P, K2, D / 16)."""
@@ -141,7 +142,7 @@ class PatchwiseRows:
         out = tape.buffers.take(rows.pixels, self._outputs)
         y = tape.take(rows.pixels, self._outputs)
         hidden = tape.take(rows.pixels, len(self._folded.matrices.b1))
-        call("sanrobust_patchwise_forward", self._args(
+        tape.call("sanrobust_patchwise_forward", self._args(
             rows, qkv=rows.values, y=y, out=out, h=hidden))
         tape.write(self, rows, rows.values, y, hidden)
         return Rows(out, rows.images, rows.height, rows.width)
@@ -151,7 +152,7 @@ class PatchwiseRows:
         with tape.read(self) as (qkv, y, hidden):
             assert qkv is not None
             result = tape.buffers.take(*qkv.shape)
-            call("sanrobust_patchwise_backward", self._args(
+            tape.call("sanrobust_patchwise_backward", self._args(
                 grad, qkv=qkv, y=y, h=hidden, grad=grad.values, grad_qkv=result))
         tape.buffers.give(grad.values)
         return Rows(result, grad.images, grad.height, grad.width)

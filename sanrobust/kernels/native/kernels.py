@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sanrobust.errors import BackendError
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_reflection,
                                              require_weight)
 from sanrobust.kernels.native.fused import PairwiseCall, PatchwiseCall
-from sanrobust.kernels.native.library import ElementaryArgs, Library, address
+from sanrobust.kernels.native.library import ElementaryArgs, address
 from sanrobust.kernels.plain import Window
 
 
@@ -25,7 +24,7 @@ class NativeKernels:
     """
 
     def __init__(self) -> None:
-        self._library = _loaded()
+        self._library = library.require()
 
     def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor:
         """Sum the neighbours under their weights."""
@@ -103,12 +102,3 @@ class NativeKernels:
             padding=PADDINGS[window.padding_mode], element=element,
             threads=torch.get_num_threads(),
             **{name: address(each) for name, each in dense.items()}))
-
-
-def _loaded() -> Library:
-    found = library.load()
-    if found is None:
-        raise BackendError("the native kernels must have been built",
-                           seen=library.refusal() or "they are missing",
-                           hint="use backend='reference'")
-    return found

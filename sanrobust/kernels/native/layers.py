@@ -9,132 +9,18 @@ order, whatever the batch and the number of threads.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ctypes import Structure
-from dataclasses import dataclass
-from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import BackendError
 from sanrobust.kernels.folding import affine
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.library import (GemmArgs, HeadArgs, Library, PackArgs, StemArgs,
-                                              UnpoolArgs, address)
+from sanrobust.kernels.native.library import (GemmArgs, HeadArgs, PackArgs, StemArgs, UnpoolArgs,
+                                              address)
+from sanrobust.kernels.native.tape import Rows, Tape
 
 SIGNS_PER_WORD = 16
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A batch of maps as rows.
-
-    Attributes:
-        values: (P, C), or (B, C) where the maps have been averaged.
-        images, height, width: B, H and W.
-    """
-
-    values: Tensor
-    images: int
-    height: int
-    width: int
-
-    @property
-    def pixels(self) -> int:
-        """P of the batch."""
-        return self.images * self.height * self.width
-
-
-class Buffers:
-    """Memory that is used again, by whatever fits, as long as the batch keeps its shape.
-
-    Attributes:
-        bytes: what has been taken from the system for this shape.
-    """
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._batch: tuple[int, ...] = ()
-        self._free: list[Tensor] = []
-        self._blocks: dict[int, Tensor] = {}
-
-    def begin(self, batch: tuple[int, ...]) -> None:
-        """Forget everything kept for batches of another shape."""
-        if batch != self._batch:
-            self._batch, self.bytes, self._free, self._blocks = batch, 0, [], {}
-
-    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return uninitialised memory of this shape."""
-        needed = prod(shape) * dtype.itemsize
-        block = self._fitting(needed)
-        if block is None:
-            block = torch.empty(needed, dtype=torch.uint8)
-            self.bytes += needed
-            self._blocks[block.data_ptr()] = block
-        return block[:needed].view(dtype).view(shape)
-
-    def give(self, *tensors: Tensor | None) -> None:
-        """Take back memory that nobody reads any more; what came from elsewhere is ignored."""
-        for tensor in tensors:
-            block = None if tensor is None else self._blocks.get(tensor.data_ptr())
-            if block is not None:
-                insort(self._free, block, key=Tensor.numel)
-
-    def _fitting(self, needed: int) -> Tensor | None:
-        """Take the smallest free block that is large enough and not mostly wasted."""
-        place = bisect_left(self._free, needed, key=Tensor.numel)
-        if place == len(self._free) or self._free[place].numel() > 2 * needed:
-            return None
-        return self._free.pop(place)
-
-
-class Tape:
-    """What the layers of one forward pass keep for its backward pass.
-
-    Args:
-        buffers: where the memory comes from, and goes back to when the tape is dropped.
-        keep: whether a backward pass will follow.
-    """
-
-    def __init__(self, buffers: Buffers, *, keep: bool) -> None:
-        self.buffers = buffers
-        self.keep = keep
-        self._kept: dict[int, tuple[Tensor | None, ...]] = {}
-        self._sides: dict[int, tuple[int, int]] = {}
-
-    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """Return memory for something that only a backward pass reads; None without one."""
-        return self.buffers.take(*shape, dtype=dtype) if self.keep else None
-
-    def write(self, layer: object, rows: Rows, *tensors: Tensor | None) -> None:
-        """Keep the tensors of a layer and the sides of its input ``rows``.
-
-        They are given back at once when no backward pass follows.
-        """
-        if self.keep:
-            self._kept[id(layer)] = tensors
-            self._sides[id(layer)] = (rows.height, rows.width)
-        else:
-            self.buffers.give(*tensors)
-
-    @contextmanager
-    def read(self, layer: object) -> Iterator[tuple[Tensor | None, ...]]:
-        """Lend what the layer has kept; after the block its memory serves again."""
-        tensors = self._kept.pop(id(layer))
-        yield tensors
-        self.buffers.give(*tensors)
-
-    def sides(self, layer: object) -> tuple[int, int]:
-        """Return the height and width of the layer's input."""
-        return self._sides[id(layer)]
-
-    def __del__(self) -> None:
-        for tensors in self._kept.values():
-            self.buffers.give(*tensors)
 
 
 class Layer(Protocol):
@@ -176,7 +62,7 @@ class Pointwise:
         self._forward = _pack(weight, self.inputs, self.outputs, transposed=True)
         self._backward = _pack(weight, self.outputs, self.inputs, transposed=False)
 
-    def forward(self, rows: Rows, out: Tensor, *, affine: Affine | None = None,
+    def forward(self, rows: Rows, out: Tensor, tape: Tape, *, affine: Affine | None = None,
                 signs: Tensor | None = None, pooled: bool = False, codes: Tensor | None = None,
                 add: bool = False) -> None:
         """Write into ``out`` (P, O), or with ``add`` add to it, the product for ``rows`` (., C).
@@ -187,7 +73,7 @@ class Pointwise:
             pooled: whether a maximum over 2x2 pixels follows the ReLU; P counts pooled pixels.
             codes: (P, C) receives which of the four pixels won.
         """
-        call("sanrobust_gemm", GemmArgs(
+        tape.call("sanrobust_gemm", GemmArgs(
             rows=len(out), inner=self.inputs, columns=self.outputs, accumulate=int(add),
             threads=torch.get_num_threads(), a=address(rows.values),
             packed=address(self._forward), bias=address(self._bias), out=address(out),
@@ -196,13 +82,13 @@ class Pointwise:
             in_signs=address(signs), pool_codes=address(codes),
             pool_height=rows.height if pooled else 0, pool_width=rows.width if pooled else 0))
 
-    def backward(self, grad: Tensor, out: Tensor, *, affine: Affine | None = None,
+    def backward(self, grad: Tensor, out: Tensor, tape: Tape, *, affine: Affine | None = None,
                  signs: Tensor | None = None, add: bool = False) -> None:
         """Write into ``out`` (P, C), or add to it, the gradient of the input.
 
         With ``affine`` and ``signs`` it is that of what stood before the normalisation and ReLU.
         """
-        call("sanrobust_gemm", GemmArgs(
+        tape.call("sanrobust_gemm", GemmArgs(
             rows=len(grad), inner=self.outputs, columns=self.inputs, accumulate=int(add),
             threads=torch.get_num_threads(), a=address(grad), packed=address(self._backward),
             out=address(out), out_scale=address(affine.scale) if affine else None,
@@ -223,7 +109,7 @@ class Stem:
         whole = Rows(images, len(images), *images.shape[-2:])
         rows = _empty_rows(tape, whole, self._weight.shape[1], pooled=self._pooled)
         codes = tape.take(*rows.values.shape, dtype=torch.uint8)
-        call("sanrobust_stem_forward", self._args(
+        tape.call("sanrobust_stem_forward", self._args(
             whole, pixels=images, out=rows.values, codes=codes))
         tape.write(self, whole, codes)
         return rows
@@ -233,7 +119,7 @@ class Stem:
         sides = tape.sides(self)
         pixels = Rows(torch.empty(grad.images, 3, *sides), grad.images, *sides)
         with tape.read(self) as (codes,):
-            call("sanrobust_stem_backward", self._args(
+            tape.call("sanrobust_stem_backward", self._args(
                 pixels, grad=grad.values, codes=codes, grad_pixels=pixels.values))
         tape.buffers.give(grad.values)
         return pixels
@@ -269,7 +155,7 @@ class Transition:
             codes = tape.take(out.pixels, self._product.inputs, dtype=torch.uint8)
         elif self._affine is not None:
             signs = take_signs(tape, out.pixels, self._product.inputs)
-        self._product.forward(rows, out.values, affine=self._affine, signs=signs,
+        self._product.forward(rows, out.values, tape, affine=self._affine, signs=signs,
                               pooled=self._pooled, codes=codes)
         tape.write(self, rows, signs, codes)
         tape.buffers.give(rows.values)
@@ -279,8 +165,8 @@ class Transition:
         """Return the gradient of the rows of the stage before."""
         with tape.read(self) as (signs, codes):
             product = tape.buffers.take(grad.pixels, self._product.inputs)
-            self._product.backward(grad.values, product, affine=self._affine if signs is not None
-                                   else None, signs=signs)
+            self._product.backward(grad.values, product, tape, signs=signs,
+                                   affine=self._affine if signs is not None else None)
             tape.buffers.give(grad.values)
             result = Rows(product, grad.images, *tape.sides(self))
             return self._unpool(result, codes, tape) if self._pooled else result
@@ -288,7 +174,7 @@ class Transition:
     def _unpool(self, pooled: Rows, codes: Tensor | None, tape: Tape) -> Rows:
         assert self._affine is not None
         values = tape.buffers.take(pooled.pixels, self._product.inputs)
-        call("sanrobust_unpool", UnpoolArgs(
+        tape.call("sanrobust_unpool", UnpoolArgs(
             images=pooled.images, height=pooled.height, width=pooled.width,
             channels=self._product.inputs, threads=torch.get_num_threads(),
             grad=address(pooled.values), codes=address(codes), scale=address(self._affine.scale),
@@ -330,9 +216,10 @@ class Block:
         """Add the block's residual to ``rows`` (P, C)."""
         signs = take_signs(tape, rows.pixels, self._projections.inputs)
         projected = _empty_rows(tape, rows, self._projections.outputs)
-        self._projections.forward(rows, projected.values, affine=self._affine, signs=signs)
+        self._projections.forward(rows, projected.values, tape, affine=self._affine,
+                                  signs=signs)
         attended = self._attention.forward(projected, tape)
-        self._output.forward(attended, rows.values, add=True)
+        self._output.forward(attended, rows.values, tape, add=True)
         tape.buffers.give(attended.values)
         tape.write(self, rows, signs)
         return rows
@@ -340,10 +227,10 @@ class Block:
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Add the residual's share to ``grad`` (P, C)."""
         attended = _empty_rows(tape, grad, self._output.inputs)
-        self._output.backward(grad.values, attended.values)
+        self._output.backward(grad.values, attended.values, tape)
         projected = self._attention.backward(attended, tape)
         with tape.read(self) as (signs,):
-            self._projections.backward(projected.values, grad.values, affine=self._affine,
+            self._projections.backward(projected.values, grad.values, tape, affine=self._affine,
                                        signs=signs, add=True)
         tape.buffers.give(projected.values)
         return grad
@@ -359,24 +246,25 @@ class Head:
     def forward(self, rows: Rows, tape: Tape) -> Tensor:
         """Return the logits (B, K) of ``rows`` (P, C)."""
         signs = take_signs(tape, rows.pixels, self._linear.inputs)
-        pooled = torch.empty(rows.images, self._linear.inputs)
-        call("sanrobust_head_forward", self._args(
+        pooled = tape.buffers.take(rows.images, self._linear.inputs)
+        tape.call("sanrobust_head_forward", self._args(
             rows, x=rows.values, pooled=pooled, signs=signs))
         logits = torch.empty(rows.images, self._linear.outputs)
-        self._linear.forward(Rows(pooled, rows.images, 1, 1), logits)
+        self._linear.forward(Rows(pooled, rows.images, 1, 1), logits, tape)
         tape.write(self, rows, signs)
-        tape.buffers.give(rows.values)
+        tape.buffers.give(rows.values, pooled)
         return logits
 
     def backward(self, grad: Tensor, tape: Tape) -> Rows:
-        """Return the gradient of the rows for ``grad`` (B, K) of the logits."""
-        pooled = torch.empty(len(grad), self._linear.inputs)
-        self._linear.backward(grad.contiguous(), pooled)
+        """Return the gradient of the rows for ``grad`` (B, K) of the logits, dense."""
+        pooled = tape.buffers.take(len(grad), self._linear.inputs)
+        self._linear.backward(grad, pooled, tape)
         like = Rows(grad, len(grad), *tape.sides(self))
         rows = _empty_rows(tape, like, self._linear.inputs)
         with tape.read(self) as (signs,):
-            call("sanrobust_head_backward", self._args(
+            tape.call("sanrobust_head_backward", self._args(
                 rows, grad=pooled, signs=signs, grad_x=rows.values))
+        tape.buffers.give(pooled)
         return rows
 
     def _args(self, rows: Rows, **tensors: Tensor | None) -> HeadArgs:
@@ -386,29 +274,10 @@ class Head:
                         **{name: address(tensor) for name, tensor in tensors.items()})
 
 
-def call(function: str, args: Structure) -> None:
-    """Run a kernel; raises BackendError when this machine has none."""
-    _loaded().call(function, args)
-
-
-def query(function: str, args: Structure) -> int:
-    """Return what a function of the kernels answers; raises BackendError as `call` does."""
-    return _loaded().query(function, args)
-
-
 def take_signs(tape: Tape, pixels: int, channels: int) -> Tensor | None:
     """Return memory for one bit per pixel and channel; None without a backward pass."""
     words = -(-channels // SIGNS_PER_WORD)
     return tape.take(pixels, words, dtype=torch.int16)
-
-
-def _loaded() -> Library:
-    loaded = library.load()
-    if loaded is None:
-        raise BackendError("a folded network must have the native kernels",
-                           seen=library.refusal() or "they are missing",
-                           hint="use the network unfolded")
-    return loaded
 
 
 def _empty_rows(tape: Tape, like: Rows, channels: int, *, pooled: bool = False) -> Rows:
@@ -424,9 +293,10 @@ def _frozen(values: Tensor) -> Tensor:
 
 def _pack(weight: Tensor, inner: int, columns: int, *, transposed: bool) -> Tensor:
     """Bring the right factor (inner, columns) of a product into the order the kernel reads."""
-    packed = torch.empty(_loaded().packed_size(inner, columns))
+    kernels = library.require()
+    packed = torch.empty(kernels.packed_size(inner, columns))
     row_stride, column_stride = (1, inner) if transposed else (columns, 1)
-    call("sanrobust_pack", PackArgs(inner=inner, columns=columns, b=address(weight),
-                                    row_stride=row_stride, column_stride=column_stride,
-                                    packed=address(packed)))
+    kernels.call("sanrobust_pack", PackArgs(
+        inner=inner, columns=columns, b=address(weight), row_stride=row_stride,
+        column_stride=column_stride, packed=address(packed)))
     return packed

@@ -155,6 +155,15 @@ def refusal() -> str | None:
     return _loaded(build.LIBRARIES)[1]
 
 
+def require() -> Library:
+    """Return what `load` does; raises BackendError where there are no kernels."""
+    found = load()
+    if found is None:
+        raise BackendError("the native kernels must have been built",
+                           seen=refusal() or "they are missing", hint="use backend='reference'")
+    return found
+
+
 def levels() -> tuple[str, ...]:
     """Return the levels that were built and that this processor runs, slowest first."""
     return tuple(_levels(build.LIBRARIES)) if refusal() is None else ()
