@@ -138,22 +138,21 @@ class PatchwiseRows:
         self._outputs = attention.conv3.out_channels
 
     def forward(self, rows: Rows, tape: Tape) -> Rows:
-        """Return the values (P, O) behind the ReLU and keep ``rows``."""
+        """Return the values (P, O) behind the ReLU; keep them and ``rows``."""
         out = tape.buffers.take(rows.pixels, self._outputs)
-        y = tape.take(rows.pixels, self._outputs)
         hidden = tape.take(rows.pixels, len(self._folded.matrices.b1))
         tape.call("sanrobust_patchwise_forward", self._args(
-            rows, qkv=rows.values, y=y, out=out, h=hidden))
-        tape.write(self, rows, rows.values, y, hidden)
+            rows, qkv=rows.values, out=out, h=hidden))
+        tape.write(self, rows, rows.values, out if tape.keep else None, hidden)
         return Rows(out, rows.images, rows.height, rows.width)
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Return the gradient (P, 2R + O) of the rows."""
-        with tape.read(self) as (qkv, y, hidden):
+        with tape.read(self) as (qkv, out, hidden):
             assert qkv is not None
             result = tape.buffers.take(*qkv.shape)
             tape.call("sanrobust_patchwise_backward", self._args(
-                grad, qkv=qkv, y=y, h=hidden, grad=grad.values, grad_qkv=result))
+                grad, qkv=qkv, out=out, h=hidden, grad=grad.values, grad_qkv=result))
         tape.buffers.give(grad.values)
         return Rows(result, grad.images, grad.height, grad.width)
 

@@ -22,7 +22,7 @@ from sanrobust.kernels.plain import Window
 # that no number depends on how many of them are taken together.
 KEPT_BYTES = 64 << 20
 SIGNS_PER_WORD = 16
-# Answers of the sanrobust_*_tuned functions: what the backward pass reads of the forward pass.
+# Answers of the sanrobust_*_tuned functions: how much backward reads of the forward pass.
 _NOTHING, _EVERYTHING = 0, 1
 
 Shape = tuple[int, ...]
@@ -54,8 +54,8 @@ class AttentionCall:
         """Return the shapes that the matrices must have."""
         raise NotImplementedError
 
-    def kept(self, pixels: int) -> dict[str, tuple[Shape, torch.dtype]]:
-        """Return shape and dtype of what the backward pass of tuned kernels reads."""
+    def kept(self, kind: int, pixels: int, channels: int) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and dtype of what the backward pass of that ``kind`` of kernels reads."""
         raise NotImplementedError
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -90,12 +90,9 @@ class AttentionCall:
         query, _, value = maps
         args = self._args(query, value)
         rows = _rows(*maps)
-        kept: dict[str, Tensor] = {}
-        if kind != _NOTHING:
-            kept["y"] = value.new_empty(len(rows), value.shape[1])
-            if kind == _EVERYTHING:
-                kept.update((name, torch.empty(shape, dtype=dtype))
-                            for name, (shape, dtype) in self.kept(len(rows)).items())
+        kept = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype)
+                in self.kept(kind, len(rows), value.shape[1]).items()}
+        if kept:
             self._run("forward", args, qkv=rows, **kept)
         grad_rows = torch.empty_like(rows)
         self._run("backward", args, qkv=rows, grad=_rows(grad), grad_qkv=grad_rows, **kept)
@@ -104,8 +101,8 @@ class AttentionCall:
     def _parts(self, args: dict[str, int], kind: int) -> Iterator[slice]:
         """Cut the batch so that what is kept of one part stays small."""
         images = args["images"]
-        per_image = sum(dtype.itemsize * prod(shape) for shape, dtype
-                        in self.kept(args["height"] * args["width"]).values())
+        per_image = sum(dtype.itemsize * prod(shape) for shape, dtype in self.kept(
+            kind, args["height"] * args["width"], args["channels"]).values())
         step = max(1, KEPT_BYTES // per_image) if kind == _EVERYTHING else images
         for first in range(0, images, step):
             yield slice(first, first + step)
@@ -153,12 +150,15 @@ class PairwiseCall(AttentionCall):
         return dict(w1=(hidden, relation), w1t=(relation, hidden), w2t=(hidden, groups),
                     table=(len(self._matrices["table"]), self._window.neighbours + 1, hidden))
 
-    def kept(self, pixels: int) -> dict[str, tuple[Shape, torch.dtype]]:
-        """Return shape and dtype of the weights and of the hidden layer's signs."""
+    def kept(self, kind: int, pixels: int, channels: int) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and dtype of the output, the weights and the hidden layer's signs."""
+        output: dict[str, tuple[Shape, torch.dtype]] = dict(y=((pixels, channels), torch.float32))
+        if kind != _EVERYTHING:
+            return {} if kind == _NOTHING else output
         around = self._window.neighbours
         groups, hidden = self._matrices["w2"].shape
         words = -(-hidden // SIGNS_PER_WORD)
-        return dict(alpha=((pixels, around, groups), torch.float32),
+        return dict(**output, alpha=((pixels, around, groups), torch.float32),
                     signs=((pixels, around, words), torch.int16))
 
     def _require_maps(self, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -190,9 +190,10 @@ class PatchwiseCall(AttentionCall):
                     w1=(hidden, patch), w1t=(patch, hidden), b1=(hidden,),
                     w2=(weights, hidden), w2t=(hidden, weights), b2=(weights,))
 
-    def kept(self, pixels: int) -> dict[str, tuple[Shape, torch.dtype]]:
+    def kept(self, kind: int, pixels: int, channels: int) -> dict[str, tuple[Shape, torch.dtype]]:
         """Return shape and dtype of the hidden layer."""
-        return dict(h=((pixels, self._matrices["w2"].shape[1]), torch.float32))
+        hidden = (pixels, self._matrices["w2"].shape[1])
+        return dict(h=(hidden, torch.float32)) if kind == _EVERYTHING else {}
 
 
 def _rows(*maps: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ class AttentionLayer(Protocol):
     """Attention on rows [query | key | value] with the normalisation and ReLU behind it."""
 
     def forward(self, rows: Rows, tape: Tape) -> Rows:
-        """Return the attended values (P, O) and keep ``rows``."""
+        """Return the attended values (P, O) and keep ``rows``, perhaps the values too."""
         ...
 
     def backward(self, grad: Rows, tape: Tape) -> Rows:
@@ -220,7 +220,7 @@ class Block:
                                   signs=signs)
         attended = self._attention.forward(projected, tape)
         self._output.forward(attended, rows.values, tape, add=True)
-        tape.buffers.give(attended.values)
+        tape.give(attended.values)
         tape.write(self, rows, signs)
         return rows
 

@@ -123,6 +123,11 @@ class Tape:
         else:
             self.buffers.give(*tensors)
 
+    def give(self, tensor: Tensor) -> None:
+        """Give memory back unless a layer keeps it."""
+        if not any(each is tensor for kept in self._kept.values() for each in kept):
+            self.buffers.give(tensor)
+
     @contextmanager
     def read(self, layer: object) -> Iterator[tuple[Tensor | None, ...]]:
         """Lend what the layer has kept; after the block its memory serves again."""

@@ -3,6 +3,7 @@
 // (image, y, x), channels last. K2 = footprint * footprint. Structs are mirrored by ctypes.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 enum Status : int { kOk = 0, kUnsupported = 1, kOutOfMemory = 2 };
 enum Padding : int32_t { kReflect = 0, kZeros = 1 };
@@ -51,7 +52,7 @@ struct PatchwiseArgs {
   const void *w2t;           // its transpose
   const void *b2;            // [K2 * groups]
   const void *scale, *shift; // as above
-  void *y, *out;             // as above
+  void *y, *out;             // as above, either or both may be null; backward with scale reads out
   void *h;                   // [pixels][hidden] kept for backward, or null
   const void *grad;
   void *grad_qkv;
@@ -118,6 +119,9 @@ struct HeadArgs {
   float *grad_x;             // backward: [images * pixels][channels]
 };
 
+// Whether backward, with scale, reads off `out` where the relu was open, and not off `y`.
+template <class Args> constexpr bool keeps_out = std::is_same_v<Args, PatchwiseArgs>;
+
 #pragma GCC visibility push(default)
 extern "C" {
 int sanrobust_level();       // 0: generic, 1: AVX2 and FMA, 2: AVX-512 (F, BW, DQ, VL): of this CPU
@@ -127,7 +131,7 @@ int sanrobust_patchwise_tuned(const PatchwiseArgs *);
 int sanrobust_pairwise_forward(const PairwiseArgs *);
 int sanrobust_pairwise_backward(const PairwiseArgs *); // tuned: y, alpha, signs of the forward pass
 int sanrobust_patchwise_forward(const PatchwiseArgs *);
-int sanrobust_patchwise_backward(const PatchwiseArgs *);   // tuned: y and h of the forward pass
+int sanrobust_patchwise_backward(const PatchwiseArgs *);   // tuned: h of the forward pass
 int sanrobust_aggregation_forward(const ElementaryArgs *);
 int sanrobust_aggregation_backward(const ElementaryArgs *);
 int sanrobust_subtraction_forward(const ElementaryArgs *);

@@ -105,7 +105,7 @@ template <class T> struct Ends {
   template <class Args>
   explicit Ends(const Args &args)
       : scale(typed<T>(args.scale)), shift(typed<T>(args.shift)), y(typed<T>(args.y)),
-        out(typed<T>(args.out)), grad(typed<T>(args.grad)) {}
+        out(typed<T>(args.out)), grad(typed<T>(args.grad)), out_is_kept(keeps_out<Args>) {}
 
   // Writes the rows of one image's pixels from a vector per channel.
   void write(const Tile<T> &tile, int channels, int64_t first_pixel, const T *sum) const {
@@ -127,10 +127,14 @@ template <class T> struct Ends {
       if (tile.pixel()[lane] < 0) continue;
       const int64_t at = (first_pixel + tile.pixel()[lane]) * channels;
       for (int c = 0; c < channels; c++) {
-        const bool passes = !scale || y[at + c] * scale[c] + shift[c] > 0;
-        into[c * lanes_of<T> + lane] = passes ? grad[at + c] * (scale ? scale[c] : T(1)) : T(0);
+        into[c * lanes_of<T> + lane] =
+            !scale ? grad[at + c] : passes(at, c) ? grad[at + c] * scale[c] : T(0);
       }
     }
+  }
+
+  bool passes(int64_t at, int c) const {
+    return out_is_kept ? out[at + c] > 0 : y[at + c] * scale[c] + shift[c] > 0;
   }
 
   static T relu_of(T v) { return T(0) > v ? T(0) : v; }
@@ -138,6 +142,7 @@ template <class T> struct Ends {
   const T *scale, *shift;
   T *y, *out;
   const T *grad;
+  const bool out_is_kept;
 };
 
 template <class Operator, class Args> int forward(const Args &args) {

@@ -112,14 +112,12 @@ template <int Relation> class Backward : Map<Relation> {
   // The gradient of y, behind the epilogue's relu.
   SAN_INLINE void output_gradient(int64_t pixel, float *grad) const {
     const float *from = Base::pointer(args_.grad) + pixel * kChannels;
-    const float *y = Base::pointer(args_.y) + (args_.scale ? pixel * kChannels : 0);
+    const float *out = Base::pointer(args_.out) + (args_.scale ? pixel * kChannels : 0);
     for (int c = 0; c < kChannels; c += kLane) {
       Wide v = load<kLane>(from + c);
-      if (args_.scale) {
-        const Wide scale = load<kLane>(Base::pointer(args_.scale) + c);
-        const Wide shift = load<kLane>(Base::pointer(args_.shift) + c);
-        v = keep_positive<kLane>(v * scale, load<kLane>(y + c) * scale + shift);
-      }
+      if (args_.scale)
+        v = keep_positive<kLane>(v * load<kLane>(Base::pointer(args_.scale) + c),
+                                 load<kLane>(out + c));
       store<kLane>(grad + c, v);
     }
   }
@@ -274,34 +272,28 @@ template <int Relation> class Backward : Map<Relation> {
   // The gradients of the keys of neighbour `near`; a key outside the map has none.
   template <int Rows>
   void key_gradient(const Band &band, const Run *run, int near, const float *slope) const {
-    constexpr int lanes = kRelationLanes, vectors = Relation / lanes;
-    alignas(64) float sums[Rows * Relation];
-    Base::template multiply<Rows, Relation>(
-        slope, kHidden, Base::pointer(args_.w1) + (1 + near) * Relation, (1 + near_) * Relation,
-        kHidden, Nothing<Relation>(),
-        [&](int m, int c, Vec<lanes> sum) { store<lanes>(sums + m * Relation + c, sum); });
+    alignas(64) float outside[Relation] = {};
+    const float *key[Rows];
+    float *grad[Rows];
+    this->template each_line<Rows>(run, near, [&](const Run &line, int64_t y, int64_t x) {
+      const float *keys = this->keys_of(line, y);
+      float *grads = y < 0 ? nullptr : collected(band, y) + kKeyAt;
+      this->each_column(
+          line, y, x,
+          [&](int m, int64_t at) { key[m] = keys + at * kMerged, grad[m] = grads + at * kMerged; },
+          [&](int m) { key[m] = grad[m] = outside; });
+    });
     const float *scales = Base::pointer(args_.key_scale) + near * Relation;
     const float *shifts = Base::pointer(args_.key_shift) + near * Relation;
-    Vec<lanes> scale[vectors], shift[vectors];
-    SAN_UNROLL for (int v = 0; v < vectors; v++) {
-      scale[v] = load<lanes>(scales + v * lanes);
-      shift[v] = load<lanes>(shifts + v * lanes);
-    }
-    this->template each_line<Rows>(run, near, [&](const Run &line, int64_t y, int64_t x) {
-      if (y < 0) return;
-      const float *keys = this->keys_of(line, y);
-      float *grads = collected(band, y) + kKeyAt;
-      this->each_column(line, y, x, [&](int m, int64_t column) __attribute__((always_inline)) {
-        const float *key = keys + column * kMerged;
-        float *grad = grads + column * kMerged;
-        SAN_UNROLL for (int v = 0; v < vectors; v++) {
-          const auto gate = load<lanes>(key + v * lanes) * scale[v] + shift[v];
-          const auto sum = load<lanes>(sums + m * Relation + v * lanes) * scale[v];
-          store<lanes>(grad + v * lanes,
-                       load<lanes>(grad + v * lanes) + keep_positive<lanes>(sum, gate));
-        }
-      }, [](int) {});
-    });
+    Base::template multiply<Rows, Relation>(
+        slope, kHidden, Base::pointer(args_.w1) + (1 + near) * Relation, (1 + near_) * Relation,
+        kHidden, Nothing<Relation>(), [&](int m, int c, Vec<kRelationLanes> sum) {
+          const auto scale = load<kRelationLanes>(scales + c);
+          const auto gate = load<kRelationLanes>(key[m] + c) * scale +
+                            load<kRelationLanes>(shifts + c);
+          store<kRelationLanes>(grad[m] + c, load<kRelationLanes>(grad[m] + c) +
+                                                 keep_positive<kRelationLanes>(sum * scale, gate));
+        });
   }
 
   const int64_t bands_, halo_;

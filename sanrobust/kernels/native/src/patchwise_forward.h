@@ -34,6 +34,7 @@ template <int Relation> class Forward : Map<Relation> {
     const int runs = this->runs(pixel, Rows, run);
     hide<Rows>(pixel, run, hidden);
     if (args_.h) memcpy(Base::pointer(args_.h) + pixel * kHidden, hidden, sizeof hidden);
+    if (!args_.y && !args_.out) return;
     this->template weigh<Rows>(hidden, weights);
     for (int i = 0; i < runs; i++) {
       float *own = weights + run[i].at * near_ * kGroups;

@@ -153,14 +153,17 @@ inline void read_gradient(const Args &args, const Map &map, int64_t pixel, float
   const auto *grad = static_cast<const float *>(args.grad) + pixel * kValues;
   const auto *scale = static_cast<const float *>(args.scale);
   const auto *shift = static_cast<const float *>(args.shift);
-  const auto *y = static_cast<const float *>(args.y) + (scale ? pixel * kValues : 0);
+  const auto *kept = static_cast<const float *>(keeps_out<Args> ? args.out : args.y) +
+                     (scale ? pixel * kValues : 0);
   read_row<kValues>(map, grad, planes, [&](Pixels (&rows)[kBlock], int64_t x, int c) {
     if (!scale) return;
-    Pixels before[kBlock];
-    read_block(y + x * kValues + c, kValues, map.count(x), before);
+    Pixels gate[kBlock];
+    read_block(kept + x * kValues + c, kValues, map.count(x), gate);
     const Pixels factor = per_channel(scale, c), offset = per_channel(shift, c);
-    SAN_UNROLL for (int q = 0; q < kBlock; q++)
-      rows[q] = keep_positive<kLanes>(rows[q] * factor, before[q] * factor + offset);
+    SAN_UNROLL for (int q = 0; q < kBlock; q++) {
+      if (!keeps_out<Args>) gate[q] = gate[q] * factor + offset;
+      rows[q] = keep_positive<kLanes>(rows[q] * factor, gate[q]);
+    }
   });
 }
 
