@@ -31,8 +31,8 @@ template <int Relation> struct Sizes {
   static constexpr int kLane = lanes_for(kChannels);
   static constexpr int kRepeat = kLane / kGroupLanes;       // 2 where the groups fill half of it
   static constexpr int kBundle = kSharing / kRepeat;        // its vectors
-  // Pixels summed up together, so that what they share is loaded once: two, registers allowing.
-  static constexpr int kTogether = kVectorRegisters >= 32 ? 2 : 1;
+  // Pixels summed up together, so that what they share is loaded once: as registers allow.
+  static constexpr int kTogether = kVectorRegisters >= 32 ? 16 / kBundle : 1;
   using Wide = Vec<kLane>;
 
   // Where vector v of the bundle of the groups s.. lies among the channels.
@@ -169,27 +169,39 @@ template <int Relation> class Map : protected Sizes<Relation> {
     }
   }
 
-  // Calls body(j, first, second) for j in [from, end) within reach of i or, with Count 2, of
-  // i + 1, in rising order; the last two say, as types, of which.
+  // Calls body(j, has...) for j in [from, end) within reach of any of i .. i + Count - 1, in rising
+  // order; has... say, as types, of which of them. Count is at most the reach + 1.
   template <int Count, class Body>
   SAN_INLINE void each_within(int64_t i, int64_t from, int64_t end, const Body &body) const {
-    constexpr std::true_type yes;
-    constexpr std::false_type no;
-    const int64_t shared = std::min(end, i + reach_ + 1);
     int64_t j = std::max(from, i - reach_);
-    if constexpr (Count == 1) {
-      for (; j < shared; j++) body(j, yes, no);
-    } else {
-      if (j == i - reach_) body(j++, yes, no);
-      for (; j < shared; j++) body(j, yes, yes);
-      if (j < end) body(j, no, yes);
-    }
+    each_edge<Count, 0>(j, i - reach_, end, body, std::make_integer_sequence<int, Count - 1>{});
+    for (const int64_t shared = std::min(end, i + reach_ + 1); j < shared; j++)
+      call<Count, 0, Count>(body, j, std::make_integer_sequence<int, Count>{});
+    each_edge<Count, 1>(j, i + reach_ + 1, end, body, std::make_integer_sequence<int, Count - 1>{});
   }
 
-  // Calls body(i, constant count) for all i in [0, end), kTogether at a time.
-  template <class Body> SAN_INLINE static void each_together(int64_t end, const Body &body) {
+  // The steps before all pixels are within reach, or after.
+  template <int Count, int After, class Body, int... Steps>
+  static SAN_INLINE void each_edge(int64_t &j, int64_t first, int64_t end, const Body &body,
+                                   std::integer_sequence<int, Steps...>) {
+    ((j == first + Steps && j < end
+          ? call<Count, After * (Steps + 1), After ? Count : Steps + 1>(
+                body, j++, std::make_integer_sequence<int, Count>{})
+          : void()), ...);
+  }
+
+  template <int Count, int First, int Last, class Body, int... I>
+  static SAN_INLINE void call(const Body &body, int64_t j, std::integer_sequence<int, I...>) {
+    body(j, std::bool_constant<(I >= First && I < Last)>{}...);
+  }
+
+  // Calls body(i, constant count) for all i in [0, end), as many at a time as kTogether allows.
+  template <class Body> SAN_INLINE void each_together(int64_t end, const Body &body) const {
     int64_t i = 0;
-    if constexpr (kTogether == 2)
+    if constexpr (kTogether >= 4)
+      if (reach_ >= 3)
+        for (; i + 4 <= end; i += 4) body(i, std::integral_constant<int, 4>{});
+    if constexpr (kTogether >= 2)
       for (; i + 2 <= end; i += 2) body(i, std::integral_constant<int, 2>{});
     for (; i < end; i++) body(i, std::integral_constant<int, 1>{});
   }
