@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import EXACT, LAYERS, frozen, layer_of, maps_of
+from attention_cases import EXACT, LAYERS, computed, frozen, layer_of, maps_of, needs_native
 from torch import Tensor, nn
 
 from sanrobust.kernels import folding
+from sanrobust.kernels import position as position_module
+from sanrobust.kernels.foldcache import Unchanging
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
 from sanrobust.kernels.plain import Window, neighbours
+from sanrobust.kernels.position import PositionCode, position_table
 
 RELATION = 3
 
@@ -82,12 +85,12 @@ def test_float32_matrices_are_the_float64_ones_rounded_once(
     assert torch.equal(rounded.w1t, rounded.w1.t())
 
 
-def table_of(position: Tensor, window: Window) -> tuple[Tensor, folding.PositionCode]:
+def table_of(position: Tensor, window: Window) -> tuple[Tensor, PositionCode]:
     code = folding.fold_pairwise(mapping_of(), RELATION, torch.float64).code
-    return folding.position_table(position, code, window, torch.float64), code
+    return position_table(position, code, window, torch.float64), code
 
 
-def expected_entries(position: Tensor, code: folding.PositionCode, window: Window) -> Tensor:
+def expected_entries(position: Tensor, code: PositionCode, window: Window) -> Tensor:
     """The hidden layer's initial values (H * W, K2, D), neighbour by neighbour."""
     difference = position[0].flatten(1).unsqueeze(1) - neighbours(position, window)[0]
     relation = difference.permute(2, 1, 0) * code.scale + code.shift
@@ -259,3 +262,37 @@ def test_what_was_folded_in_inference_mode_serves_a_backward_pass(kind: type[nn.
     features = maps_of(1, 6, 4, 4).requires_grad_()
     grad, = torch.autograd.grad(layer(features).sum(), features)
     assert grad.abs().max() > 0
+
+
+@needs_native
+@pytest.mark.parametrize("kind", LAYERS)
+def test_where_nobody_changes_mappings_each_is_folded_once(kind: type[nn.Module]) -> None:
+    layer, features = frozen(layer_of(kind, 3)), maps_of(2, 6, 5, 4)
+    before = computed(layer, features, "native")
+    mappings = Unchanging()
+    with mappings.assumed():
+        first = computed(layer, features, "native")
+    layer.conv_w[2].weight.data.mul_(2)
+    with mappings.assumed():
+        later = computed(layer, features, "native")
+    for one, two, three in zip(before, first, later):
+        assert torch.equal(one, two) and torch.equal(one, three)
+    assert not torch.equal(computed(layer, features, "native")[0], before[0])
+
+
+@needs_native
+def test_where_nobody_changes_mappings_a_table_is_made_once_for_a_size(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+    compute = position_module._computed
+    monkeypatch.setattr(position_module, "_computed", lambda position, *rest: (
+        made.append(tuple(position.shape[2:])), compute(position, *rest))[1])
+    layer, mappings = frozen(layer_of(PairwiseAttention, 3)), Unchanging()
+    for _ in range(2):
+        with mappings.assumed():
+            attended = layer(features := maps_of(1, 6, 5, 4).requires_grad_())
+            layer(maps_of(1, 6, 4, 7))
+        torch.autograd.grad(attended.sum(), features)
+    assert made == [(5, 4), (4, 7)]
+    layer(maps_of(1, 6, 5, 4))
+    assert len(made) == 3

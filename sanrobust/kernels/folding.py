@@ -20,34 +20,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from sanrobust.kernels.plain import Window, neighbours
+from sanrobust.kernels import foldcache
 from sanrobust.kernels.pointwise import PointwiseConv2d
+from sanrobust.kernels.position import PositionCode, keep_tables
 
 Folded = TypeVar("Folded")
-
-# An affine position differs from the affine map through its corners by a few roundings.
-_AFFINE_ROUNDINGS = 8
-
-
-@dataclass(frozen=True)
-class PositionCode:
-    """What the position adds to the hidden layer: bias + weight relu(scale (p_i - p_j) + shift).
-
-    Attributes:
-        scale, shift: (P,) float64.
-        weight: (D, P) float64.
-        bias: (D,) float64.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    weight: Tensor
-    bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -152,15 +133,19 @@ def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fold
 
     ``refusal`` must have returned None.
     """
-    def fold(layers: _Layers) -> FoldedPairwise:
+    layers = _layers(mapping)
+
+    def fold() -> FoldedPairwise:
         scale, shift = affine(layers.norm)
         w1, b1 = _hidden(layers)
         w2 = layers.linear2.weight.flatten(1)
         code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
+        if foldcache.unchanging():
+            keep_tables(code)
         return FoldedPairwise(scale[:relation].to(dtype), shift[:relation].to(dtype),
                               *_both(w1[:, :relation], dtype), *_both(w2, dtype), code)
 
-    return _kept(fold, mapping, f"pairwise {relation} {dtype}")
+    return _kept(fold, mapping, layers, f"pairwise {relation} {dtype}")
 
 
 def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> FoldedPatchwise:
@@ -168,7 +153,9 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fol
 
     ``refusal`` must have returned None.
     """
-    def fold(layers: _Layers) -> FoldedPatchwise:
+    layers = _layers(mapping)
+
+    def fold() -> FoldedPatchwise:
         scale, shift = affine(layers.norm)
         w1, b1 = _hidden(layers)
         # The mapping counts a key's channels first, then its neighbours; kernels the reverse.
@@ -184,26 +171,12 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fol
                                      *_both(w2, dtype), b2.to(dtype))
         return FoldedPatchwise(scale[:relation].to(dtype), shift[:relation].to(dtype), matrices)
 
-    return _kept(fold, mapping, f"patchwise {relation} {dtype}")
+    return _kept(fold, mapping, layers, f"patchwise {relation} {dtype}")
 
 
-def position_table(position: Tensor, code: PositionCode, window: Window,
-                   dtype: torch.dtype) -> Tensor:
-    """Return the table (1 or H * W, K2 + 1, D) of ``PairwiseMatrices`` for a position map.
-
-    One for all pixels where reflection meets a ``position`` (1, P, H, W) that is affine in the
-    pixel coordinates; otherwise one for each.
-    """
-    place = position[0].double()
-    slopes = None
-    if window.padding_mode == "reflect" and _may_look(position):
-        slopes = _slopes(place, torch.finfo(position.dtype).eps)
-    if slopes is None:
-        differences = _differences(place, window)
-    else:
-        differences = _displacements(window, place) @ -slopes
-    hidden = torch.relu(differences * code.scale + code.shift) @ code.weight.t() + code.bias
-    return hidden.to(dtype).contiguous()
+def _kept(fold: Callable[[], Folded], mapping: nn.Module, layers: _Layers, kind: str) -> Folded:
+    return foldcache.kept(fold, mapping, layers.tensors(),
+                          f"{kind} {layers.norm.eps} {layers.norm2.eps}")
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -299,78 +272,3 @@ def _both(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _dense(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of its own, as custom operators must not be given one tensor twice."""
     return matrix.to(dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _may_look(position: Tensor) -> bool:
-    """Whether values may decide: not while a CUDA graph is captured."""
-    return not (position.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _slopes(place: Tensor, eps: float) -> Tensor | None:
-    """Return (2, P), the change of ``place`` (P, H, W) per row and per column; None: not affine."""
-    if not len(place):
-        return place.new_zeros(2, 0)
-    height, width = place.shape[-2:]
-    origin = place[:, :1, :1]
-    down = (place[:, -1:, :1] - origin) / max(height - 1, 1)
-    across = (place[:, :1, -1:] - origin) / max(width - 1, 1)
-    rows = torch.arange(height, dtype=place.dtype, device=place.device)[:, None]
-    columns = torch.arange(width, dtype=place.dtype, device=place.device)
-    error = (place - (origin + down * rows + across * columns)).abs().amax()
-    if not bool(error <= _AFFINE_ROUNDINGS * eps * place.abs().amax()):
-        return None
-    return torch.stack((down.flatten(), across.flatten()))
-
-
-def _displacements(window: Window, like: Tensor) -> Tensor:
-    """Rows (1, K2 + 1, 2) of each neighbour; the last one, never read under reflection, is 0."""
-    steps = torch.arange(window.footprint, dtype=like.dtype, device=like.device)
-    steps = steps - window.footprint // 2
-    rows, columns = torch.meshgrid(steps, steps, indexing="ij")
-    around = torch.stack((rows.flatten(), columns.flatten()), 1)
-    return torch.cat((around, around.new_zeros(1, 2))).unsqueeze(0)
-
-
-def _differences(place: Tensor, window: Window) -> Tensor:
-    """position_i - position_j (H * W, K2 + 1, P), 0 at every j outside the map."""
-    outside_is_zero = Window(window.footprint, padding_mode="zeros")
-    around = neighbours(place.unsqueeze(0), outside_is_zero)[0]
-    around = torch.cat((around, torch.zeros_like(around[:, :1])), 1)
-    return (place.flatten(1).unsqueeze(1) - around).permute(2, 1, 0)
-
-
-_KEPT: WeakKeyDictionary[nn.Module, tuple[str, list[Tensor | None], Any]] = WeakKeyDictionary()
-
-
-def _kept(fold: Callable[[_Layers], Folded], mapping: nn.Module, kind: str) -> Folded:
-    """Fold unless the last result is of the same numbers; on a CPU, where comparing is cheap.
-
-    Values are compared, as version counters miss changes through ``tensor.data``.
-    """
-    layers = _layers(mapping)
-    tensors = layers.tensors()
-    if torch.compiler.is_compiling() or not all(map(_comparable, tensors)):
-        with torch.no_grad():
-            return fold(layers)
-    kind = f"{kind} {layers.norm.eps} {layers.norm2.eps}"
-    kept = _KEPT.get(mapping)
-    if kept is not None and kept[0] == kind and all(map(_same, kept[1], tensors)):
-        return cast(Folded, kept[2])
-    # Made outside of inference mode, so that a later call may save it for a backward pass.
-    with torch.inference_mode(False), torch.no_grad():
-        folded = fold(layers)
-        copies = [None if each is None else each.detach().clone() for each in tensors]
-    _KEPT[mapping] = (kind, copies, folded)
-    return folded
-
-
-def _comparable(tensor: Tensor | None) -> bool:
-    """Whether it is absent or plain numbers in memory, not a tracer's stand-in."""
-    return tensor is None or (type(tensor) in (Tensor, nn.Parameter)
-                              and tensor.device.type == "cpu")
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.dtype == other.dtype and torch.equal(one, other)

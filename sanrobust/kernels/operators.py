@@ -13,10 +13,10 @@ from typing import cast
 from torch import Tensor
 from torch.library import custom_op
 
-from sanrobust.kernels.folding import (PairwiseMatrices, PatchwiseMatrices, PositionCode,
-                                       accumulator, position_table)
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, accumulator
 from sanrobust.kernels.kernelset import fused_kernels, kernels
 from sanrobust.kernels.plain import PaddingMode, Window
+from sanrobust.kernels.position import PositionCode, position_table
 
 
 def _window(footprint: int, stride: int, dilation: int, padding_mode: str) -> Window:

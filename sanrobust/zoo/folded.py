@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sanrobust.design import DEFAULTS, Design
 from sanrobust.kernels import backends
+from sanrobust.kernels.foldcache import Unchanging
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
@@ -191,14 +192,37 @@ class _Folded(torch.autograd.Function):
         return passed.pixel_gradient(grad), None
 
 
+class UnchangingSan(nn.Module):
+    """A frozen `San` whose mappings are folded once; later changes of them are not seen."""
+
+    def __init__(self, network: San) -> None:
+        super().__init__()
+        self.network = network
+        self._mappings = Unchanging()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of normalised ``images`` (B, 3, H, W)."""
+        with self._mappings.assumed():
+            logits: Tensor = self.network(images)
+        return logits
+
+
 def accelerate(classifier: Classifier, device: torch.device) -> tuple[Classifier, str | None]:
-    """Return ``classifier`` with its network folded; itself and the reason where it cannot be."""
+    """Return ``classifier`` with its network folded as a whole, for weights that stay.
+
+    Where it cannot be, the second value is the reason; away from the CPU the mappings of its
+    attention are then folded once and not at every call.
+    """
     network = classifier.network
     reason = refusal(network, device)
-    if reason is not None:
+    if not isinstance(network, San) or network.training:
         return classifier, reason
-    assert isinstance(network, San)
-    return classifier.computed_by(FoldedSan(network)), None
+    if reason is None:
+        return classifier.computed_by(FoldedSan(network)), None
+    if device.type != "cpu":
+        return classifier.computed_by(UnchangingSan(network)), reason
+    return classifier, reason
 
 
 def refusal(network: nn.Module, device: torch.device) -> str | None:

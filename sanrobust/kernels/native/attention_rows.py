@@ -20,6 +20,7 @@ from sanrobust.kernels.native.library import (REFLECT, ZEROS, PairwiseArgs, Patc
                                               address)
 from sanrobust.kernels.native.tape import Rows, Tape
 from sanrobust.kernels.plain import Window
+from sanrobust.kernels.position import position_table
 
 # Answers of ``sanrobust_*_tuned``: only the tuned kernels read the forward pass's state.
 _TUNED = 1
@@ -122,8 +123,8 @@ class PairwiseRows:
         if (height, width) not in self._tables:
             with torch.no_grad():
                 grid = position_grid(height, width)
-                table = folding.position_table(self._position(grid), self._folded.code,
-                                               self._window, torch.float32)
+                table = position_table(self._position(grid), self._folded.code, self._window,
+                                       torch.float32)
             self._tables[height, width] = table
         return self._tables[height, width]
 
