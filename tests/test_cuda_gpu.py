@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from sanrobust.kernels.cuda import compiler
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.folded import accelerate
+from sanrobust.zoo.resolve import create_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -144,6 +147,29 @@ def test_a_captured_graph_replays_on_new_inputs(kind: Callable[..., nn.Module]) 
         features.copy_(torch.randn_like(features))
     graph.replay()
     for one, two in zip(captured, step()):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["san10-pair.digits", "san10-patch.digits"])
+def test_an_attack_step_on_an_accelerated_network_never_waits_for_the_device(name: str) -> None:
+    device = torch.device("cuda")
+    plain = create_model(name).to(device)
+    quick, _ = accelerate(plain, device)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def step(classifier: Classifier) -> tuple[Tensor, Tensor]:
+        leaf = pixels.clone().requires_grad_()
+        logits = classifier(leaf)
+        grad, = torch.autograd.grad(logits.sum(), leaf)
+        return logits.detach(), grad
+
+    step(quick)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = step(quick)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, two in zip(found, step(plain)):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
