@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -161,6 +164,17 @@ def test_passes_at_the_same_time_have_memory_of_their_own() -> None:
         for image, found, (expected, gradient) in zip((one, other), (first, second), alone):
             assert torch.equal(found, expected)
             assert torch.equal(torch.autograd.grad((found * weights).sum(), image)[0], gradient)
+
+
+def test_threads_and_copies_do_not_share_memory() -> None:
+    network = FoldedSan(random_san("san10-pair", small=True))
+    parts = some_images(12, 32, 32).split(3)
+    alone = [logits_and_gradient(network, part) for part in parts]
+    for model in (network, deepcopy(network)):
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(partial(logits_and_gradient, model), parts * 5))
+        for found, expected in zip(together, alone * 5):
+            assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def test_without_a_gradient_the_logits_are_the_same_bits() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from threading import Lock
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ class FoldedSan(nn.Module):
 class _Memory:
     """A network's memory, for one pass at a time over batches of one shape.
 
+    A copy of it is empty.
+
     Attributes:
         buffers: the memory.
         programs: the legs of passes that came all the way, by number of threads and `keep`.
@@ -93,22 +96,24 @@ class _Memory:
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] = ()
-        self._lent = False
+        self._lent = Lock()
         self.buffers = Buffers()
         self.programs: dict[tuple[int, bool], list[Program]] = {}
 
     def lend(self, shape: tuple[int, ...]) -> _Memory:
         """Return this memory for a pass; while another pass has it, memory for this pass alone."""
-        if self._lent:
+        if not self._lent.acquire(blocking=False):
             return _Memory().lend(shape)
         if shape != self._shape:
             self._shape, self.buffers, self.programs = shape, Buffers(), {}
-        self._lent = True
         return self
 
     def give_back(self) -> None:
         """Say that the pass is over."""
-        self._lent = False
+        self._lent.release()
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+        return _Memory, ()
 
 
 class _Pass:
