@@ -17,7 +17,7 @@ SHIM = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++")
 # The struct that the kernels of a source take, told by their names.
 STRUCTS = {"pairwise": "PairwiseArgs", "patchwise": "PatchwiseArgs"}
-WITH_BARRIERS = ("narrow.cu", "pairwise_forward.cu", "pairwise_backward.cu", "patchwise.cu")
+WITHOUT_BARRIERS = ("elementary.cu", "general.cu")
 # An H100's limit for one block.
 SHARED_LIMIT = 227 << 10
 
@@ -35,7 +35,7 @@ def driver(file: str, kernels: list[Kernel]) -> str:
         lines.append(
             f'extern "C" void kernel_{number}(const san::{struct_of(kernel)} *args, '
             "unsigned blocks, unsigned threads, size_t shared, unsigned seed) {\n"
-            f"  shim::launch(blocks, threads, shared, {int(file in WITH_BARRIERS)}, seed,"
+            f"  shim::launch(blocks, threads, shared, {int(file not in WITHOUT_BARRIERS)}, seed,"
             f" [args] {{ {kernel.expression}(*args); }});\n}}")
     return "\n".join(lines) + "\n"
 

@@ -184,7 +184,7 @@ def test_attention_of_the_first_stage_equals_the_formula(
     case = make(kind, 4, 4 if kind == "pairwise" else 2, 2, 16, 3, padding_mode, height, width)
     device.launched.clear()
     assert_close(case, run(kernels, case, dtype), dtype)
-    assert {each.file for each in device.launched} == {"narrow.cu"}
+    assert {each.file for each in device.launched} == {f"narrow_{kind}.cu"}
 
 
 def san_case(kind: str, relation: int, footprint: int, padding_mode: str, height: int,

@@ -8,7 +8,7 @@ from itertools import product
 from sanrobust.kernels.cuda import narrow
 from sanrobust.kernels.cuda.compiler import Kernel
 from sanrobust.kernels.cuda.launch import ELEMENTS, FOOTPRINTS, kernel
-from sanrobust.kernels.cuda.tuned import DTYPES, RELATIONS
+from sanrobust.kernels.cuda.tuned import DTYPES, PATCHWISE, RELATIONS
 from sanrobust.kernels.folding import accumulator
 
 AGGREGATIONS = ("aggregate", "aggregate_value_grad", "aggregate_weight_grad")
@@ -16,8 +16,6 @@ SUBTRACTIONS = ("subtract", "subtract_query_grad", "subtract_key_grad")
 GENERAL = ("pairwise_logits", "pairwise_softmax", "pairwise_logit_grad", "pairwise_hidden_grad",
            "pairwise_query_grad", "pairwise_key_grad", "patchwise_hidden", "patchwise_weights",
            "patchwise_hidden_grad", "patchwise_query_grad", "patchwise_key_grad")
-PATCHWISE = ("patchwise_hidden", "patchwise_attend", "patchwise_hidden_grad",
-             "patchwise_relation_grad", "patchwise_value_grad")
 NARROW = ("forward", "query", "key")
 
 
@@ -44,14 +42,14 @@ def tuned_kernels() -> Iterator[Kernel]:
         yield kernel("pairwise_forward.cu", "pairwise_forward", *shape)
         for key in ("false", "true"):
             yield kernel("pairwise_backward.cu", "pairwise_backward", *shape, key)
-        for name in PATCHWISE:
-            yield kernel("patchwise.cu", name, *shape)
+        for name, file in PATCHWISE.items():
+            yield kernel(file, name, *shape)
 
 
 def narrow_kernels() -> Iterator[Kernel]:
     """Yield fused attention of a SAN's first stage."""
     for dtype, operator, name in product(narrow.DTYPES, ("pairwise", "patchwise"), NARROW):
-        yield kernel(narrow.FILE, f"narrow_{operator}_{name}", ELEMENTS[dtype])
+        yield narrow.narrow_kernel(operator, name, ELEMENTS[dtype])
 
 
 def all_kernels() -> tuple[Kernel, ...]:

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 from sanrobust.kernels.cuda.arguments import PairwiseArgs, PatchwiseArgs, map_of
-from sanrobust.kernels.cuda.compiler import Device
+from sanrobust.kernels.cuda.compiler import Device, Kernel
 from sanrobust.kernels.cuda.launch import ELEMENTS, PADDINGS, Maps, aligned, each_value, kernel
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.plain import Window
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-FILE = "narrow.cu"
 _RELATION, _GROUPS, _CHANNELS, _FOOTPRINT = 4, 2, 16, 3
 
 
+def narrow_kernel(operator: str, name: str, element: str) -> Kernel:
+    """Name a kernel of ``operator``: its forward pass or the gradients of query or key."""
+    return kernel(f"narrow_{operator}.cu", f"narrow_{operator}_{name}", element)
+
+
 class Narrow:
-    """Attention of the only width that narrow.cu has, pairwise or patchwise.
+    """Attention of the only width that narrow.cuh has, pairwise or patchwise.
 
     Args:
         maps: query, key and value.
@@ -86,7 +90,7 @@ class Narrow:
             padding=PADDINGS[self._window.padding_mode], query=map_of(query), key=map_of(key),
             value=map_of(value), **self.settings(), **described,
             **{name: each.data_ptr() for name, each in self._matrices.items()})
-        which = kernel(FILE, f"narrow_{self.operator}_{name}", self._element)
+        which = narrow_kernel(self.operator, name, self._element)
         each_value(self._device, which, images * height * width, args)
 
 

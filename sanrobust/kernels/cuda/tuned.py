@@ -20,6 +20,14 @@ from sanrobust.kernels.plain import Window
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RELATIONS = (16, 32, 64, 128)
+# The source of each kernel of patchwise attention.
+PATCHWISE = {
+    "patchwise_hidden": "patchwise_forward.cu",
+    "patchwise_attend": "patchwise_forward.cu",
+    "patchwise_hidden_grad": "patchwise_backward.cu",
+    "patchwise_relation_grad": "patchwise_backward.cu",
+    "patchwise_value_grad": "patchwise_backward.cu",
+}
 # Of pairwise.cuh: pixels of a strip, parts of a pixel's pairs, the widest layer in shared memory.
 _STRIP, _PARTS, _STAGED = 2, 2, 64
 # Strips taken together at footprint 7: as many as let two or three blocks share a multiprocessor
@@ -205,7 +213,7 @@ class TunedPatchwise:
             padding=PADDINGS[self._window.padding_mode], **described,
             **{name: each.data_ptr() for name, each in (self._matrices | scratch).items()})
         pixels, shared = _patchwise_blocks(relation)[name]
-        self._device.launch(kernel("patchwise.cu", name, *self._names),
+        self._device.launch(kernel(PATCHWISE[name], name, *self._names),
                             -(-images * height * width // pixels), THREADS, args, shared)
 
 
@@ -243,7 +251,7 @@ def _pairwise_bytes(relation: int, strips: int, slots: int) -> int:
 
 
 def _patchwise_blocks(relation: int) -> dict[str, tuple[int, int]]:
-    """Pixels and shared memory of a block for each kernel of patchwise.cu."""
+    """Pixels and shared memory of a block of patchwise.cuh (``Memory``), for each kernel."""
     groups = relation // 2
     hidden = THREADS // (groups // 4) * (2 if relation == 16 else 4)
     weights = THREADS // (groups // 4) * (1 if relation == 16 else 2)

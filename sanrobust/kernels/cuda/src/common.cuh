@@ -90,6 +90,23 @@ template <class T, int N> SAN_INLINE void store(T *p, const Run<float, N> &v) {
 template <class T> SAN_INLINE Quad<float> load4(const T *p) { return load<4>(p); }
 template <class T> SAN_INLINE void store4(T *p, const Quad<float> &v) { store(p, v); }
 
+SAN_INLINE Quad<float> quad_of(const float *v) { return {{v[0], v[1], v[2], v[3]}}; }
+
+SAN_INLINE Quad<float> relu(Quad<float> v) {
+#pragma unroll
+  for (int c = 0; c < 4; c++) v.at[c] = relu(v.at[c]);
+  return v;
+}
+
+// v * scale + shift for four channels from `first` on.
+SAN_INLINE Quad<float> scaled(Quad<float> v, const void *scales, const void *shifts, int first) {
+  const Quad<float> scale = load4(static_cast<const float *>(scales) + first);
+  const Quad<float> shift = load4(static_cast<const float *>(shifts) + first);
+#pragma unroll
+  for (int c = 0; c < 4; c++) v.at[c] = v.at[c] * scale.at[c] + shift.at[c];
+  return v;
+}
+
 template <int N> SAN_INLINE void add_scaled(Run<float, N> &sum, const Run<float, N> &weight,
                                             const Run<float, N> &v) {
 #pragma unroll

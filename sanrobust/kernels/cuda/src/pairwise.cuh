@@ -168,9 +168,7 @@ SAN_INLINE void store_panel(float *panel, const int (&offsets)[ROWS],
   for (int i = 0; i < ROWS; i++)
 #pragma unroll
     for (int v = 0; v < Shape<R>::kVectors; v++)
-      store4(panel + offsets[i] + column + v * Shape<R>::kAcross * 4,
-             Quad<float>{{tile[i][4 * v], tile[i][4 * v + 1], tile[i][4 * v + 2],
-                          tile[i][4 * v + 3]}});
+      store4(panel + offsets[i] + column + v * Shape<R>::kAcross * 4, quad_of(tile[i] + 4 * v));
 }
 
 }  // namespace san

@@ -149,13 +149,7 @@ template <class T, int R> SAN_INLINE void attend(const PairwiseArgs &args, int64
     for (int p = 0; p < kStrip; p++) {
       const int centre = memory.centres[strip * kStrip + p];
       if (centre < 0) continue;
-      if (args.scale) {
-        const Quad<float> scale = load4(static_cast<const float *>(args.scale) + channel);
-        const Quad<float> shift = load4(static_cast<const float *>(args.shift) + channel);
-#pragma unroll
-        for (int c = 0; c < 4; c++)
-          sums[p].at[c] = relu(sums[p].at[c] * scale.at[c] + shift.at[c]);
-      }
+      if (args.scale) sums[p] = relu(scaled(sums[p], args.scale, args.shift, channel));
       store4(row_of<T>(args.out, image, centre) + channel, sums[p]);
     }
   }
