@@ -28,7 +28,8 @@ check:
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights
 
-# Everything that needs a GPU: its tests, then speed and memory in each element type.
+# Everything that needs a GPU: its tests, then speed and memory in each element type. BENCH adds
+# options of `sanrobust bench`, a formulation of your own for example.
 gpu-check: SHELL := /bin/bash
 gpu-check: .SHELLFLAGS := -o pipefail -ec
 gpu-check: $(VENV)/test.stamp
@@ -37,7 +38,7 @@ gpu-check: $(VENV)/test.stamp
 	$(BIN)/sanrobust info | tee $(OUT)/bench/gpu-info.txt
 	$(BIN)/pytest -q -m gpu 2>&1 | tee $(OUT)/bench/gpu-tests.txt
 	for dtype in float32 float16 bfloat16; do \
-	  $(BIN)/sanrobust bench --device cuda --dtype $$dtype --batch-size 128 --compile \
+	  $(BIN)/sanrobust bench --device cuda --dtype $$dtype --batch-size 128 --compile $(BENCH) \
 	    --out $(OUT)/bench/gpu-$$dtype 2>&1 | tee $(OUT)/bench/gpu-$$dtype.txt; \
 	done
 

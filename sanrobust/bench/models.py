@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.bench.contender import Contender
-from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, PLAIN, RESNET,
+from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, OWN, PLAIN, RESNET,
                                       RESNET_LAST, UNFOLD, Shape)
-from sanrobust.bench.unfold import attention_by, compute_by, is_released, unfold_attention
+from sanrobust.bench.unfold import (Formulation, attention_by, compute_by, is_released,
+                                    unfold_attention)
 from sanrobust.errors import UsageError
 from sanrobust.kernels import reference
 from sanrobust.kernels.backends import use_backend
@@ -28,12 +30,15 @@ from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, Ve
 from sanrobust.zoo import catalog
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.external import is_external
+from sanrobust.zoo.external import find_callable, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.forms import smallest_input
 from sanrobust.zoo.resolve import create_model
 
 UNTRAINED = "untrained"
+# Logits of two formulations differ by rounding: relative to their norm, by less than this times
+# the root of a rounding.
+_ALIKE = 4
 _RIVALS = (RESNET, RESNET_LAST)
 
 
@@ -78,11 +83,14 @@ def contender(name: str, classifier: Classifier, shape: Shape) -> Contender:
     """Return one contender of a model, ready to be called.
 
     Args:
-        name: one of `sanrobust.bench.settings.CONTENDERS`.
+        name: one of `sanrobust.bench.settings.CONTENDERS`, or ``module:function``.
         classifier: the model, made by `load`; the rivals bring their own.
         shape: the batch.
+
+    Raises what `find_formulation` raises, and UsageError for one that computes other logits.
     """
-    model, computed_by = _MAKERS[name](classifier, shape)
+    maker = partial(_own, name) if OWN in name else _MAKERS[name]
+    model, computed_by = maker(classifier, shape)
     pixels = _pixels(shape)
     if name == RESNET_LAST:
         pixels = pixels.to(memory_format=torch.channels_last)
@@ -138,6 +146,28 @@ def _plain(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
 def _unfold(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
     by_unfold = partial(attention_by, unfold_attention, classifier.network)
     return _Within(classifier, by_unfold), "unfold"
+
+
+def find_formulation(name: str) -> Formulation:
+    """Return the function ``module:function`` of an attention layer and its input (B, C, H, W).
+
+    Raises what `sanrobust.zoo.external.find_callable` raises.
+    """
+    return find_callable(name, "name a function that takes an attention layer and its features")
+
+
+def _own(name: str, classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    by_own = partial(attention_by, find_formulation(name), classifier.network)
+    model = _Within(classifier, by_own)
+    pixels = _pixels(replace(shape, batch_size=1))
+    expected, found = (forward(each, pixels).float() for each in (classifier, model))
+    error = float((found - expected).norm() / expected.norm())
+    tolerance = _ALIKE * torch.finfo(pixels.dtype).eps ** 0.5
+    if not error <= tolerance:
+        raise UsageError(f"{name} must compute the attention of {classifier.name}",
+                         seen=f"its logits differ by {error:.1e}, and rounding by {tolerance:.1e}",
+                         hint="compare it with sanrobust.kernels.functional layer by layer")
+    return model, name
 
 
 def _compiled(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:

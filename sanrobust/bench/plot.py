@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sanrobust.bench.results import Results
 from sanrobust.bench.samples import Summary
-from sanrobust.bench.settings import CONTENDERS
+from sanrobust.bench.settings import in_order
 from sanrobust.files import atomic_write
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def draw(results: Results) -> Path | None:
 
 def _bars(panel: Axes, summaries: Sequence[Summary], kind: str) -> None:
     names = list(dict.fromkeys(each.case.name for each in summaries))
-    present = [name for name in CONTENDERS if any(name == each.contender for each in summaries)]
+    present = in_order(each.contender for each in summaries)
     width = _GROUP_WIDTH / len(present)
     for place, contender in enumerate(present):
         chosen = [each for each in summaries if each.contender == contender]

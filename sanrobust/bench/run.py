@@ -16,7 +16,7 @@ from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
 from sanrobust.bench.peak import measure_peaks, too_large
 from sanrobust.bench.results import Results
 from sanrobust.bench.samples import Case, alternate, healthy
-from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, STEPS, Settings
+from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, OWN, STEPS, Settings
 from sanrobust.device import choose_device, environment, make_exact, out_of_memory
 from sanrobust.errors import UsageError
 
@@ -75,6 +75,9 @@ def _checked(settings: Settings) -> Settings:
     settings = replace(settings, shape=replace(settings.shape, device=str(device)))
     if {MODELS, MEMORY} & set(settings.parts):
         models.check(settings.models, settings.shape)
+        for name in settings.contenders:
+            if OWN in name:
+                models.find_formulation(name)
     return settings
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from sanrobust.bench.peak import Peak
 from sanrobust.bench.results import Results
 from sanrobust.bench.samples import Case, Summary
-from sanrobust.bench.settings import CONTENDERS, OURS
+from sanrobust.bench.settings import OURS, in_order
 
 _WIDTH = 120
 _MISSING = "-"
@@ -78,8 +78,7 @@ def _times(contender: str, ratio: float | None) -> str:
 
 
 def _table(title: str, cells: Cells) -> Table:
-    present = {contender for _, contender in cells}
-    columns = [name for name in CONTENDERS if name in present]
+    columns = in_order(contender for _, contender in cells)
     table = Table("", "", title=title, title_justify="left", title_style="bold")
     for name in columns:
         table.add_column(name, justify="right")

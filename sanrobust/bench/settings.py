@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,17 @@ CONTENDERS = {
     RESNET: "ResNet50, planes of channels",
     RESNET_LAST: "ResNet50, channels last",
 }
+# What separates module and function in the name of a formulation of the user's own.
+OWN = ":"
 SANS = ("san10-pair", "san10-patch", "san15-pair", "san15-patch", "san19-pair", "san19-patch")
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return contenders in the order in which they are shown, each once."""
+    present = dict.fromkeys(names)
+    return ([name for name in CONTENDERS if name in present]
+            + [name for name in present if name not in CONTENDERS])
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class Settings:
     Attributes:
         parts: which of `PARTS` to measure.
         models: names as the zoo knows them; an architecture alone has untrained weights.
-        contenders: which of `CONTENDERS` take part.
+        contenders: which of `CONTENDERS` take part, and formulations of the user's own, written
+            ``module:function``.
         shape: how they compute.
         repeats: healthy samples wanted of each contender.
         threads: of the CPU; None leaves torch's own choice.

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, PARTS, SANS, Settings, Shape)
+from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS, Settings,
+                                      Shape)
 from sanrobust.cli.options import PATH
+from sanrobust.errors import UsageError
 from sanrobust.zoo.names import canonical
 
 _DEFAULT = Settings()
@@ -24,6 +26,10 @@ _DEFAULT = Settings()
               type=click.Choice(tuple(CONTENDERS)), metavar="|".join(CONTENDERS),
               help="Who takes part; repeatable. [default: all but compiled]")
 @click.option("--compile", "compiled", is_flag=True, help="Add torch.compile of the reference.")
+@click.option("--formulation", "own", multiple=True, metavar="MODULE:FUNCTION",
+              help="Add your own: a function of an attention layer and its features (B, C, H, W) "
+                   "that returns what the layer does; in the working folder or on PYTHONPATH; "
+                   "repeatable.")
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=_DEFAULT.shape.batch_size,
               show_default=True, metavar="N", help="Images per batch.")
 @click.option("--img-size", type=click.IntRange(min=8), default=_DEFAULT.shape.img_size,
@@ -61,13 +67,20 @@ def bench(**values: Any) -> None:
     say("wrote " + ", ".join(str(path) for path in (*files, picture) if path is not None))
 
 
+def _own(name: str) -> str:
+    if OWN not in name:
+        raise UsageError("--formulation must be written module:function", seen=f"it is {name!r}",
+                         hint="write it like mykernels:attention")
+    return name
+
+
 def _canonical(name: str) -> str:
     from sanrobust.zoo.external import is_external
     return name if is_external(name) else canonical(name)
 
 
 def _settings(values: dict[str, Any]) -> Settings:
-    contenders = values["contenders"] or _DEFAULT.contenders
+    contenders = (*(values["contenders"] or _DEFAULT.contenders), *map(_own, values["own"]))
     if values["compiled"] and COMPILED not in contenders:
         contenders = (*contenders, COMPILED)
     return Settings(

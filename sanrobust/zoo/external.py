@@ -283,7 +283,15 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return first, second, third
 
 
-def _factory(name: str) -> External:
+def find_callable(name: str, hint: str) -> Callable[..., Any]:
+    """Return what ``module:attribute`` names, in the working folder or on the path.
+
+    Args:
+        name: as the user typed it.
+        hint: what to name, for when it cannot be called.
+
+    Raises UsageError, ModelError or UnknownNameError, whichever part of the name is wrong.
+    """
     module_name, _, attribute = name.partition(":")
     module = _imported(name, module_name)
     try:
@@ -294,8 +302,13 @@ def _factory(name: str) -> External:
                            listing=str(getattr(module, "__file__", module_name))) from None
     if not callable(made):
         raise ModelError(f"{name} must be something to call",
-                         seen=f"it is a {type(made).__name__}",
-                         hint="name a function or class that returns the network")
+                         seen=f"it is a {type(made).__name__}", hint=hint)
+    found: Callable[..., Any] = made
+    return found
+
+
+def _factory(name: str) -> External:
+    made = find_callable(name, "name a function or class that returns the network")
 
     def build(num_classes: int | None, pretrained: bool) -> nn.Module:
         if isinstance(made, nn.Module):
@@ -327,7 +340,7 @@ def _imported(name: str, module_name: str) -> Any:
                          seen=f"there is no {missing} in {here} or on PYTHONPATH",
                          hint="go to the folder that holds it, or set PYTHONPATH to it") from error
     except (ValueError, TypeError) as error:
-        raise UsageError("a factory must be written package.module:callable",
+        raise UsageError("what to call must be written package.module:callable",
                          seen=f"it is {name!r}", hint="write it like mymodels:make") from error
 
 
