@@ -272,6 +272,15 @@ def test_memory_is_measured_for_both_steps(tmp_path: Path) -> None:
     assert "Memory above" in (tmp_path / "screen.txt").read_text()
 
 
+def test_memory_is_that_of_the_running_package_wherever_the_command_is_typed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sanrobust").mkdir()
+    (tmp_path / "sanrobust/__init__.py").write_text("raise SystemExit('another package')\n")
+    monkeypatch.chdir(tmp_path)
+    out = run(tmp_path / "out", "memory", "-c", "ours")
+    assert [row["failure"] for row in rows(out / "bench.csv")] == ["", ""]
+
+
 def test_the_summary_has_a_row_for_each_case_and_contender(out: Path) -> None:
     found = list(rows(out / "bench.csv"))
     assert tuple(found[0]) == SUMMARY_COLUMNS

@@ -31,6 +31,14 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Makes the kernel forget the peak so far (proc(5), clear_refs).
 _FORGET_PEAK = "5"
 _USABLE_PART = 0.8
+# Imports what this process does, and not a package that happens to lie in the working folder.
+_CHILD = """
+import json, sys
+job = json.loads(sys.argv[1])
+sys.path[:] = job["path"]
+from sanrobust.bench import peak
+print(json.dumps(peak.measure(job)))
+"""
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,8 @@ def too_large(contender: Contender, step: str, shape: Shape) -> str | None:
 def _elsewhere(case: Case, contender: str, settings: Settings) -> dict[str, Any]:
     """Return what a process of its own found: ``base``, ``model``, ``net``; or a ``failure``."""
     job = {"model": case.name, "step": case.step, "contender": contender,
-           "threads": settings.threads, "shape": asdict(settings.shape)}
-    done = subprocess.run([sys.executable, "-m", "sanrobust.bench.peak", json.dumps(job)],
+           "threads": settings.threads, "shape": asdict(settings.shape), "path": sys.path}
+    done = subprocess.run([sys.executable, "-c", _CHILD, json.dumps(job)],
                           capture_output=True, text=True, check=False)
     if done.returncode < 0:
         return {"failure": f"signal {-done.returncode} ended its process"}
@@ -151,7 +159,3 @@ def _held(field: str) -> int:
     lines = _STATUS.read_text(encoding="ascii").splitlines()
     line = next(line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
