@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,13 @@ def _no_user_settings(tmp_path_factory: pytest.TempPathFactory,
     # pytest-cov puts the source tree first, where processes that tests start would find a package
     # without its compiled kernels in place of the installed one.
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != SOURCES])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    # Jobs in the background of a script ignore it, and what they start inherits that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
