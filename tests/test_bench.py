@@ -407,6 +407,14 @@ def test_what_is_no_formulation_is_refused(command: Command, name: str, words: s
     assert result.exit_code != 0 and words in " ".join(result.output.split()), result.output
 
 
+@pytest.mark.usefixtures("own")
+def test_a_formulation_that_nothing_would_use_is_refused(command: Command) -> None:
+    result = command("bench", "operators", "--formulation", "own_attention:attention",
+                     "--out", "out")
+    assert result.exit_code == 2 and "add models" in result.output, result.output
+    assert not Path("out").exists()
+
+
 def test_help_names_every_contender(command: Command) -> None:
     output = command("bench", "--help").output
     assert all(name in output for name in CONTENDERS)

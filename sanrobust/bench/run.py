@@ -73,11 +73,14 @@ def _checked(settings: Settings) -> Settings:
                          seen=f"it is {settings.threads} of {cores}",
                          hint=f"type --threads {cores}")
     settings = replace(settings, shape=replace(settings.shape, device=str(device)))
+    own = [name for name in settings.contenders if OWN in name]
+    for name in own:
+        models.find_formulation(name)
     if {MODELS, MEMORY} & set(settings.parts):
         models.check(settings.models, settings.shape)
-        for name in settings.contenders:
-            if OWN in name:
-                models.find_formulation(name)
+    elif own:
+        raise UsageError("--formulation must have models or memory to take part in",
+                         seen=f"only {' '.join(settings.parts)} is measured", hint="add models")
     return settings
 
 
