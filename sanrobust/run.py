@@ -27,7 +27,7 @@ from sanrobust.memory import default_batch, fit_batch
 from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
 from sanrobust.spec import RunSpec
-from sanrobust.steady import SteadyBatches, least_batch
+from sanrobust.steady import FixedSizeBatches, pass_size
 from sanrobust.summary import Summary, rebuild
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
@@ -171,9 +171,10 @@ class _Job:
             "workers": self.how.workers, "environment": environment(self.device),
             "not_folded": not_folded, **store.header(),
         }
-        least = least_batch(self.device) if not_folded and self.experiment.batched else 1
+        size = (pass_size(classifier.preprocessing.img_size, self.device)
+                if not_folded and self.experiment.batched else None)
         with _header(store, facts):
-            evaluate(SteadyBatches(classifier, least), self.images, self.experiment, store,
+            evaluate(FixedSizeBatches(classifier, size), self.images, self.experiment, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
                      workers=self.how.workers, device=self.device,
                      progress=self.reporter.progress)

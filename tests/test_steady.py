@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas
 import pytest
 import torch
+from conftest import Command
 from torch import Tensor, nn
 
-from sanrobust.steady import SteadyBatches, least_batch
+from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.zoo.resolve import create_model
+
+CPU = torch.device("cpu")
 
 
 class Remembering(nn.Module):
@@ -21,26 +30,85 @@ class Remembering(nn.Module):
         return pixels.square().mean((2, 3))
 
 
-@pytest.mark.parametrize(("images", "given"), [(0, 0), (1, 4), (3, 4), (4, 4), (5, 5)])
-def test_small_batches_are_filled_and_the_filling_is_dropped(images: int, given: int) -> None:
+def images(count: int, side: int = 4) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("count", "passes"), [(0, [0]), (1, [4]), (4, [4]), (5, [4, 4]),
+                                               (12, [4, 4, 4])])
+def test_every_pass_has_one_size_and_the_filling_is_dropped(count: int, passes: list[int]) -> None:
     plain, model = Remembering(), Remembering()
-    pixels = torch.rand(images, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(SteadyBatches(model, 4)(pixels), plain(pixels))
-    assert model.sizes == [given]
+    pixels = images(count)
+    assert torch.equal(FixedSizeBatches(model, 4)(pixels), plain(pixels))
+    assert model.sizes == passes
 
 
-def test_the_filling_adds_nothing_to_the_gradient() -> None:
-    pixels = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    filled, = torch.autograd.grad(SteadyBatches(Remembering(), 8)(pixels).sum(), pixels)
+def test_without_a_size_a_batch_is_passed_on_as_it_is() -> None:
+    model = Remembering()
+    FixedSizeBatches(model, None)(images(5))
+    assert model.sizes == [5]
+
+
+@pytest.mark.parametrize("count", [2, 8, 11])
+def test_the_filling_adds_nothing_to_the_gradient(count: int) -> None:
+    pixels = images(count).requires_grad_()
+    filled, = torch.autograd.grad(FixedSizeBatches(Remembering(), 8)(pixels).sum(), pixels)
     plain, = torch.autograd.grad(Remembering()(pixels).sum(), pixels)
     assert torch.equal(filled, plain)
 
 
-def test_the_least_batch_follows_the_threads_up_to_a_bound(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("side", "size"), [(28, 32), (64, 32), (65, 8), (224, 8), (384, 8),
+                                            (385, 1), (1024, 1)])
+def test_large_images_come_in_small_passes(side: int, size: int) -> None:
+    assert pass_size(side, CPU) == size
+
+
+def test_no_size_is_set_where_none_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pass_size(224, torch.device("cuda")) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    assert pass_size(224, CPU) is None
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize("name", ["resnet26.digits", "san10-pair.digits"])
+def test_no_bit_of_logits_or_gradients_depends_on_the_batch(name: str, threads: int) -> None:
+    classifier = create_model(name)
+    model = FixedSizeBatches(classifier, pass_size(classifier.preprocessing.img_size, CPU))
+    pixels = images(34, classifier.preprocessing.img_size)
+
+    def computed(some: Tensor, batch: int) -> list[Tensor]:
+        found = []
+        for part in torch.split(some, batch):
+            leaf = part.clone().requires_grad_()
+            logits = model(leaf)
+            found.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), leaf)))
+        return [torch.cat(each) for each in zip(*found)]
+
+    whole = computed(pixels, len(pixels))
+    for batch, count in ((1, 3), (5, 12), (33, 34)):
+        for one, two in zip(computed(pixels[:count], batch), whole):
+            assert torch.equal(one, two[:count]), f"batches of {batch} with {threads} threads"
+
+
+@pytest.mark.parametrize("experiment", ["rotate", "pgd"])
+def test_runs_with_other_batches_record_the_same_bits(command: Command, tmp_path: Path,
+                                                      experiment: str) -> None:
+    column = "prob_label" if experiment == "rotate" else "target_loss"
     found = []
-    for threads in (1, 4, 64):
-        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
-        found.append(least_batch(torch.device("cpu")))
-    assert found == [1, 4, 8]
-    assert least_batch(torch.device("cuda")) == 1
+    for batch in (1, 7):
+        out = tmp_path / str(batch)
+        result = command(experiment, "--model", "resnet26.digits", "--num-samples", 7,
+                         "--batch-size", batch, "--out", out)
+        assert result.exit_code == 0, result.output
+        # A chunk of the records at a time, in the order of the images.
+        rows = [pandas.read_parquet(path) for path in sorted(out.glob("runs/**/*.parquet"))]
+        found.append([repr(np.asarray(each).tolist()) for each in pandas.concat(rows)[column]])
+    assert len(found[0]) >= 14 and found[0] == found[1]
