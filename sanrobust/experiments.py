@@ -139,6 +139,7 @@ def _attack_columns(result: BudgetResult, labels: Tensor, ids: Sequence[str]) ->
         "hit_any": _listed(result.hit_any, count),
         "linf": result.linf.tolist(),
         "target_loss": _listed(result.target_loss, count),
+        "zero_gradient": _listed(result.zero_gradient, count),
         "error": [None] * count,
     }
 

@@ -16,12 +16,17 @@ from sanrobust.errors import OutputError
 TEMPORARY_SUFFIX = ".tmp"
 
 
+class NameTaken(Exception):
+    """A file that must be new has a name that is taken."""
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of ``path`` that replaces it when the block ends well.
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path`` that gets its name when the block ends well.
 
     The content reaches the disk before the name does, so a crash or a full disk leaves the old
-    file as it was. Raises OutputError when the folder cannot be made or the write fails.
+    file as it was. Raises OutputError when the folder cannot be made or the write fails, and
+    NameTaken where ``replace`` is False and there is a file of that name.
     """
     temporary: Path | None = None
     try:
@@ -34,8 +39,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        if replace:
+            os.replace(temporary, path)
+            temporary = None
+        else:
+            _name_new(temporary, path)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
@@ -61,6 +69,18 @@ def require_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise output_error(folder, error) from error
+
+
+def _name_new(temporary: Path, path: Path) -> None:
+    """Give a file a second name that must be free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise NameTaken(path) from error
+    except OSError:  # a file system without hard links; here the check and the naming are two steps
+        if path.exists():
+            raise NameTaken(path) from None
+        os.replace(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:

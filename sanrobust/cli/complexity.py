@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 from sanrobust.complexity.settings import CONVENTIONS, IMG_SIZE, TABLES, Convention
 from sanrobust.errors import UsageError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _ALL = "all"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
               help="As in the other commands; an architecture alone is its form for ImageNet; "
                    "repeatable. [default: the paper's nine]")

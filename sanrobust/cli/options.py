@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.cli.group import typed
 from sanrobust.errors import UsageError
 from sanrobust.preprocessing import INTERPOLATIONS
 
@@ -103,11 +104,17 @@ def run_options(command: Command) -> Command:
         click.option("-j", "--workers", type=click.IntRange(min=0), default=0, show_default=True,
                      metavar="N", help="Processes that decode images."),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                     help="Threads of the CPU. [default: torch's own number]"),
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
         click.option("--fold/--no-fold", default=True, show_default=True,
                      help="Compute a SAN as a whole where the native kernels can."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
+        click.option("--max-failed", type=click.FloatRange(0, 1), default=HowToRun.max_failed,
+                     show_default=True, metavar="PART",
+                     help="Part of the images that may fail; beyond it the exit code is 9, and the "
+                          "table the same."),
     )(command)
 
 
@@ -130,10 +137,9 @@ def take_models(values: dict[str, Any]) -> ModelChoice:
 
 def take_how(values: dict[str, Any]) -> HowToRun:
     """Take the values of `run_options` out of a command's parameters."""
-    return HowToRun(out=values.pop("out"), batch_size=values.pop("batch_size"),
-                    workers=values.pop("workers"), device=values.pop("device"),
-                    backend=values.pop("backend"), fresh=values.pop("fresh"),
-                    fold=values.pop("fold"))
+    fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh", "fold",
+              "max_failed")
+    return HowToRun(**{name: values.pop(name) for name in fields}, command=typed())
 
 
 def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:

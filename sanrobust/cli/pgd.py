@@ -9,12 +9,13 @@ import click
 
 from sanrobust.attacks.budget import TABLE10, Budget, parse_level
 from sanrobust.attacks.settings import AttackSettings
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import (data_options, model_options, parse_pairs, run_options,
                                    take_data, take_how, take_models)
 from sanrobust.errors import UsageError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--eps", metavar="LEVELS", help="Radius of the L-inf ball in 1/255: 8 or 8/255.")
 @click.option("--step", metavar="LEVELS", help="Step length in 1/255: 2 or 2/255.")
 @click.option("--iters", type=click.IntRange(min=0), metavar="N", help="Steps.")
