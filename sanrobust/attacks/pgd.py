@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sanrobust.attacks import guards
 from sanrobust.attacks.budget import LEVELS, Budget
-from sanrobust.attacks.losses import LOSSES, Loss, cross_entropy
+from sanrobust.attacks.losses import LOSSES, cross_entropy
 from sanrobust.attacks.randomness import symmetric_noise
-from sanrobust.attacks.result import BudgetResult, distance
+from sanrobust.attacks.result import BudgetResult, distance, zero_share
 from sanrobust.attacks.targets import TargetRule
 from sanrobust.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from sanrobust.attacks.losses import Loss
 
 Classifier = guards.Classifier
 
@@ -205,7 +209,7 @@ def _walk(objective: _Objective, ball: _Ball, clean: _Point, start: _Point,
     hit = hit_any = objective.hits(start)
     for step in range(budget.iters):
         assert point.gradient is not None
-        zeros.append(_zero_fraction(point.gradient))
+        zeros.append(zero_share(point.gradient))
         moved = ball.step(point.pixels, point.gradient)
         point = objective.point(moved, with_gradient=step + 1 < budget.iters)
         losses.append(point.target_loss)
@@ -224,7 +228,6 @@ def _better(old: BudgetResult, new: BudgetResult) -> BudgetResult:
     """Keep the better restart of each image; the earlier one when they tie."""
     assert old.hit is not None and old.hit_any is not None and old.target_loss is not None
     assert new.hit is not None and new.hit_any is not None and new.target_loss is not None
-    assert old.zero_gradient is not None and new.zero_gradient is not None
     closer = new.target_loss[:, -1] < old.target_loss[:, -1]
     take = ~old.hit & (new.hit | closer)
 
@@ -238,10 +241,6 @@ def _better(old: BudgetResult, new: BudgetResult) -> BudgetResult:
         target_loss=pick(old.target_loss, new.target_loss),
         zero_gradient=pick(old.zero_gradient, new.zero_gradient),
     )
-
-
-def _zero_fraction(gradient: Tensor) -> Tensor:
-    return 1 - torch.count_nonzero(gradient, dim=(1, 2, 3)).float() / gradient[0].numel()
 
 
 def _levels(images: Tensor) -> Tensor:
