@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from sanrobust.attacks.budget import TABLE10, Budget, as_budget
+from sanrobust.attacks.budget import TABLE10, Budget, as_budgets
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, Model, ModelChoice
 from sanrobust.errors import FailedImagesError, UsageError
@@ -87,7 +87,7 @@ def pgd(models: Models = (), *, data: Data = None, checkpoint: str | Path | None
     table comes with a warning.
     """
     settings = AttackSettings(
-        attack=attack, budgets=tuple(map(as_budget, budgets)) if attack == "pgd" else (),
+        attack=attack, budgets=as_budgets(budgets) if attack == "pgd" else (),
         targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
         options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
     how = HowToRun(out=_path(out), batch_size=batch_size, workers=workers, device=device,

@@ -217,7 +217,7 @@ class _Job:
         with suppress(NonFiniteError):  # the records will say so, image by image
             found = probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
-                   "left_out": list(self.images.left_out),
+                   "left_out": list(getattr(self.images, "left_out", ())),
                    "probe": [f"{classifier.name}: {each}" for each in found]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)

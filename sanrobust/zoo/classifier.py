@@ -59,6 +59,8 @@ class Classifier(nn.Module):
         self.name = name
         self.preprocessing = preprocessing
         self.source = source
+        self.code: str | None = None
+        self.assumed = ""
         self.weights_digest = (state_digest(network.state_dict()) if weights_digest is None
                                else weights_digest)
         self.eval()
