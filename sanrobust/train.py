@@ -363,7 +363,7 @@ def _list_of(job: TrainingJob) -> Path:
 
 
 def _require_plain(tag: str) -> None:
-    if not tag or Path(tag).name != tag:
+    if Path(tag).name != tag or not tag.strip("."):
         raise UsageError("a tag must be a plain file name", seen=f"it is {tag!r}",
                          hint="name the folder with --out and leave the tag without slashes")
 
