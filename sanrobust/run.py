@@ -20,7 +20,8 @@ from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, device_name, environment, make_exact
-from sanrobust.errors import BackendError, Interrupted, NonFiniteError, OutputError, SanrobustError
+from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
+                              SanrobustError, UsageError)
 from sanrobust.evaluate import Experiment, check_classes, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.header import missing, started
@@ -36,7 +37,7 @@ from sanrobust.summary import Summary, summarise
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.external import is_external
+from sanrobust.zoo.external import as_classifier, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
@@ -172,12 +173,21 @@ class _Job:
                               f"{store.spec.images} images measured {run.measured}; --fresh "
                               "measures them again")
 
-    def _classifier(self, name: str | Classifier) -> Classifier:
-        if isinstance(name, Classifier):
-            return name.to(self.device)
-        classifier = create_model(name, checkpoint=self.models.checkpoint, tag=self.tag,
-                                  overrides=self.models.overrides, say=self.reporter.say,
-                                  progress=download_lines(str(name), self.reporter.say))
+    def _classifier(self, model: Model) -> Classifier:
+        overrides, name = self.models.overrides, _shown(model)
+        if isinstance(model, str):
+            classifier = create_model(model, checkpoint=self.models.checkpoint, tag=self.tag,
+                                      overrides=overrides, say=self.reporter.say,
+                                      progress=download_lines(name, self.reporter.say))
+        elif isinstance(model, Classifier):
+            if overrides or self.models.checkpoint:
+                raise UsageError("a checkpoint or a preprocessing must go with a name or a network",
+                                 seen=f"{name} is a classifier, which has its own",
+                                 hint="leave them out, or give the classifier's network")
+            classifier = model
+        else:
+            classifier = as_classifier(model, checkpoint=self.models.checkpoint,
+                                       overrides=overrides)
         return classifier.to(self.device)
 
     def _spec(self, classifier: Classifier) -> RunSpec:
