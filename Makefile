@@ -1,6 +1,7 @@
 # Two commands for a fresh machine (Python 3.11, pip, make, gcc; no GPU needed):
 #   make demo   sets up and measures the paper's nine networks on the embedded digits
 #   make test   sets up and runs linters, types and tests
+# make test-oldest does what make test does with the oldest versions that setup.cfg admits.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= results
@@ -12,13 +13,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.cfg setup.py pyproject.toml README.md \
   $(shell find sanrobust -type f -not -name '*.pyc' -not -path '*/native/lib/*')
 
-.PHONY: demo test check weights gpu-check clean
+.PHONY: demo test test-oldest check weights gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
 	$(BIN)/sanrobust pgd --out $(OUT)
 
 test: $(VENV)/test.stamp check
+
+test-oldest:
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=$(VENV)-oldest/oldest.txt
 
 check:
 	$(BIN)/flake8 sanrobust tests
@@ -47,13 +51,16 @@ $(BIN)/python:
 
 $(VENV)/demo.stamp: $(SOURCES) | $(BIN)/python
 	rm -rf build
-	$(PIP) install --quiet .
+	$(PIP) install --quiet '.[torchattacks]'
 	touch $@
 
-$(VENV)/test.stamp: $(SOURCES) | $(BIN)/python
+$(VENV)/test.stamp: $(SOURCES) $(CONSTRAINTS) | $(BIN)/python
 	rm -rf build
-	$(PIP) install --quiet '.[dev]'
+	$(PIP) install --quiet $(addprefix -c ,$(CONSTRAINTS)) '.[dev]'
 	touch $@
+
+%/oldest.txt: setup.cfg .ci/oldest.py | $(BIN)/python
+	$(BIN)/python .ci/oldest.py torchattacks dev > $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .coverage .coverage.*

@@ -19,7 +19,7 @@ from sanrobust.data.catalog import DATASETS
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, device_name, environment, make_exact
+from sanrobust.device import choose_device, device_name, environment, exact
 from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
                               SanrobustError, UsageError)
 from sanrobust.evaluate import Experiment, check_classes, evaluate
@@ -70,13 +70,12 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
          reporter: Reporter) -> Summary:
     job = _Job(experiment, models, open_images(data), _tag(data), how, choose_device(how.device),
                reporter)
-    make_exact()
     if data.data is None:
         reporter.say(f"no --data: measuring on {DATASETS.get(DEFAULT_DATA).description}")
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
     chosen = use_backend(how.backend) if how.backend else nullcontext()
     job.refuse_unfit()
-    with chosen, _stoppable():
+    with exact(how.threads), chosen, _stoppable():
         folders, failed = job.run_all()
     if not folders:
         raise _summed_up(failed)

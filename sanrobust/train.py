@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, make_exact
+from sanrobust.device import choose_device, exact
 from sanrobust.errors import DataError, UsageError
 from sanrobust.files import sha256_file, write_text
 from sanrobust.preprocessing import Preprocessing
@@ -196,6 +196,7 @@ class TrainingJob:
     device: str = "auto"
 
 
+@exact()
 def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     """Train each network, write it at once and list it in ``TAG.json``; return the files.
 
@@ -204,7 +205,6 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     """
     _require_plain(_tag(job))
     forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
-    make_exact()
     device = choose_device(job.device)
     train, test = _splits(job)
     classes = 1 + max(ref.label for ref in train.refs)
