@@ -51,6 +51,26 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
+def cache_home() -> Path:
+    """Return the user's folder: ``SANROBUST_HOME``, else ``sanrobust`` in ``XDG_CACHE_HOME``,
+    else ``~/.cache/sanrobust``."""
+    named = os.environ.get("SANROBUST_HOME")
+    if named:
+        return Path(named).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "sanrobust"
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` and write there for a moment; raises OutputError when that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
 def _name_new(temporary: Path, path: Path) -> None:
     """Give a file a second name that must be free."""
     try:
@@ -67,6 +87,22 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 through `atomic_write`."""
     with atomic_write(path) as stream:
         stream.write(text.encode("utf-8"))
+
+
+def put_in_place(new: Path, path: Path) -> Path | None:
+    """Rename ``new`` to ``path``; a file of other content that is there becomes ``FILE.previous``.
+
+    Returns the path of what was kept, None when there was nothing to keep. Raises OutputError.
+    """
+    previous = path.with_name(path.name + ".previous")
+    try:
+        is_other = path.exists() and sha256_file(path) != sha256_file(new)
+        if is_other:
+            os.replace(path, previous)
+        os.replace(new, path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    return previous if is_other else None
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

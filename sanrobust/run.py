@@ -16,13 +16,14 @@ import torch
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.data.catalog import DATASETS
+from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, device_name, environment, exact
 from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
                               SanrobustError, UsageError)
-from sanrobust.evaluate import Experiment, check_classes, evaluate
+from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.header import missing, started
 from sanrobust.kernels.backends import use_backend
@@ -127,8 +128,8 @@ class _Job:
         for name in self.names:
             if self.models.checkpoint is None and isinstance(name, str) and not is_external(name):
                 entry = catalog.find(name, tag=self.tag)
-                check_classes(self.images, num_classes=entry.architecture.num_classes,
-                              model=entry.name)
+                fit_classes(self.images, names=entry.classes, model=entry.name,
+                            num_classes=entry.architecture.num_classes)
 
     def run_all(self) -> tuple[list[Path], dict[str, SanrobustError]]:
         """Run the models one after another.
@@ -151,7 +152,12 @@ class _Job:
 
     def _run_one(self, name: Model) -> Path:
         classifier = self._classifier(name)
-        check_classes(self.images, num_classes=classifier.num_classes, model=classifier.name)
+        fitted = fit_classes(self.images, names=classifier.classes, model=classifier.name,
+                             num_classes=classifier.num_classes)
+        return replace(self, images=fitted)._measure(classifier)
+
+    def _measure(self, classifier: Classifier) -> Path:
+        """Measure a model on images labelled with its class indices."""
         self.experiment.check(self.images.refs, num_classes=classifier.num_classes)
         ids = [ref.id for ref in self.images.refs]
         with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
@@ -226,7 +232,7 @@ class _Job:
         with suppress(NonFiniteError):  # the records will say so, image by image
             found = probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
-                   "left_out": list(getattr(self.images, "left_out", ())),
+                   "left_out": list(self.images.left_out),
                    "probe": [f"{classifier.name}: {each}" for each in found]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)

@@ -5,7 +5,6 @@ Letters: B images, K classes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanrobust.attacks.randomness import hashed
+from sanrobust.csvfiles import CsvKind, by_name, parse, read_bytes, same_form
 from sanrobust.errors import DataError, UsageError
 from sanrobust.registry import Registry, unknown_name
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # (ids, labels (B,), clean logits (B, K), seed) -> a wrong class for each image, (B,) int64.
     Choice = Callable[[Sequence[str], Tensor, Tensor, int], Tensor]
 
-COLUMNS = ("image", "target")
+_FILE = CsvKind("target file", ("image", "target"), "--targets file:CSV")
 _LISTING = "sanrobust pgd --help"
 
 
@@ -49,7 +49,7 @@ class TargetRule:
             image).
         label: the class of a ``fixed`` rule.
         path: the CSV of a ``file`` rule.
-        table: target of each image id, read from ``path``.
+        table: target of each image id, in the form of `same_form`, read from ``path``.
         sha256: hash of the bytes that ``table`` was read from; empty until they are read.
     """
 
@@ -109,13 +109,13 @@ class TargetRule:
         """
         self.check(ids, labels.tolist(), logits.shape[1])
         if self.kind == "file":
-            return labels.new_tensor([self.table[image_id] for image_id in ids])
+            return labels.new_tensor([self.table[same_form(image_id)] for image_id in ids])
         if self.kind == "fixed":
             return labels.new_full((len(ids),), self.label or 0)
         return TARGETS.get(self.kind)(ids, labels, logits, seed)
 
     def _check_row(self, image_id: str, label: int, num_classes: int) -> None:
-        target = self.table.get(image_id)
+        target = self.table.get(same_form(image_id))
         if target is None:
             raise DataError("the target file must name every image",
                             seen=f"{self.path} has no row for image {image_id!r}",
@@ -197,45 +197,11 @@ def load_rule(text: str) -> TargetRule:
     """Read a rule as `parse_rule` does and, for a file rule, its table and hash.
 
     Raises DataError when the file is missing, is not UTF-8 text, lacks the columns ``image`` and
-    ``target``, holds an image twice or a target that is not a whole number.
+    ``target``, names an image twice or holds a target that is not a whole number.
     """
     rule = parse_rule(text)
     if rule.path is None:
         return rule
-    try:
-        content = rule.path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is not UTF-8 text" if isinstance(error, ValueError) else _why(error)
-        raise _bad_file(rule.path, reason) from error
-    table = _read_table(rule.path, lines)
+    content = read_bytes(rule.path, _FILE)
+    table = by_name(parse(content, rule.path, _FILE), rule.path, _FILE, meant=same_form)
     return replace(rule, table=table, sha256=hashlib.sha256(content).hexdigest())
-
-
-def _read_table(path: Path, lines: list[str]) -> dict[str, int]:
-    table: dict[str, int] = {}
-    reader = csv.DictReader(lines, strict=True)
-    try:
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise _bad_file(path, f"has the columns {','.join(reader.fieldnames or ()) or 'none'}")
-        for row in reader:
-            image_id, target = row["image"], row["target"]
-            if not image_id or not re.fullmatch(r"\s*[0-9]{1,9}\s*", target or ""):
-                raise _bad_file(path, f"line {reader.line_num} gives {image_id!r} the target "
-                                      f"{target!r}")
-            if image_id in table:
-                raise _bad_file(path, f"line {reader.line_num} names {image_id!r} again")
-            table[image_id] = int(target)
-    except csv.Error as error:
-        raise _bad_file(path, f"cannot be read after line {reader.line_num} ({error})") from error
-    return table
-
-
-def _bad_file(path: Path, seen: str) -> DataError:
-    return DataError("a target file must be a CSV with the columns image,target, one row per image",
-                     seen=f"{path} {seen}",
-                     hint="mend the file or name another with --targets file:CSV")
-
-
-def _why(error: Exception) -> str:
-    return f"cannot be opened ({getattr(error, 'strerror', None) or error})"

@@ -171,8 +171,9 @@ def _digits_entry(arch: str, *, sha256: str, top1: float, n: int, command: str,
                   **_: object) -> Entry:
     return Entry(arch=arch, tag=_DIGITS_TAG, architecture=small_form(arch, 10),
                  weights=Packaged(f"{arch}.digits.safetensors", sha256),
-                 preprocessing=SMALL_PREPROCESSING, data="digits", top1=top1, licence="MIT",
-                 reference=command, note=f"Measured on {n} images that training did not see.")
+                 preprocessing=SMALL_PREPROCESSING, data="digits", classes=tuple("0123456789"),
+                 top1=top1, licence="MIT", reference=command,
+                 note=f"Measured on {n} images that training did not see.")
 
 
 def _unknown_tag(arch: str, tag: str, known: tuple[str, ...]) -> UnknownNameError:

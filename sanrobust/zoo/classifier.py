@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import ModelError, NonFiniteError
+from sanrobust.errors import ModelError, NonFiniteError, UsageError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.checkpoint import state_digest
 
@@ -44,13 +44,15 @@ class Classifier(nn.Module):
         num_classes: K; found with one black image when None.
         weights_digest: hash of the weights; computed when None.
         source: where the weights came from, in words.
+        classes: name of each class, by index; None when unknown.
 
-    Raises ModelError when the probe or any forward pass gives anything but finite logits (B, K).
+    Raises UsageError for names that are not K different ones, and ModelError when the probe or
+    any forward pass gives anything but finite logits (B, K).
     """
 
     def __init__(self, network: nn.Module, *, name: str, preprocessing: Preprocessing,
                  num_classes: int | None = None, weights_digest: str | None = None,
-                 source: str = "") -> None:
+                 source: str = "", classes: Sequence[str] | None = None) -> None:
         super().__init__()
         self.normalize = Normalize(preprocessing.mean, preprocessing.std)
         self.network = network
@@ -64,6 +66,12 @@ class Classifier(nn.Module):
         self.eval()
         self.requires_grad_(False)
         self.num_classes = self._probe() if num_classes is None else num_classes
+        self.classes = None if classes is None else tuple(classes)
+        if self.classes is not None and not (
+                len(self.classes) == len(set(self.classes)) == self.num_classes):
+            raise UsageError(f"the classes of {name} must be {self.num_classes} different names",
+                             seen=f"there are {len(set(self.classes))}",
+                             hint="give one name for each logit, or leave classes out")
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, K) for ``pixels`` (B, 3, H, W) in [0, 1]."""
@@ -75,7 +83,7 @@ class Classifier(nn.Module):
         """Return this classifier with another module that computes the same network."""
         return Classifier(network, name=self.name, preprocessing=self.preprocessing,
                           num_classes=self.num_classes, weights_digest=self.weights_digest,
-                          source=self.source)
+                          source=self.source, classes=self.classes)
 
     def train(self, mode: bool = True) -> Classifier:
         """Stay in eval mode whatever is asked: batch statistics must never move here."""

@@ -142,6 +142,7 @@ class Entry:
         weights: where the weights come from.
         preprocessing: how the weights expect their images.
         data: the dataset whose classes the logits stand for.
+        classes: name of each class, by index; None when unknown.
         top1, top5: accuracy in percent as reported by ``reference``; None when nobody reports it.
         licence: licence of the weights.
         reference: paper or command the figures come from.
@@ -154,6 +155,7 @@ class Entry:
     weights: WeightsSource
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     data: str = "imagenet"
+    classes: tuple[str, ...] | None = None
     top1: float | None = None
     top5: float | None = None
     licence: str = ""

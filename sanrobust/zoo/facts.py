@@ -5,6 +5,7 @@ Facts come from files, so what they describe is held to what the zoo could have 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +23,8 @@ _KINDS: dict[str, type[SanConfig] | type[ResNetConfig] | type[SasaConfig]] = {
 _MOST_BLOCKS = 1000
 _MOST_CHANNELS = 1 << 16
 _LARGEST_FOOTPRINT = 63
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONGEST_NAME = 255  # of a class: what a file system takes for a folder
 
 
 def facts(entry: Entry) -> dict[str, object]:
@@ -32,6 +35,7 @@ def facts(entry: Entry) -> dict[str, object]:
         "architecture": {"kind": kind, **asdict(entry.architecture)},
         "preprocessing": entry.preprocessing.as_dict(),
         "data": entry.data,
+        **({} if entry.classes is None else {"classes": list(entry.classes)}),
         "num_classes": entry.architecture.num_classes,
         **{key: getattr(entry, key) for key in ("top1", "top5", "licence", "reference", "note")},
     }
@@ -53,6 +57,7 @@ def entry_from_facts(values: Mapping[str, Any], *, tag: str, weights: WeightsSou
             raise ValueError(contradiction)
         return Entry(arch=arch, tag=tag, architecture=architecture, weights=weights,
                      preprocessing=preprocessing, data=require_text(values["data"]),
+                     classes=_classes(values.get("classes"), architecture.num_classes),
                      top1=_percent(values.get("top1")), top5=_percent(values.get("top5")),
                      **{key: require_text(values.get(key, "")) for key in
                         ("licence", "reference", "note")})
@@ -105,6 +110,19 @@ def _sizes(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]
         return architecture.widths, architecture.footprints
     side = architecture.kernel if isinstance(architecture, ResNetConfig) else architecture.footprint
     return (architecture.width,), (side,)
+
+
+def _classes(values: object, count: int) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise TypeError("the names of the classes are no list")
+    names = tuple(require_text(value) for value in values)
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{count} classes must have as many different names")
+    if not all(0 < len(name) <= _LONGEST_NAME and not _CONTROL.search(name) for name in names):
+        raise ValueError("the name of a class must be a short text without control characters")
+    return names
 
 
 def _percent(value: object) -> float | None:

@@ -205,16 +205,20 @@ def _from_checkpoint(name: str, entry: Entry, checkpoint: Path, overrides: Mappi
                      num_classes: int | None) -> Classifier:
     state = read_state_dict(checkpoint)
     facts = read_facts(checkpoint)
+    classes = None  # what the logits of a file without facts stand for is not known
     if facts is not None:
         told = entry_from_facts(facts, tag=entry.tag, weights=Stored("", ""))
         _require_arch(entry, told, checkpoint)
         # The file of our own training says which form it is; a bare architecture name does not.
         entry = told if parse(name).tag is None else entry
+        classes = told.classes
     if num_classes is None:
         head = state.get("fc.weight")
         num_classes = int(head.shape[0]) if head is not None and head.ndim == 2 else None
     if num_classes is not None:
         entry = _with_classes(entry, num_classes)
+    if len(classes or ()) == entry.architecture.num_classes:
+        entry = replace(entry, classes=classes)
     network = _built(entry, 0)
     load_strict(network, state, name=name, source=str(checkpoint))
     tag = checkpoint.name.removesuffix(checkpoint.suffix).removeprefix(f"{entry.arch}.")
@@ -243,11 +247,13 @@ def _built(entry: Entry, seed: int) -> torch.nn.Module:
 
 
 def _with_classes(entry: Entry, num_classes: int) -> Entry:
-    return replace(entry, architecture=replace(entry.architecture, num_classes=num_classes))
+    return replace(entry, architecture=replace(entry.architecture, num_classes=num_classes),
+                   classes=None)
 
 
 def _classifier(entry: Entry, network: torch.nn.Module, overrides: Mapping[str, Any], source: str,
                 *, name: str | None = None) -> Classifier:
     return Classifier(network, name=name or entry.name,
                       preprocessing=replace(entry.preprocessing, **overrides),
-                      num_classes=entry.architecture.num_classes, source=source)
+                      num_classes=entry.architecture.num_classes, source=source,
+                      classes=entry.classes)

@@ -205,7 +205,8 @@ def _planned(name: str, path: Path, like: Entry | None, model_facts: Mapping[str
                               hint=f"choose another tag, such as {quoted(f'{arch}.mine')}")
     same = classes == template.architecture.num_classes
     return replace(template, architecture=replace(template.architecture, num_classes=classes),
-                   data=template.data if same else UNKNOWN_DATA)
+                   data=template.data if same else UNKNOWN_DATA,
+                   classes=template.classes if same else None)
 
 
 def _template(arch: str, tag: str, like: Entry | None,
@@ -213,7 +214,7 @@ def _template(arch: str, tag: str, like: Entry | None,
     nowhere = Stored("", "")
     if like is not None:
         return Entry(arch=like.arch, tag=tag, architecture=like.architecture, weights=nowhere,
-                     preprocessing=like.preprocessing, data=like.data)
+                     preprocessing=like.preprocessing, data=like.data, classes=like.classes)
     if model_facts is not None:
         return entry_from_facts(model_facts, tag=tag, weights=nowhere)
     return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=nowhere)
