@@ -87,7 +87,8 @@ def test_the_header_says_why_a_network_was_not_folded(command: Command, tmp_path
         out = tmp_path / str(len(reasons))
         command("rotate", "-m", ATTENTION, "--num-samples", 2, "--device", "cpu", "--out", out,
                 *options)
-        reasons.append(json.loads(next(out.glob("runs/*/run.json")).read_text())["starts"][0]["not_folded"])
+        header = json.loads(next(out.glob("runs/*/run.json")).read_text())
+        reasons.append(header["starts"][0]["not_folded"])
     assert reasons == [library.refusal(), SWITCHED_OFF]
 
 

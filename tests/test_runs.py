@@ -119,7 +119,7 @@ def test_a_damaged_header_hides_no_other_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("model", "other.t"), ("images", 3), ("data", "e")])
 def test_a_specification_changed_by_hand_is_noticed(tmp_path: Path, key: str,
-                                                   value: object) -> None:
+                                                    value: object) -> None:
     path = measure(tmp_path, "abcd").folder / "run.json"
     header = json.loads(path.read_text())
     header["spec"][key] = value

@@ -33,9 +33,9 @@ IMAGES: tuple[Words, ...] = (
 )
 SIZES: tuple[Words, ...] = ((), (), ("--img-size", "16"), ("--mean", "0.1,0,0"))
 ATTACKS: tuple[Words, ...] = (
-    (), ("--eps", "8", "--step", "2", "--iters", "4"), ("--eps", "2", "--step", "1", "--iters", "2"),
-    ("--seed", "1"), ("--targets", "second"), ("--targets", "fixed:2"),
-    ("--random-start", "--restarts", "2"), ("--loss", "margin"),
+    (), ("--eps", "8", "--step", "2", "--iters", "4"),
+    ("--eps", "2", "--step", "1", "--iters", "2"), ("--seed", "1"), ("--targets", "second"),
+    ("--targets", "fixed:2"), ("--random-start", "--restarts", "2"), ("--loss", "margin"),
 )
 HOW: tuple[Words, ...] = ((), ("-b", "1"), ("-b", "4"), ("--fresh",), ("--threads", "1"))
 
