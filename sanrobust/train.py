@@ -347,7 +347,7 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
                      {"sanrobust": json.dumps(facts(entry), sort_keys=True)})
     previous = put_in_place(new, path)
     if previous is not None:
-        say(f"{path} held other weights, which are kept as {previous}")
+        say(f"{arch}: the earlier weights in {path} are kept as {previous}")
     _list(_list_of(job), arch, {
         "sha256": sha256_file(path), "top1": trained.top1, "n": trained.images,
         "seconds": round(trained.seconds, 1), "command": command(job, arch)})

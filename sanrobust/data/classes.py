@@ -43,10 +43,10 @@ def fit_classes(images: ImageSet, *, names: tuple[str, ...] | None, num_classes:
     if known is not None and images.classes is not None \
             and not (known == imagenet_names() and _are_indices(images.classes)):
         return _by_name(images, known, model, advice)
-    _require_logits(images, num_classes, model, advice)
     if images.num_classes not in (None, num_classes):
         raise DataError(f"data for {model} must have its {num_classes} classes",
                         seen=f"{images.name} has {images.num_classes}", hint=advice)
+    _require_logits(images, num_classes, model, advice)
     return images
 
 
