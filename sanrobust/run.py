@@ -74,6 +74,8 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
     if data.data is None:
         reporter.say(f"no --data: measuring on {DATASETS.get(DEFAULT_DATA).description}")
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
+    for remark in job.images.left_out:
+        reporter.say(f"{job.images.name}: {remark}")
     chosen = use_backend(how.backend) if how.backend else nullcontext()
     job.refuse_unfit()
     with exact(how.threads), chosen, _stoppable():
@@ -232,7 +234,7 @@ class _Job:
         with suppress(NonFiniteError):  # the records will say so, image by image
             found = probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
-                   "left_out": list(self.images.left_out),
+                   "left_out": [f"{self.images.name}: {each}" for each in self.images.left_out],
                    "probe": [f"{classifier.name}: {each}" for each in found]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)

@@ -52,7 +52,8 @@ def test_a_perfect_model_is_right_in_every_view() -> None:
 
 
 def test_the_share_of_zero_gradients_is_recorded_for_every_step() -> None:
-    seeing, blind = (pgd().measure(model, PIXELS, LABELS, IDS) for model in (Grey().eval(), Blind().eval()))
+    seeing, blind = (pgd().measure(model.eval(), PIXELS, LABELS, IDS)
+                     for model in (Grey(), Blind()))
     steps = sum(budget.iters for _ in IDS for budget in BUDGETS)
     seen, unseen = (np.concatenate([np.asarray(parts) for parts in columns["zero_gradient"]])
                     for columns in (seeing, blind))

@@ -68,7 +68,8 @@ def test_two_folders_of_one_name_are_two_rows(command: Command, tmp_path: Path) 
         assert shown(out / "rotation.csv") == [(RIGHT, 6, 100.0 if name == "a" else 0.0)]
     result = command("table", "--out", out)
     assert [row[2] for row in shown(out / "rotation.csv")] == [100.0, 0.0]
-    assert result.stdout.count("(data_digest ") == 2 * result.stdout.count("Method")
+    assert result.stdout.count(f"{RIGHT} (data_digest ") == 2 * result.stdout.count("Method")
+    assert "Not the same in all rows" not in result.stdout  # the labels say it
 
 
 def test_two_checkpoints_of_one_name_are_two_rows_named_by_their_folder(

@@ -172,7 +172,8 @@ def _difference_sentences(table: Table, members: Sequence[Entry]) -> Iterator[st
         for entry in members:
             of = {"data_digest": entry.data, "preprocessing": entry.model, "code": entry.model}
             kinds.setdefault(of.get(name, ""), set()).add(str(entry.facts.get(name)))
-        said = len(attacks) > 1 and name == "attack"  # in the words of each attack
+        said = (len(attacks) > 1 and name == "attack"  # in the words of each attack
+                or all(f"{name} " in entry.label for entry in members))
         if not said and any(len(values) > 1 for values in kinds.values()):
             yield _by_value(f"Not the same in all rows: {_IN_WORDS.get(name, name)}", members,
                             name)
