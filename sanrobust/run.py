@@ -20,7 +20,7 @@ from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, device_name, environment, exact
+from sanrobust.device import choose_device, device_name, environment, exact, versions
 from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
                               SanrobustError, UsageError)
 from sanrobust.evaluate import Experiment, evaluate
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
 PROBED_IMAGES = 8
+# Libraries whose version may change a number though the specification is the same.
+MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
@@ -177,8 +179,8 @@ class _Job:
         else:
             run = Run(store.folder, store.header())
             self.reporter.say(f"{name}: already complete in {store.folder}, "
-                              f"{store.spec.images} images measured {run.measured}; --fresh "
-                              "measures them again")
+                              f"{store.spec.images} images measured {run.measured}"
+                              f"{_other_versions(run)}; --fresh measures them again")
 
     def _classifier(self, model: Model) -> Classifier:
         overrides, name = self.models.overrides, _shown(model)
@@ -250,6 +252,16 @@ class _Job:
         fitted = fit_batch(classifier, size, self.device, gradient=self.experiment.gradient)
         self.reporter.say(f"{classifier.name}: {fitted} images per batch fit into memory")
         return fitted
+
+
+def _other_versions(run: Run) -> str:
+    """Say with which other versions of the libraries that make numbers a run was measured."""
+    environment = run.last_start.get("environment")
+    then = environment.get("versions", {}) if isinstance(environment, dict) else {}
+    here = versions()
+    other = [f"{name} {then[name]} ({here[name]} here)" for name in MAKE_NUMBERS
+             if name in then and name in here and then[name] != here[name]]
+    return f" with {', '.join(other)}" if other else ""
 
 
 def _shown(model: Model) -> str:

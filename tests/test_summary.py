@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,17 @@ def test_a_command_shows_its_own_runs_and_not_an_earlier_subset(command: Command
     assert again.stdout == first.stdout
     assert shown(tmp_path / "o" / "rotation.csv") == [(WRONG, 6, 0.0)]
     assert "1 earlier run is not in this table; sanrobust table --out" in again.output
+
+
+def test_a_run_of_other_versions_is_used_and_they_are_named(command: Command, images: Path,
+                                                            tmp_path: Path) -> None:
+    arguments = ("rotate", "-m", RIGHT, "--data", images, "--out", tmp_path)
+    command(*arguments)
+    (run,) = find_runs(tmp_path, "rotate").runs
+    header = json.loads((run.folder / "run.json").read_text())
+    header["starts"][-1]["environment"]["versions"]["torch"] = "1.0"
+    (run.folder / "run.json").write_text(json.dumps(header))
+    assert f"with torch 1.0 ({metadata.version('torch')} here); --fresh" in command(*arguments).output
 
 
 def test_table_shows_every_run_and_how_rows_that_look_alike_differ(
