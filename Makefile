@@ -1,6 +1,7 @@
 # Two commands for a fresh machine (Python 3.11, pip, make, gcc; no GPU needed):
 #   make demo   sets up and measures the paper's nine networks on the embedded digits
 #   make test   sets up and runs linters, types and tests
+# make test-oldest does what make test does with the oldest versions that setup.cfg admits.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= results
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.cfg setup.py pyproject.toml README.md \
   $(shell find sanrobust -type f -not -name '*.pyc' -not -path '*/native/lib/*')
 
-.PHONY: demo test check weights gpu-check clean
+.PHONY: demo test test-oldest check check-slow weights gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -20,10 +21,17 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp check
 
+test-oldest:
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=$(VENV)-oldest/oldest.txt
+
 check:
 	$(BIN)/flake8 sanrobust tests
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n $(PROCESSES) --cov --cov-report=term --durations=10
+
+# Long sweeps that `check` leaves out.
+check-slow: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n $(PROCESSES) -m slow
 
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights
@@ -47,13 +55,16 @@ $(BIN)/python:
 
 $(VENV)/demo.stamp: $(SOURCES) | $(BIN)/python
 	rm -rf build
-	$(PIP) install --quiet .
+	$(PIP) install --quiet '.[torchattacks]'
 	touch $@
 
-$(VENV)/test.stamp: $(SOURCES) | $(BIN)/python
+$(VENV)/test.stamp: $(SOURCES) $(CONSTRAINTS) | $(BIN)/python
 	rm -rf build
-	$(PIP) install --quiet '.[dev]'
+	$(PIP) install --quiet $(addprefix -c ,$(CONSTRAINTS)) '.[dev]'
 	touch $@
+
+%/oldest.txt: setup.cfg .ci/oldest.py | $(BIN)/python
+	$(BIN)/python .ci/oldest.py torchattacks dev > $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .coverage .coverage.*

@@ -6,13 +6,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from sanrobust.attacks.budget import TABLE10, Budget, as_budgets
 from sanrobust.attacks.settings import AttackSettings
-from sanrobust.choices import DataChoice, HowToRun, Model, ModelChoice
+from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.errors import FailedImagesError, UsageError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Reporter
@@ -22,6 +22,7 @@ from sanrobust.summary import Summary
 if TYPE_CHECKING:
     import pandas as pd
 
+Model = str | nn.Module
 Models = Model | Sequence[Model]
 Data = str | os.PathLike[str] | DataChoice | None
 BudgetLike = Budget | tuple[float, float, int] | Mapping[str, float]
@@ -52,7 +53,7 @@ def rotate(models: Models = (), *, data: Data = None, checkpoint: str | Path | N
     Raises a `SanrobustError` with what to do, as the command does; where many images failed the
     table comes with a warning.
     """
-    how = HowToRun(out=_path(out), batch_size=batch_size, workers=workers, device=device,
+    how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                    threads=threads, fresh=fresh)
     return _frame(run_rotation(_models(models, checkpoint, preprocessing), _data(data), how,
                                Reporter()))
@@ -90,7 +91,7 @@ def pgd(models: Models = (), *, data: Data = None, checkpoint: str | Path | None
         attack=attack, budgets=as_budgets(budgets) if attack == "pgd" else (),
         targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
         options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
-    how = HowToRun(out=_path(out), batch_size=batch_size, workers=workers, device=device,
+    how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                    threads=threads, fresh=fresh)
     return _frame(run_pgd(_models(models, checkpoint, preprocessing), _data(data), how, Reporter(),
                           settings=settings))
@@ -117,7 +118,8 @@ def _models(models: Models, checkpoint: str | Path | None,
         raise UsageError("preprocessing must be a Preprocessing", seen=f"it is {preprocessing!r}",
                          hint="give for example sanrobust.Preprocessing(img_size=32)")
     overrides = {} if preprocessing is None else dict(vars(preprocessing))
-    return ModelChoice(models=tuple(several), checkpoint=_path(checkpoint), overrides=overrides)
+    return ModelChoice(models=tuple(several), checkpoint=_as_path(checkpoint),
+                       overrides=overrides)
 
 
 def _data(data: Data) -> DataChoice:
@@ -126,6 +128,6 @@ def _data(data: Data) -> DataChoice:
     return data if isinstance(data, DataChoice) else DataChoice(data=data)
 
 
-def _path(value: str | Path | None) -> Path | None:
-    """Return a path given as text; anything else is refused where it is used."""
-    return Path(os.path.expanduser(value)) if isinstance(value, str) else value
+def _as_path(value: Any) -> Any:
+    """Pass a path on as it was given: the choices turn text into paths and refuse the rest."""
+    return value

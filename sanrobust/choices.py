@@ -13,9 +13,8 @@ from sanrobust.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from sanrobust.zoo.classifier import Classifier
-
-    Model = str | Classifier | nn.Module
+    Model = str | nn.Module
+    """A name, or a classifier or network made in Python."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class HowToRun:
     command: str = ""
 
     def __post_init__(self) -> None:
-        _take_path(self, "out", "--out")
+        _take_path(self, "out", "--out", required=True)
         if self.batch_size not in (None, "auto"):
             _require_whole("--batch-size", self.batch_size, least=1, other="or auto")
         _require_whole("--workers", self.workers, least=0)
@@ -128,12 +127,12 @@ def _take_text(choice: object, name: str, option: str) -> None:
         raise _wrong(option, "text", value)
 
 
-def _take_path(choice: object, name: str, option: str) -> None:
+def _take_path(choice: object, name: str, option: str, *, required: bool = False) -> None:
     """Turn a field given as text into a path."""
     value = getattr(choice, name)
     if isinstance(value, str) and value:
         object.__setattr__(choice, name, Path(os.path.expanduser(value)))
-    elif not isinstance(value, Path | None):
+    elif not isinstance(value, Path if required else Path | None):
         raise _wrong(option, "a path", value)
 
 

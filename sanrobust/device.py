@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from contextlib import suppress
+import re
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -13,6 +18,17 @@ from sanrobust.errors import BackendError, UsageError
 
 LIBRARIES = ("torch", "torchvision", "timm", "torchattacks", "numpy", "pandas", "pyarrow",
              "cupy-cuda12x", "cupy-cuda13x")
+# More threads than this are a slip of the keyboard, unless the machine has more processors.
+MOST_THREADS = 64
+
+_NAMES = re.compile("auto|cpu|cuda(:(0|[1-9][0-9]*))?")
+# Places under torch.backends and what makes results exact and repeatable there.
+_EXACT = (("cuda.matmul", "allow_tf32", False), ("cudnn", "allow_tf32", False),
+          ("cudnn", "benchmark", False), ("cudnn", "deterministic", True))
+# Places where torch since 2.9 says more finely which products may be less than float32.
+_PRECISIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv",
+               "mkldnn.rnn")
+_Switch = tuple[str, str]  # a place ("": torch itself) and the name of the switch
 
 
 def cuda_refusal() -> str | None:
@@ -24,32 +40,99 @@ def cuda_refusal() -> str | None:
     return None
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:i`` into a device that is present.
 
     Raises UsageError for another name and BackendError for a device that is not there.
     """
+    name = str(name)
+    if not _NAMES.fullmatch(name):
+        raise UsageError("--device must be auto, cpu, cuda or cuda:i",
+                         seen=f"it is {reprlib.repr(name)}", hint="type for example --device cpu")
     refusal = cuda_refusal()
     if name == "auto":
         return torch.device("cpu" if refusal else "cuda")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or name == "cpu:":
-        raise UsageError("--device must be auto, cpu, cuda or cuda:i", seen=f"it is {name!r}",
-                         hint="type for example --device cpu")
-    if kind == "cuda":
+    if name != "cpu":
         count = 0 if refusal else torch.cuda.device_count()
-        if int(index or 0) >= count:
+        # By name: an index may have more digits than Python turns into a number.
+        if name not in (*["cuda"][:count], *(f"cuda:{index}" for index in range(count))):
             seen = refusal or f"there are {count} CUDA devices"
-            raise BackendError(f"{name} must be present", seen=seen, hint="type --device cpu")
+            raise BackendError(f"{reprlib.repr(name)} must be present", seen=seen,
+                               hint="type --device cpu")
     return torch.device(name)
 
 
+def set_threads(count: int) -> None:
+    """Compute with ``count`` threads on the CPU, torch and the native kernels alike.
+
+    Raises UsageError for fewer than one and for more than a machine can be meant to have.
+    """
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if not 1 <= count <= most:
+        raise UsageError(f"--threads must be 1 to {most}", seen=f"it is {count}",
+                         hint=f"type --threads {os.cpu_count() or 1}, one for each processor")
+    torch.set_num_threads(count)
+
+
+@contextmanager
+def exact(threads: int | None = None) -> Iterator[None]:
+    """Let neither the device nor repetition change numbers beyond rounding, inside the block.
+
+    Afterwards torch's switches and its number of threads are what they were. Also a decorator.
+
+    Args:
+        threads: how many threads compute inside; None: as many as before.
+
+    Raises UsageError for a number of threads that `set_threads` refuses.
+    """
+    before = [(switch, _read(switch)) for switch in _switches()]
+    count = torch.get_num_threads()
+    try:
+        make_exact()
+        if threads is not None:
+            set_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(count)
+        for switch, value in before:
+            if value is not None and _read(switch) != value:
+                _write(switch, value)
+
+
 def make_exact() -> None:
-    """Set torch so that the device and repetition do not change numbers beyond rounding."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    """Set torch as `exact` does, for the rest of the process."""
+    torch.set_float32_matmul_precision("highest")
+    for place, name, value in _EXACT:
+        _write((place, name), value)
+    for place in _PRECISIONS:
+        # What is not set here follows the switches above, and is set by them again.
+        if _read((place, "fp32_precision")) not in (None, "none", "ieee"):
+            _write((place, "fp32_precision"), "ieee")
+
+
+def _switches() -> list[_Switch]:
+    return [("", "float32_matmul_precision"), *((place, name) for place, name, _ in _EXACT),
+            *((place, "fp32_precision") for place in _PRECISIONS)]
+
+
+def _read(switch: _Switch) -> bool | str | None:
+    """Return a switch's value; None where this torch has none, or says that two contradict."""
+    place, name = switch
+    try:
+        if not place:
+            return torch.get_float32_matmul_precision()
+        value: bool | str = getattr(attrgetter(place)(torch.backends), name)
+        return value
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _write(switch: _Switch, value: bool | str) -> None:
+    place, name = switch
+    if place:
+        setattr(attrgetter(place)(torch.backends), name, value)
+    else:
+        torch.set_float32_matmul_precision(str(value))
 
 
 def versions() -> dict[str, str]:
@@ -69,7 +152,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "tf32": bool(torch.backends.cudnn.allow_tf32),
+        "tf32": bool(_read(("cudnn", "allow_tf32"))),
     }
 
 

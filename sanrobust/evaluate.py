@@ -55,7 +55,10 @@ class Experiment(Protocol):
 
 
 class _Buffer:
-    """Rows of whole batches on their way to the store; nothing in it outlives a failure twice."""
+    """Rows of whole batches on their way to the store, which gets them every few seconds.
+
+    Rows that the store refuses are dropped: their images count as not measured.
+    """
 
     def __init__(self, store: RunStore) -> None:
         self._store = store

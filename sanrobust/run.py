@@ -20,8 +20,9 @@ from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, device_name, environment, make_exact
-from sanrobust.errors import BackendError, Interrupted, NonFiniteError, OutputError, SanrobustError
+from sanrobust.device import choose_device, device_name, environment, exact, versions
+from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
+                              SanrobustError, UsageError)
 from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.header import missing, started
@@ -37,7 +38,7 @@ from sanrobust.summary import Summary, summarise
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.external import is_external
+from sanrobust.zoo.external import as_classifier, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
 PROBED_IMAGES = 8
+# Libraries whose version may change a number though the specification is the same.
+MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
@@ -70,13 +73,14 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
          reporter: Reporter) -> Summary:
     job = _Job(experiment, models, open_images(data), _tag(data), how, choose_device(how.device),
                reporter)
-    make_exact()
     if data.data is None:
         reporter.say(f"no --data: measuring on {DATASETS.get(DEFAULT_DATA).description}")
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
+    for remark in job.images.left_out:
+        reporter.say(f"{job.images.name}: {remark}")
     chosen = use_backend(how.backend) if how.backend else nullcontext()
     job.refuse_unfit()
-    with chosen, _stoppable():
+    with exact(how.threads), chosen, _stoppable():
         folders, failed = job.run_all()
     if not folders:
         raise _summed_up(failed)
@@ -175,15 +179,24 @@ class _Job:
         else:
             run = Run(store.folder, store.header())
             self.reporter.say(f"{name}: already complete in {store.folder}, "
-                              f"{store.spec.images} images measured {run.measured}; --fresh "
-                              "measures them again")
+                              f"{store.spec.images} images measured {run.measured}"
+                              f"{_other_versions(run)}; --fresh measures them again")
 
-    def _classifier(self, name: str | Classifier) -> Classifier:
-        if isinstance(name, Classifier):
-            return name.to(self.device)
-        classifier = create_model(name, checkpoint=self.models.checkpoint, tag=self.tag,
-                                  overrides=self.models.overrides, say=self.reporter.say,
-                                  progress=download_lines(str(name), self.reporter.say))
+    def _classifier(self, model: Model) -> Classifier:
+        overrides, name = self.models.overrides, _shown(model)
+        if isinstance(model, str):
+            classifier = create_model(model, checkpoint=self.models.checkpoint, tag=self.tag,
+                                      overrides=overrides, say=self.reporter.say,
+                                      progress=download_lines(name, self.reporter.say))
+        elif isinstance(model, Classifier):
+            if overrides or self.models.checkpoint:
+                raise UsageError("a checkpoint or a preprocessing must go with a name or a network",
+                                 seen=f"{name} is a classifier, which has its own",
+                                 hint="leave them out, or give the classifier's network")
+            classifier = model
+        else:
+            classifier = as_classifier(model, checkpoint=self.models.checkpoint,
+                                       overrides=overrides)
         return classifier.to(self.device)
 
     def _spec(self, classifier: Classifier) -> RunSpec:
@@ -223,7 +236,7 @@ class _Job:
         with suppress(NonFiniteError):  # the records will say so, image by image
             found = probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
-                   "left_out": list(getattr(self.images, "left_out", ())),
+                   "left_out": [f"{self.images.name}: {each}" for each in self.images.left_out],
                    "probe": [f"{classifier.name}: {each}" for each in found]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)
@@ -239,6 +252,16 @@ class _Job:
         fitted = fit_batch(classifier, size, self.device, gradient=self.experiment.gradient)
         self.reporter.say(f"{classifier.name}: {fitted} images per batch fit into memory")
         return fitted
+
+
+def _other_versions(run: Run) -> str:
+    """Say with which other versions of the libraries that make numbers a run was measured."""
+    environment = run.last_start.get("environment")
+    then = environment.get("versions", {}) if isinstance(environment, dict) else {}
+    here = versions()
+    other = [f"{name} {then[name]} ({here[name]} here)" for name in MAKE_NUMBERS
+             if name in then and name in here and then[name] != here[name]]
+    return f" with {', '.join(other)}" if other else ""
 
 
 def _shown(model: Model) -> str:

@@ -24,7 +24,7 @@ from sanrobust.data.datasets import open_dataset
 from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, make_exact
+from sanrobust.device import choose_device, exact
 from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
 from sanrobust.files import put_in_place, require_writable, sha256_file, write_text
 from sanrobust.preprocessing import Preprocessing
@@ -269,6 +269,7 @@ class TrainingJob:
     device: str = "auto"
 
 
+@exact()
 def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     """Train each network, write it at once and list it in ``TAG.json``; return the files.
 
@@ -280,7 +281,6 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     _require_plain(_tag(job))
     forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
     _check_recipe(job.recipe, SMALL_PREPROCESSING.img_size)
-    make_exact()
     device = choose_device(job.device)
     train, test, classes = _splits(job)
     require_writable(job.out)

@@ -17,12 +17,13 @@ from sanrobust.bench.peak import measure_peaks, too_large
 from sanrobust.bench.results import Results
 from sanrobust.bench.samples import Case, alternate, healthy
 from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, OWN, STEPS, Settings
-from sanrobust.device import choose_device, environment, make_exact, out_of_memory
+from sanrobust.device import choose_device, environment, exact, out_of_memory
 from sanrobust.errors import UsageError
 
 Say = Callable[[str], None]
 
 
+@exact()
 def run_bench(settings: Settings, *, say: Say = lambda _: None) -> Results:
     """Measure what ``settings`` ask for; files are written anew after each case.
 
@@ -51,10 +52,9 @@ def run_bench(settings: Settings, *, say: Say = lambda _: None) -> Results:
 
 
 def _prepare(settings: Settings) -> allocator.Tuning:
-    """Set up the process as the evaluation does, except that convolutions may be searched for."""
+    """Set up the threads, the memory and, faster than an evaluation may, the convolutions."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    make_exact()
     # No contender is held back: exact repetition is not what is measured here.
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.benchmark = True

@@ -58,7 +58,7 @@ def print_each(makers: Mapping[str, Callable[[], Summary]]) -> None:
             problems.append(error)
     if len(unfit) == len(makers):
         raise next(iter(unfit.values()))
-    for name, error in unfit.items():
-        say(f"{name}: no table, because {error.seen}")
+    for name, reason in unfit.items():
+        say(f"{name}: no table, because {reason.seen}")
     for problem in problems:
         raise problem

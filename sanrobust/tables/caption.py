@@ -63,13 +63,21 @@ def title(table: Table) -> str:
 
 def _attack_sentences(members: Sequence[Entry]) -> Iterator[str]:
     """Say what each attack of the table did, once."""
-    told: dict[str, list[str]] = {}
+    told: dict[str, list[Entry]] = {}
     for entry in members:
         if "attack" in entry.facts:
-            told.setdefault(attack_words(settings_of(entry.facts)), []).append(_named(entry))
-    for words, labels in told.items():
-        whose = f" ({', '.join(dict.fromkeys(labels))})" if len(told) > 1 else ""
-        yield f"Attack{whose}: {words.rstrip('.')}."
+            told.setdefault(_words(entry), []).append(entry)
+    names = [name for alike in told.values() for name in {entry.attack for entry in alike}]
+    for words, alike in told.items():
+        # The attack's own name where it stands for one set of settings, else the lines' names.
+        alone = all(names.count(entry.attack) == 1 for entry in alike)
+        whose = dict.fromkeys(entry.attack if alone else _named(entry) for entry in alike)
+        holders = f" ({'; '.join(whose)})" if len(told) > 1 else ""
+        yield f"Attack{holders}: {words}."
+
+
+def _words(entry: Entry) -> str:
+    return attack_words(settings_of(entry.facts)).rstrip(".") if "attack" in entry.facts else ""
 
 
 def _named(entry: Entry) -> str:
@@ -79,21 +87,20 @@ def _named(entry: Entry) -> str:
 def _legend(table: Table) -> str:
     if table.layout == "rotation":
         return _ROTATION_LEGEND
-    known = {name for name in ("iters", "eps", "step", "success")
+    known = {name for name in ("iters", "eps", "step", "success", "success_any")
              if name in table.columns and table.rows[name].notna().any()}
-    parts = {"iters": "n is the number of iterations", "eps": "ε the largest change of a pixel",
-             "step": "ρ the step"}
-    said = [words for name, words in parts.items() if name in known]
-    signs = [", ".join(said[:-1]), said[-1]] if len(said) > 1 else said
-    unit = "both in 1/255" if {"eps", "step"} <= known else "in 1/255" if "eps" in known else ""
+    parts = {"iters": "n {}the number of iterations", "eps": "ε {}the largest change of a pixel",
+             "step": "ρ {}the step"}
+    signs = [words.format("" if place else "is ") for place, words in
+             enumerate(words for name, words in parts.items() if name in known)]
+    unit = ", both in 1/255" if {"eps", "step"} <= known else ", in 1/255" if "eps" in known else ""
     # The paper does not say which iterate it scores; our own records tell the two apart.
-    when = " on the last iterate" if "success_any" in table.columns else ""
-    rate = (f"s. rate is the share of images classified as their target{when} "
-            "(lower is better)" if "success" in known else "")
-    words = [" and ".join(signs) + (f", {unit}" if unit else "") if signs else "",
-             f"{f'{rate}, ' if rate else ''}top-1 the accuracy under attack"]
-    text = "; ".join(word for word in words if word)
-    return f"{text[0].upper()}{text[1:]}." if not text.startswith("n is") else f"{text}."
+    when = " on the last iterate" if "success_any" in known else ""
+    rate = f"s. rate is the share of images classified as their target{when} (lower is better), "
+    accuracy = ("" if "success" not in known else rate) + "top-1 the accuracy under attack"
+    said = [", ".join(signs[:-1]) + (" and " if signs[:-1] else "") + signs[-1] + unit] \
+        if signs else []
+    return f"{'; '.join([*said, accuracy])}."
 
 
 def _data_sentence(members: Sequence[Entry]) -> str:
@@ -165,14 +172,14 @@ def _difference_sentences(table: Table, members: Sequence[Entry]) -> Iterator[st
 
     Facts of data and model are named where rows of the same data and model differ in them.
     """
-    attacks = {attack_words(settings_of(entry.facts)) for entry in members
-               if "attack" in entry.facts}
     for name in (*table.settings, "preprocessing", "code"):
-        kinds: dict[str, set[str]] = {}
+        kinds: dict[tuple[str, str], set[str]] = {}
         for entry in members:
             of = {"data_digest": entry.data, "preprocessing": entry.model, "code": entry.model}
-            kinds.setdefault(of.get(name, ""), set()).add(str(entry.facts.get(name)))
-        said = len(attacks) > 1 and name == "attack"  # in the words of each attack
+            # The words for an attack say its settings already.
+            key = (of.get(name, ""), "" if name in of else _words(entry))
+            kinds.setdefault(key, set()).add(str(entry.facts.get(name)))
+        said = all(f"{name} " in entry.label for entry in members)
         if not said and any(len(values) > 1 for values in kinds.values()):
             yield _by_value(f"Not the same in all rows: {_IN_WORDS.get(name, name)}", members,
                             name)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ Budget = tuple[float, float, float]
 
 # What the columns of a row mean beside its numbers; the first ones tell rows apart best.
 _COUNTS = ("n", "failed", "excluded", "reasons")
-_SPARED = ("run_id", "failed", "excluded", "data_digest", "source", "code", "weights")
+_SPARED = ("run_id", "failed", "excluded", "data_digest", "code", "weights", "source")
 _LONGEST_SUFFIX = 60
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 
@@ -205,6 +206,8 @@ def _facts_in_words(entry: Entry, namesakes: Sequence[Entry]) -> dict[str, str]:
 
 def _in_words(name: str, entry: Entry, namesakes: Sequence[Entry]) -> str:
     text = str(entry.facts[name])
+    if name == "source":
+        return "/".join(PurePath(text).parts[-2:])
     if name not in ("preprocessing", "options"):
         return short(text)
     values = json.loads(text)
