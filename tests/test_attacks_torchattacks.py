@@ -76,7 +76,8 @@ def test_a_targeted_attack_hears_its_target(name: str) -> None:
     net = few_class_net()
     images, labels, ids = predicted(net, 3)
     targets = (labels + 1) % FEW
-    result = adapt(name, list(strong_options(name).items()))(net, images, labels, ids, targets=targets)
+    attack = adapt(name, list(strong_options(name).items()))
+    result = attack(net, images, labels, ids, targets=targets)
     loss = nn.functional.cross_entropy
     assert loss(result.adv_logits, targets) < loss(result.clean_logits, targets)
 
