@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from attack_cases import RANDOM
+from attack_cases import RANDOM, require_torchattacks
 
 from sanrobust.attacks.build import build_attack
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.torchattacks_adapter import adapt, attack_names
 from sanrobust.errors import ProtocolError, UnknownNameError, UsageError
+
+require_torchattacks()
 
 
 def test_the_wrappers_of_torchattacks_are_no_attacks() -> None:
@@ -70,7 +72,7 @@ def test_an_option_of_another_kind_is_refused(name: str, key: str, text: str) ->
 def test_a_radius_in_units_of_one_255th_is_refused(name: str, key: str) -> None:
     with pytest.raises(UsageError) as caught:
         adapt(name, [(key, "8")])
-    assert f"type {key}=8/255 if you mean units of 1/255" in str(caught.value)
+    assert f"type -A {key}=8/255 if you mean units of 1/255" in str(caught.value)
 
 
 def test_a_radius_of_another_norm_may_exceed_one() -> None:

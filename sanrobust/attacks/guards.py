@@ -132,6 +132,22 @@ def check_adversarial(adversarial: Tensor, images: Tensor, eps: float | None) ->
                             hint="report this attack as broken")
 
 
+def check_l2(adversarial: Tensor, images: Tensor, radius: float) -> None:
+    """Require each change to be within an L2 radius; raises ProtocolError.
+
+    Args:
+        adversarial: (B, 3, H, W).
+        images: (B, 3, H, W), the clean images.
+        radius: the longest legal change, in the pixel range [0, 1].
+    """
+    far = float((adversarial - images).flatten(1).norm(dim=1).max())
+    # A sum over all pixels rounds more than one pixel does.
+    if far > radius * (1 + 1e-3) + TOLERANCE:
+        raise ProtocolError(f"adversarial images must stay within an l2 radius of {radius:g}",
+                            seen=f"one is {far:g} away from the clean one",
+                            hint="report this attack as broken")
+
+
 @contextmanager
 def sealed(model: Classifier) -> Iterator[None]:
     """Freeze a model's parameters and give back its whole mode when the block ends, or fails.
