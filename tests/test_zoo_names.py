@@ -23,7 +23,9 @@ from zoo_files import ban_network
 
 HADAMARD = "san10-pair(relation=hadamard)"
 SANS = ("san10-pair", "san10-patch", "san10-scalar", "san10-sasa")
-SHALLOW = (*SANS, "resnet26", "sasa26")
+# The first network of each family that has its own options.
+SHALLOW = tuple({(names.options(network), imagenet_form(network).kind): network
+                 for network in reversed(names.NETWORKS)}.values())
 LARGE_ALONE = {"san10-sasa(heads=8)", "san10-scalar(heads=4)",
                *(f"sasa26(heads={heads})" for heads in (8, 16, 32)),
                *(f"{network}(footprints=3-7-7-7-{side})" for network in SANS for side in (9, 11))}
@@ -141,6 +143,13 @@ def test_options_do_not_make_a_model_from_elsewhere(typed: str) -> None:
     assert is_external("torchvision/x(y)") and is_external("package.module:callable")
 
 
+def test_a_network_without_options_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_OPTIONS", {**dict.fromkeys(names.NETWORKS, ())})
+    for typed, seen in (("resnet26(kernal=5)", "none called 'kernal'"), ("resnet26(5)", "is '5'")):
+        with pytest.raises(UnknownNameError, match=f"{seen}: it has none$"):
+            canonical(typed)
+
+
 def test_an_architecture_is_named_without_weights() -> None:
     for form in (imagenet_form, small_form):
         with pytest.raises(UnknownNameError, match=r"has the tag 'mine': type 'san10-pair\(relat"):
@@ -205,7 +214,7 @@ def test_options_reach_the_other_networks() -> None:
 
 @pytest.mark.parametrize("typed", [*names.NETWORKS, *choices()])
 def test_everything_that_can_be_named_can_be_built_for_imagenet(typed: str) -> None:
-    assert parameter_shapes(imagenet_form(typed))["fc.weight"] == (1000, 2048)
+    assert parameter_shapes(imagenet_form(typed))["fc.weight"][0] == 1000
 
 
 def test_only_large_footprints_and_many_heads_are_refused_for_small_images() -> None:
