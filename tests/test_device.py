@@ -51,7 +51,7 @@ def test_exactness_switches_reduced_precision_off(monkeypatch: pytest.MonkeyPatc
 def test_the_environment_is_plain_facts() -> None:
     facts = device.environment(torch.device("cpu"))
     assert facts["device"] == "cpu" and facts["tf32"] in (True, False)
-    assert set(device.versions()) >= {"python", "torch", "timm", "torchattacks"}
+    assert set(device.versions()) >= {"python", "torch", "timm", "numpy"}
 
 
 def test_free_memory_is_positive_and_a_missing_procfs_gives_a_default(
