@@ -1,4 +1,6 @@
-"""The rules of the experiment that an attack holds itself to; a broken one stops the run.
+"""The rules of the experiment that an attack holds itself to.
+
+A broken rule stops the run. Logits or gradients that are not finite only fail their image.
 
 Letters: B images, H rows, W columns, K classes.
 """
@@ -106,7 +108,7 @@ def check_gradient(gradient: Tensor) -> None:
     """Require a gradient without NaN; raises NonFiniteError."""
     if torch.isnan(gradient).any():
         raise NonFiniteError("the gradient must be a number everywhere", seen="some of it is NaN",
-                             hint="use full precision, or another loss or backend")
+                             hint="try another --loss, or --backend reference")
 
 
 def check_adversarial(adversarial: Tensor, images: Tensor, eps: float | None) -> None:
