@@ -12,6 +12,7 @@ import torch
 
 from sanrobust.design import PAIRWISE, Design
 from sanrobust.errors import UnknownNameError
+from sanrobust.kernels import relations
 from sanrobust.zoo import catalog, names
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
 from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
@@ -103,8 +104,8 @@ LEGAL_PAIR = "relation, mapping, transforms, footprint, footprints, position"
 @pytest.mark.parametrize(("typed", "answer"), [
     ("san10-pair(relatoin=dot)", r"there is none called 'relatoin': did you mean relation\? they "
                                  rf"are {LEGAL_PAIR}"),
-    ("san10-pair(relation=hadamar)", r"one of subtraction, summation, concatenation, hadamard, "
-                                     r"dot, but it is 'hadamar': did you mean hadamard\?"),
+    ("san10-pair(relation=hadamar)", rf"one of {', '.join(relations.names('pairwise'))}, but it "
+                                     r"is 'hadamar': did you mean hadamard\?"),
     ("san10-patch(relation=dot)", "one of concatenation, star, clique"),
     ("san10-patch(position=none)", "position means nothing to it: they are relation, mapping"),
     ("san10-pair(heads=4)", f"heads means nothing to it: they are {LEGAL_PAIR}"),
@@ -144,7 +145,7 @@ def test_options_do_not_make_a_model_from_elsewhere(typed: str) -> None:
 
 
 def test_a_network_without_options_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "_OPTIONS", {**dict.fromkeys(names.NETWORKS, ())})
+    monkeypatch.setattr(names, "_OPTIONS", dict.fromkeys(names.NETWORKS, tuple))
     for typed, seen in (("resnet26(kernal=5)", "none called 'kernal'"), ("resnet26(5)", "is '5'")):
         with pytest.raises(UnknownNameError, match=f"{seen}: it has none$"):
             canonical(typed)

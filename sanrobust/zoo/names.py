@@ -12,8 +12,9 @@ heads of SASA) are kept as typed, so that a name means the same wherever it is r
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sanrobust.design import DEFAULTS, Attention
 from sanrobust.errors import UnknownNameError
@@ -143,7 +144,7 @@ def quoted(name: str) -> str:
 
 def options(network: str) -> tuple[Option, ...]:
     """Return the options of one of ``NETWORKS`` in canonical order."""
-    return _OPTIONS[network]
+    return _OPTIONS[network]()
 
 
 def _san_options(family: Attention) -> tuple[Option, ...]:
@@ -177,11 +178,13 @@ _SASA_OPTIONS = (
     Option("content", _SWITCH, "yes"),
     Option("convolutions", ("0", "1", "2", "3"), "0"),
 )
-_OPTIONS: Mapping[str, tuple[Option, ...]] = {
-    **dict.fromkeys(RESNETS, (Option("kernel", ("3", "5", "7"), "3"),)),
-    **{f"{depth}-{kind}": _san_options(family)
+_RESNET_OPTIONS = (Option("kernel", ("3", "5", "7"), "3"),)
+# Made when asked for, as relations can be registered at any time.
+_OPTIONS: Mapping[str, Callable[[], tuple[Option, ...]]] = {
+    **dict.fromkeys(RESNETS, lambda: _RESNET_OPTIONS),
+    **{f"{depth}-{kind}": partial(_san_options, family)
        for kind, family in FAMILIES.items() for depth in SAN_DEPTHS},
-    **dict.fromkeys(SASA_RESNETS, _SASA_OPTIONS),
+    **dict.fromkeys(SASA_RESNETS, lambda: _SASA_OPTIONS),
 }
 NETWORKS = tuple(_OPTIONS)
 """Every network that can be named, each with options of its own."""
