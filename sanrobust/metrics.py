@@ -99,7 +99,7 @@ def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
     iterate); ``top1_adv`` (top-1 on the last iterate) and ``top1_fb`` (top-1 when an attack that
     failed leaves the clean image). ``mean_linf`` is the mean size of the perturbations in 1/255.
     ``no_gradient`` is the percentage of images at which the gradient was exactly zero in every
-    pixel at some step, ``zero_gradient`` the mean percentage of pixels where it was. What the
+    pixel at every step, ``zero_gradient`` the mean percentage of pixels where it was. What the
     attack does not report is nan, or None in the budget. Raises OutputError when an image counts
     twice or lacks a budget.
     """
@@ -330,7 +330,8 @@ def _zero_gradients(rows: pd.DataFrame) -> Summary:
     if not len(steps):
         return {}
     return {"zero_gradient": 100 * float(steps.map(fmean).mean()),
-            "no_gradient": 100 * float((steps.map(max) == 1).mean())}
+            # Not at some step: where an attack has reached its aim, its loss may be flat.
+            "no_gradient": 100 * float((steps.map(min) == 1).mean())}
 
 
 def _put_rate(summary: Summary, name: str, outcomes: pd.Series[bool], *, failed: int) -> None:

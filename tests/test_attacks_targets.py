@@ -196,12 +196,6 @@ def test_a_row_that_cannot_serve_an_image_is_refused(tmp_path: Path, image_id: s
     assert message in str(caught.value)
 
 
-def test_only_rules_that_rank_classes_need_the_clean_logits() -> None:
-    needing = [text for text in ("random", "least-likely", "second", "fixed:1", "file:t.csv")
-               if parse_rule(text).needs_logits]
-    assert needing == ["least-likely", "second"]
-
-
 def test_the_identity_of_a_rule_is_its_text() -> None:
     for text in ("random", "least-likely", "second", "fixed:7"):
         assert parse_rule(text).identity() == text

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from attack_cases import require_torchattacks
 from conftest import Command
 from sanrobust.errors import Interrupted, ModelError
 from sanrobust.kernels.native import library
@@ -108,6 +109,8 @@ def test_both_budgets_of_table_10_are_the_default(command: Command, tmp_path: Pa
 ], ids=["restarts", "margin", "torchattacks"])
 def test_attack_options_run_through(command: Command, tmp_path: Path,
                                     options: tuple[str, ...]) -> None:
+    if "torchattacks:FGSM" in options:
+        require_torchattacks()
     result = command("pgd", "-m", SMALL, "--num-samples", 6, "--out", tmp_path, *options)
     assert result.exit_code == 0, result.output
     rows = records(tmp_path, "pgd")

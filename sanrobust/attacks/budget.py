@@ -97,10 +97,10 @@ def whole_number(value: object, name: str, *, least: int, example: str) -> int:
         example: what can be typed instead.
     """
     try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = least - 1
-    if number < least:
+    if number < least or isinstance(value, bool):
         raise UsageError(f"{name} must be a whole number, {least} or more",
                          seen=f"it is {value!r}", hint=f"type for example {example}")
     return number

@@ -51,8 +51,8 @@ def targeted_pgd(model: Classifier, images: Tensor, labels: Tensor, ids: Sequenc
     Returns:
         One result per budget, in their order.
 
-    Raises ProtocolError, ModelError, UsageError or DataError when a rule of the experiment is
-    broken.
+    Raises NonFiniteError when logits or gradients are not finite, and ProtocolError, ModelError,
+    UsageError or DataError when another rule of the experiment is broken.
     """
     if restarts < 1 or (restarts > 1 and not random_start):
         raise UsageError("restarts must be 1, or more with a random start",
@@ -143,7 +143,7 @@ class _Objective:
 
 
 class _Ball:
-    """The legal images around a batch, and the only two ways to move among them."""
+    """The legal images around a batch: where a walk starts and how it moves among them."""
 
     def __init__(self, images: Tensor, budget: Budget, *, snap: bool) -> None:
         self._images = images

@@ -1,7 +1,7 @@
 """Random numbers that belong to (seed, purpose, image id) and to nothing else.
 
 Neither the batch an image arrives in nor the device it lies on enters, so no split of a run can
-change its numbers.
+change its numbers. Code of others that draws from global generators is run inside `seeded`.
 """
 
 from __future__ import annotations

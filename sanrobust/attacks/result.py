@@ -33,7 +33,7 @@ class BudgetResult:
             each step of the restart that counts; None when the attack does not show it.
         zero_gradient: (B, N) float32, part of the gradient's entries that were exactly zero at
             each step of the restart that counts: 1 where no pixel could be moved, as behind a
-            rounded input. For an attack of torchattacks (B, 1), the mean over all gradients that
+            rounded input. For an attack of torchattacks (B, 1), the least of all gradients that
             it took of the image, nan where it took none.
     """
 

@@ -105,7 +105,7 @@ class AttackSettings:
             return
         if self.adapted == "":
             raise UsageError("an attack of torchattacks must be named", seen=f"{self.attack!r} "
-                             "was seen", hint="type for example torchattacks:MIFGSM")
+                             "was seen", hint="type for example --attack torchattacks:MIFGSM")
         raise unknown_name("attack", self.attack, (PGD, ADAPTED + "NAME"), listing=_LISTING)
 
     def _check_texts(self) -> None:

@@ -72,7 +72,7 @@ class TorchattacksAttack:
 
     @property
     def norm(self) -> str | None:
-        """Norm of the ball: ``linf``, ``l2`` or ``l1``; None when the attack has no ball."""
+        """Norm of the ball: ``linf`` or ``l2``; None when the attack has no ball."""
         return norm_of(self.name, self._settings)
 
     @property
@@ -127,6 +127,8 @@ class TorchattacksAttack:
             ]
             adversarial = torch.cat([product for product, _ in products])
             guards.check_adversarial(adversarial, images, self.eps)
+            if self.norm == "l2" and self.radius is not None:
+                guards.check_l2(adversarial, images, self.radius)
             attacked = _logits(model, adversarial, clean.shape[1])
         return BudgetResult(
             budget=None, eps=self.eps, adversarial=adversarial, clean_logits=clean,

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)(?:/([0-9.]+))?", re.IGNOR
 
 
 def norm_of(name: str, settings: Mapping[str, object]) -> str | None:
-    """Return ``linf``, ``l2`` or ``l1``, the norm of an attack's ball; None where it has none."""
+    """Return the norm of an attack's ball, ``linf`` or ``l2``; None where it has none."""
     return str(settings["norm"]).lower() if "norm" in settings else _NORMS.get(name)
 
 

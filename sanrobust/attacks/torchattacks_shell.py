@@ -2,8 +2,8 @@
 
 Three things are added to it. It stays in eval mode whatever the attack asks for. It counts how
 much of each gradient is exactly zero. And its logits are put in one form where an attack depends
-on more than their differences: adding the same number to all logits of an image changes neither
-the prediction nor the softmax, so it must not change an attack's success either.
+on more than their differences: one number added to all logits of an image changes neither the
+prediction nor the softmax, so it must not change an attack's success either.
 
 - ``CW``, ``EADL1``, ``EADEN`` and ``UPGD`` with the margin loss take the highest *other* logit as
   the maximum of logits that are multiplied by 0 for the class left out. That 0 wins wherever the
@@ -66,8 +66,11 @@ class Shell(nn.Module):
         return self
 
     def zero_gradient(self) -> float:
-        """Return the mean part of all gradients so far that was exactly zero; nan without any."""
-        return float(torch.stack(self._shares).mean()) if self._shares else float("nan")
+        """Return the least part of a gradient that was exactly zero so far; nan without any.
+
+        The least, because some attacks stop their loss, and so its gradient, once they succeed.
+        """
+        return float(torch.stack(self._shares).min()) if self._shares else float("nan")
 
     def _observe(self, gradient: Tensor) -> None:
         self._shares.append(zero_share(gradient).mean())

@@ -9,12 +9,12 @@ import click
 
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.options import PATH
+from sanrobust.design import Design
 from sanrobust.errors import CheckpointError
 from sanrobust.progress import download_lines
 from sanrobust.zoo import catalog
 from sanrobust.zoo.entry import (
-    Architecture, Entry, Packaged, Remote, ResNetConfig, SanConfig, SasaConfig, Stored,
-    Unpublished, Untrained, WeightsSource,
+    Entry, Packaged, Remote, Stored, Unpublished, Untrained, WeightsSource,
 )
 from sanrobust.zoo.names import options, parse
 
@@ -94,8 +94,8 @@ def _facts(entry: Entry) -> dict[str, str]:
                           if value is not None)
     return {
         "name": entry.name,
-        "architecture": _architecture(entry.architecture),
-        "attention": _design(entry.architecture),
+        "architecture": entry.architecture.describe(),
+        "attention": _attention(getattr(entry.architecture, "design", None)),
         "options": "; ".join(f"{option.name} {option.legal}"
                              for option in options(parse(entry.arch).network)),
         "weights": _describe(entry.weights),
@@ -113,23 +113,9 @@ def _facts(entry: Entry) -> dict[str, str]:
     }
 
 
-def _architecture(architecture: Architecture) -> str:
-    layers = ",".join(map(str, architecture.layers))
-    if isinstance(architecture, SanConfig):
-        return (f"SAN, blocks {layers}, footprints {','.join(map(str, architecture.footprints))}, "
-                f"widths {','.join(map(str, architecture.widths))}")
-    if isinstance(architecture, SasaConfig):
-        return (f"bottleneck ResNet with self-attention of footprint {architecture.footprint}, "
-                f"{architecture.convolutions} groups of convolutions, blocks {layers}, "
-                f"width {architecture.width}, {architecture.stem} stem")
-    return (f"bottleneck ResNet, {architecture.kernel}x{architecture.kernel} kernels, "
-            f"blocks {layers}, width {architecture.width}, {architecture.stem} stem")
-
-
-def _design(architecture: Architecture) -> str:
-    if isinstance(architecture, ResNetConfig):
+def _attention(design: Design | None) -> str:
+    if design is None:
         return ""
-    design = architecture.design
     heads = f"{design.heads} heads, {'q.k' if design.content else 'no q.k'}"
     mapped = f"mapping {design.mapping}, {design.transforms} transforms"
     scalar = design.attention in ("scalar", "sasa")

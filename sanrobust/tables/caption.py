@@ -151,7 +151,7 @@ def _gradient_sentence(members: Sequence[Entry]) -> str:
     if not blind:
         return ""
     told = ", ".join(f"{label} {share:.1f} %" for label, share in blind.items())
-    return ("Images at which the gradient was exactly zero in every pixel at some step, so that "
+    return ("Images at which the gradient was exactly zero in every pixel at every step, so that "
             f"the attack could not see: {told}; what it did not reach there is no sign of "
             "robustness.")
 

@@ -158,10 +158,10 @@ def _digits() -> tuple[Entry, ...]:
     path = WEIGHTS_FOLDER / "digits.json"
     try:
         rows = json.loads(path.read_text("utf-8"))
-        return tuple(_digits_entry(arch, **rows[arch]) for arch in PAPER_ORDER if arch in rows)
+        return tuple(_digits_entry(arch, **row) for arch, row in rows.items())
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, UnknownNameError) as error:
         raise CheckpointError("the package's weights must be listed in digits.json",
                               seen=f"{path} does not read ({error})",
                               hint="install sanrobust again") from error

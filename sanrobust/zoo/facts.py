@@ -8,18 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sanrobust.design import DEFAULTS, Design
 from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.zoo.entry import (
-    Architecture, Entry, ResNetConfig, SanConfig, SasaConfig, WeightsSource,
-)
+from sanrobust.zoo.entry import Architecture, Entry, WeightsSource
 from sanrobust.zoo.forms import mismatch
 
-_KINDS: dict[str, type[SanConfig] | type[ResNetConfig] | type[SasaConfig]] = {
-    "san": SanConfig, "resnet": ResNetConfig, "sasa": SasaConfig}
+_KINDS: dict[str, type[Architecture]] = {form.kind: form for form in get_args(Architecture)}
 _MOST_BLOCKS = 1000
 _MOST_CHANNELS = 1 << 16
 _LARGEST_FOOTPRINT = 63
@@ -29,10 +26,9 @@ _LONGEST_NAME = 255  # of a class: what a file system takes for a folder
 
 def facts(entry: Entry) -> dict[str, object]:
     """Return an entry as plain values for JSON, without its weights' whereabouts and its tag."""
-    kind = next(kind for kind, form in _KINDS.items() if isinstance(entry.architecture, form))
     return {
         "arch": entry.arch,
-        "architecture": {"kind": kind, **asdict(entry.architecture)},
+        "architecture": {"kind": entry.architecture.kind, **asdict(entry.architecture)},
         "preprocessing": entry.preprocessing.as_dict(),
         "data": entry.data,
         **({} if entry.classes is None else {"classes": list(entry.classes)}),
@@ -92,24 +88,18 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
 
 def _require_sane(architecture: Architecture) -> None:
     """A file may ask for a network that no machine can hold."""
-    widths, sides = _sizes(architecture)
-    sizes = (*architecture.layers, *widths, architecture.num_classes)
+    sides = architecture.sizes.sides
+    sizes = (*architecture.layers, *architecture.sizes.channels, architecture.num_classes)
     if not all(type(size) is int and 1 <= size <= _MOST_CHANNELS for size in sizes):
         raise ValueError(f"sizes must be whole numbers between 1 and {_MOST_CHANNELS}")
     if sum(architecture.layers) > _MOST_BLOCKS:
         raise ValueError(f"at most {_MOST_BLOCKS} blocks")
     if not all(type(side) is int and 1 <= side <= _LARGEST_FOOTPRINT for side in sides):
         raise ValueError(f"footprints must be whole numbers between 1 and {_LARGEST_FOOTPRINT}")
-    stem = "small" if isinstance(architecture, SanConfig) else architecture.stem
-    if stem not in ("imagenet", "conv", "attention", "small"):
-        raise ValueError(f"{stem!r} is no stem")
-
-
-def _sizes(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(architecture, SanConfig):
-        return architecture.widths, architecture.footprints
-    side = architecture.kernel if isinstance(architecture, ResNetConfig) else architecture.footprint
-    return (architecture.width,), (side,)
+    for name, hint in get_type_hints(type(architecture)).items():
+        value = getattr(architecture, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{value!r} is no {name}")
 
 
 def _classes(values: object, count: int) -> tuple[str, ...] | None:
