@@ -44,11 +44,13 @@ class ModelChoice:
     Attributes:
         models: names, or classifiers made in Python.
         checkpoint: weights for the one model named.
+        use_ema: take the averaged weights of a checkpoint that holds both.
         overrides: fields of `Preprocessing` that replace the entry's own.
     """
 
     models: tuple[str | Classifier, ...] = ()
     checkpoint: Path | None = None
+    use_ema: bool = False
     overrides: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,9 @@ class ModelChoice:
             raise UsageError("--checkpoint must come with exactly one --model",
                              seen=f"{len(self.models)} models are named",
                              hint="type --model NAME --checkpoint FILE")
+        if self.use_ema and self.checkpoint is None:
+            raise UsageError("--use-ema must come with --checkpoint", seen="there is none",
+                             hint="type --checkpoint FILE --use-ema, or leave it out")
 
 
 @dataclass(frozen=True)

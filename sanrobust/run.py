@@ -153,7 +153,8 @@ class _Job:
     def _classifier(self, name: str | Classifier) -> Classifier:
         if isinstance(name, Classifier):
             return name.to(self.device)
-        classifier = create_model(name, checkpoint=self.models.checkpoint, tag=self.tag,
+        classifier = create_model(name, checkpoint=self.models.checkpoint,
+                                  use_ema=self.models.use_ema, tag=self.tag,
                                   overrides=self.models.overrides, say=self.reporter.say,
                                   progress=download_lines(str(name), self.reporter.say))
         return classifier.to(self.device)

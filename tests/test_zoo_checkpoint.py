@@ -18,9 +18,10 @@ from torch import nn
 from sanrobust.errors import CheckpointError
 from sanrobust.zoo.build import build
 from sanrobust.zoo.checkpoint import (
-    METADATA_KEY, fitting, head_classes, load_strict, read_facts, read_metadata, read_state_dict,
-    save_safetensors, state_digest,
+    METADATA_KEY, read_facts, read_metadata, read_state_dict, save_safetensors,
 )
+from sanrobust.zoo.digest import state_digest
+from sanrobust.zoo.fit import fitting, head_classes, load_strict
 from sanrobust.zoo.forms import imagenet_form, small_form
 from zoo_files import SMALL, official_layout, trained
 

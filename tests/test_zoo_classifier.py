@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sanrobust.errors import ModelError
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.zoo.checkpoint import state_digest
+from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.classifier import Classifier, Normalize
 
 PREPROCESSING = Preprocessing(img_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))

@@ -19,7 +19,7 @@ from sanrobust.errors import (
 )
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo import external
-from sanrobust.zoo.checkpoint import state_digest
+from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.external import create_external, from_config, is_external
 from zoo_files import ban_network
 

@@ -61,7 +61,7 @@ class FoldedSan(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of normalised ``images`` (B, 3, H, W), float32 on the CPU.
 
-        Raises UsageError when an image is smaller than the attention footprints allow.
+        Raises ModelError when an image is smaller than the attention footprints allow.
         """
         require_large_enough(images, self._smallest)
         if torch.is_grad_enabled() and images.requires_grad:
