@@ -276,7 +276,7 @@ def test_recognises_a_state_by_its_names_and_shapes(arch: str) -> None:
 
 def test_says_how_many_classes_differ() -> None:
     with pytest.raises(CheckpointError, match="file has 10 classes where the model has 4: "
-                       "give --num-classes 10"):
+                       "give weights with the model's number of classes"):
         load_strict(build(small_form("san10-pair", 4)), trained(), name="x", source="file")
 
 
@@ -286,7 +286,8 @@ def test_names_what_is_missing_and_reshaped_when_no_model_fits() -> None:
     state["bn_in.weight"] = torch.ones(5)
     with pytest.raises(CheckpointError, match=r"1 of \d+ names are missing \(first conv_in.weight"
                        r"\), 1 have another shape \(first bn_in.weight: \(5,\) where the model "
-                       r"has \(32,\)\): it fits none"):
+                       r"has \(32,\)\): check that the file holds weights "
+                       "of x"):
         load_strict(build(SMALL), state, name="x", source="file")
 
 

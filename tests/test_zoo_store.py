@@ -15,8 +15,9 @@ from sanrobust.errors import CheckpointError, UnknownNameError, UsageError
 from sanrobust.files import sha256_file
 from sanrobust.zoo import catalog, store
 from sanrobust.zoo.checkpoint import (
-    METADATA_KEY, read_facts, read_state_dict, save_safetensors, state_digest,
+    METADATA_KEY, read_facts, read_state_dict, save_safetensors,
 )
+from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.entry import SanConfig, Stored
 from sanrobust.zoo.facts import entry_from_facts, facts as facts_of
 from sanrobust.zoo.forms import small_form

@@ -189,9 +189,9 @@ def _as_in(key: str, own: Any, value: Any, source: str) -> Any:
                               hint="give the weights before they were quantised or converted")
     converted = value.to(own.dtype)
     if _kind(own) in ("floating", "complex") and not bool(torch.isfinite(converted).all()):
-        raise CheckpointError("weights must be finite numbers",
-                              seen=f"{where} holds NaN, infinity or what overflows "
-                                   f"{_dtype(own)}",
+        overflows = bool(torch.isfinite(value.to(torch.float64)).all())
+        held = f"values too large for {_dtype(own)}" if overflows else "NaN or infinity"
+        raise CheckpointError("weights must be finite numbers", seen=f"{where} holds {held}",
                               hint="use an earlier checkpoint, from before training diverged")
     return converted
 

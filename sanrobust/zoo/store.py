@@ -108,8 +108,8 @@ def add(name: str, path: Path, *, like: Entry | None = None, overwrite: bool = F
         use_ema: take the averaged weights of a checkpoint that holds both.
         say: told in a sentence which of several weights were taken.
 
-    Raises UsageError for a name that cannot be taken or is taken, CheckpointError for a file that does not
-    fit, and OutputError when the store cannot be written.
+    Raises UsageError for a name that cannot be taken or is taken, CheckpointError for a file that
+    does not fit, and OutputError when the store cannot be written.
     """
     import torch  # heavy: the listing commands read this module without it
 
