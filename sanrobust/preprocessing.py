@@ -77,12 +77,12 @@ class Preprocessing:
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, Integral) and type(value) is not bool \
+    return not isinstance(value, bool) and isinstance(value, Integral) \
         and 1 <= int(value) <= LARGEST_SIDE
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _is_triple(values: Any) -> bool:

@@ -116,15 +116,15 @@ def made() -> Iterator[str]:
     module = ModuleType("made_for_counting_paths")
     for place, layer in enumerate(LAYERS):
         setattr(module, f"make{place}", lambda layer=layer: Reading(LAYERS[layer](), looks=True))
-    module.wide = lambda: _described(Reading(nn.Identity()), (3, 8, 20))  # type: ignore[attr-defined]
-    module.grey = lambda: _described(Reading(nn.Identity()), (1, 8, 8))  # type: ignore[attr-defined]
+    setattr(module, "wide", lambda: _described(Reading(nn.Identity()), (3, 8, 20)))
+    setattr(module, "grey", lambda: _described(Reading(nn.Identity()), (1, 8, 8)))
     sys.modules[module.__name__] = module
     yield module.__name__
     del sys.modules[module.__name__]
 
 
 def _described(network: nn.Module, size: tuple[int, int, int]) -> nn.Module:
-    network.default_cfg = {"input_size": size}  # type: ignore[assignment]
+    vars(network)["default_cfg"] = {"input_size": size}
     return network
 
 

@@ -67,12 +67,13 @@ def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool 
     fetched, CheckpointError when they do not fit, and ModelError when the model is no classifier.
     """
     with _building():
-        found = _find(name, checkpoint, say)
-        if checkpoint is None:
-            external, source = found[0], found[0].source
-            network = _built(external, lambda: external.build(num_classes, True))
-        else:
-            external, network, source = _filled(found, checkpoint, use_ema, num_classes, say)
+        with _switches_kept():
+            found = _find(name, checkpoint, say)
+            if checkpoint is None:
+                external, source = found[0], found[0].source
+                network = _built(external, lambda: external.build(num_classes, True))
+            else:
+                external, network, source = _filled(found, checkpoint, use_ema, num_classes, say)
         network, source = _measurable(network, name, source, say)
         wanted = external.wanted(network)
         code = code_digest(network, *external.made_by) if external.made_by else None
@@ -130,7 +131,7 @@ def build_external(name: str, *, meta: bool = False) -> tuple[nn.Module, Shape]:
     network has no values where it can be built so. Raises UnknownNameError for a name that does
     not exist and ModelError for what is no network.
     """
-    with _building():
+    with _building(), _switches_kept():
         external = _find(name, None, lambda _: None)[0]
         network = _shapes_alone(external) if meta and not external.made_by else None
         network = network or _built(external, lambda: external.build(None, False))
@@ -147,12 +148,11 @@ def _shapes_alone(external: External) -> nn.Module | None:
 
 @contextmanager
 def _building() -> Iterator[None]:
-    """Give other people's code seeded generators, and leave every global as it was.
+    """Give other people's code seeded generators, and leave the caller's and the path as they were.
 
-    Imported modules draw random numbers and set switches too, and the caller must not notice.
+    Imported modules draw random numbers too, and the caller must not notice.
     """
     python, arrays = random.getstate(), np.random.get_state()
-    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
     try:
         with torch.random.fork_rng(devices=[]), _tensors_only(), factory.here_on_path():
             _seed()
@@ -160,6 +160,15 @@ def _building() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
+
+
+@contextmanager
+def _switches_kept() -> Iterator[None]:
+    """Undo what other people's code sets for all of torch."""
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
 
@@ -187,6 +196,8 @@ def _find(name: str, checkpoint: Path | None, say: Say) -> list[External]:
 def _factory(name: str, say: Say) -> External:
     made = factory.find_callable(name, "name a function or class that returns the network", say)
 
+    module = sys.modules[name.partition(":")[0]]
+
     def build(num_classes: int | None, pretrained: bool) -> nn.Module:
         if isinstance(made, nn.Module):  # a finished network, which stays the module's own
             return copy.deepcopy(_unwrapped(made))
@@ -198,12 +209,12 @@ def _factory(name: str, say: Say) -> External:
                              hint="name a function or class that returns the network itself")
         network = _unwrapped(network)
         _require_values(name, network)
+        factory.remember(module)  # a factory imports too
         return network
 
-    made_by = (sys.modules[name.partition(":")[0]], made)
     return External(name, f"the weights that {name} returns", build, filling(name, build),
                     lambda network: wanted_by(name, network), lambda network: input_shape(
-                        name, description(network) or {"input_size": USUAL_SHAPE}), made_by)
+                        name, description(network) or {"input_size": USUAL_SHAPE}), (module, made))
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -127,10 +127,16 @@ def _current(name: str, module_name: str, say: Say) -> types.ModuleType:
     if stale := _stale(module):
         _forget(module, stale)
         module = _imported(name, module_name)
-    for own, each in own_modules(module).items():
-        if (path := own_file(each)) is not None:
-            _LOADED[own] = (each, sha256_file(path))
+    remember(module)
     return module
+
+
+def remember(module: types.ModuleType) -> None:
+    """Record with what content the user's own modules that ``module`` reaches were loaded."""
+    for own, each in own_modules(module).items():
+        path = own_file(each)
+        if path is not None and _LOADED.get(own, (None, ""))[0] is not each:
+            _LOADED[own] = (each, sha256_file(path))
 
 
 def _stale(module: types.ModuleType) -> set[str]:
