@@ -68,8 +68,8 @@ def count(network: nn.Module, *, img_size: int | tuple[int, int], channels: int 
     """Count ``network`` in eval mode for one image (1, channels, height, width).
 
     ``img_size`` is its side, or height and width, in pixels. It runs where its parameters are, on
-    whatever backend computes there; every backend counts the same. What happens between the network's parts belongs to the part before it, a pooling
-    to the part behind it.
+    whatever backend computes there; every backend counts the same. What happens between the
+    network's parts belongs to the part before it, a pooling to the part behind it.
     """
     ledger = _Ledger(network, rules(convention))
     counter = FlopCounterMode(display=False)

@@ -16,6 +16,7 @@ from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.code import code_digest
 from sanrobust.zoo.digest import state_digest
 
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 # Sides that networks are made for, tried when one refuses the side it was given.
 _SIDES = (224, 32, 64, 28, 96, 128, 256, 112, 160, 192, 240, 288, 299, 320, 336, 384, 448, 512)
 
@@ -70,6 +71,9 @@ class Classifier(nn.Module):
         # Before the first pass, which may leave traces in the network's attributes.
         self.code = code_digest(network) if code == "" else code
         self.weights_digest = (self._digest() if weights_digest is None else weights_digest)
+        # Their logits claim to have gradients, which then stop on the way to the pixels.
+        self._quantised = any(type(module).__module__.startswith(_QUANTISED)
+                              for module in network.modules())
         self.eval()
         self.requires_grad_(False)
         self.num_classes = self._probe() if num_classes is None else num_classes
@@ -78,7 +82,8 @@ class Classifier(nn.Module):
         """Return logits (B, K) for ``pixels`` (B, 3, H, W) in [0, 1]."""
         logits = self._passed(pixels)
         self._require_logits(logits, len(pixels))
-        if torch.is_grad_enabled() and pixels.requires_grad and not logits.requires_grad:
+        if torch.is_grad_enabled() and pixels.requires_grad and (
+                self._quantised or not logits.requires_grad):
             raise ModelError(f"the logits of {self.name} must have gradients for an attack",
                              seen="none reach the pixels (quantised layers, no_grad or detach)",
                              hint="measure it with sanrobust rotate, or attack a network that "
