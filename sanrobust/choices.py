@@ -59,12 +59,14 @@ class ModelChoice:
     Attributes:
         models: names, or classifiers and networks made in Python.
         checkpoint: weights for the one model named.
+        use_ema: take the averaged weights of a checkpoint that holds both.
         overrides: fields of `Preprocessing` that replace the entry's own.
     """
 
     models: tuple[Model, ...] = ()
     checkpoint: Path | None = None
-    overrides: Mapping[str, object] = field(default_factory=dict)
+    use_ema: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _take_path(self, "checkpoint", "--checkpoint")
@@ -72,6 +74,9 @@ class ModelChoice:
             raise UsageError("--checkpoint must come with exactly one --model",
                              seen=f"{len(self.models)} models are named",
                              hint="type --model NAME --checkpoint FILE")
+        if self.use_ema and self.checkpoint is None:
+            raise UsageError("--use-ema must come with --checkpoint", seen="there is none",
+                             hint="type --checkpoint FILE --use-ema, or leave it out")
 
 
 @dataclass(frozen=True)

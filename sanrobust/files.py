@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from sanrobust.errors import OutputError
+from sanrobust.errors import OutputError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -52,14 +52,21 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 
 
 def cache_home() -> Path:
-    """Return the user's folder: ``SANROBUST_HOME``, else ``sanrobust`` in ``XDG_CACHE_HOME``,
-    else ``~/.cache/sanrobust``."""
+    """Return the user's folder for what can be fetched or computed again.
+
+    ``SANROBUST_HOME``, else ``sanrobust`` in ``XDG_CACHE_HOME``, else ``~/.cache/sanrobust``.
+    Raises UsageError where that is in nobody's home.
+    """
     named = os.environ.get("SANROBUST_HOME")
-    if named:
-        return Path(named).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "sanrobust"
+    try:
+        if named:
+            return Path(named).expanduser()
+        # A relative path there is to be ignored, says the XDG Base Directory Specification.
+        return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "sanrobust"
+    except RuntimeError as error:
+        raise UsageError("the user's folder must be known", seen=f"{named or '~'} names no "
+                         "user's home", hint="set SANROBUST_HOME to a folder") from error
 
 
 def require_writable(folder: Path) -> None:

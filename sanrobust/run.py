@@ -28,6 +28,7 @@ from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.header import missing, started
 from sanrobust.kernels.backends import use_backend
 from sanrobust.memory import default_batch, fit_batch
+from sanrobust.preprocessing import Preprocessing
 from sanrobust.probe import probe
 from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
@@ -183,20 +184,21 @@ class _Job:
                               f"{_other_versions(run)}; --fresh measures them again")
 
     def _classifier(self, model: Model) -> Classifier:
-        overrides, name = self.models.overrides, _shown(model)
+        chosen, name = self.models, _shown(model)
         if isinstance(model, str):
-            classifier = create_model(model, checkpoint=self.models.checkpoint, tag=self.tag,
-                                      overrides=overrides, say=self.reporter.say,
-                                      progress=download_lines(name, self.reporter.say))
-        elif isinstance(model, Classifier):
-            if overrides or self.models.checkpoint:
-                raise UsageError("a checkpoint or a preprocessing must go with a name or a network",
-                                 seen=f"{name} is a classifier, which has its own",
-                                 hint="leave them out, or give the classifier's network")
-            classifier = model
-        else:
-            classifier = as_classifier(model, checkpoint=self.models.checkpoint,
-                                       overrides=overrides)
+            return create_model(model, checkpoint=chosen.checkpoint, use_ema=chosen.use_ema,
+                                tag=self.tag, overrides=chosen.overrides, say=self.reporter.say,
+                                progress=download_lines(name, self.reporter.say)).to(self.device)
+        if chosen.checkpoint is not None:
+            raise UsageError("a checkpoint must go with the name of a model",
+                             seen=f"{name} is a network made in Python",
+                             hint="load the weights into it with load_state_dict")
+        if isinstance(model, Classifier) and chosen.overrides:
+            raise UsageError("a preprocessing must go with a name or a network",
+                             seen=f"{name} is a classifier, which has its own",
+                             hint="leave it out, or give the classifier's network")
+        wanted = Preprocessing(**chosen.overrides) if chosen.overrides else None
+        classifier = as_classifier(model, preprocessing=wanted, say=self.reporter.say)
         return classifier.to(self.device)
 
     def _spec(self, classifier: Classifier) -> RunSpec:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from sanrobust.kernels import reference
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.library import PairwiseArgs, PatchwiseArgs, address
+from sanrobust.kernels.native.arguments import (DOUBLE, FLOAT, REFLECT, ZEROS,
+                                                PairwiseArgs, PatchwiseArgs)
 from sanrobust.kernels.reference import Window
 
-PADDING = {"reflect": library.REFLECT, "zeros": library.ZEROS}
-ELEMENT = {torch.float32: library.FLOAT, torch.float64: library.DOUBLE}
+PADDING = {"reflect": REFLECT, "zeros": ZEROS}
+ELEMENT = {torch.float32: FLOAT, torch.float64: DOUBLE}
 
 
 class Pairwise:
@@ -157,7 +158,7 @@ def arguments(case, dtype, threads):
     args = case.args(images=images, height=height, width=width, **case.widths, **case.extra,
                      footprint=case.window.footprint, threads=threads,
                      padding=PADDING[case.window.padding_mode], element=ELEMENT[dtype],
-                     **{name: address(tensor) for name, tensor in held.items()})
+                     **held)
     return args, held
 
 

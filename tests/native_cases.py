@@ -6,7 +6,6 @@ relation channels, M weight groups, C = 8 M value channels, N hidden channels, K
 
 from __future__ import annotations
 
-import ctypes
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from sanrobust.errors import BackendError
 from sanrobust.kernels import reference
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.library import PairwiseArgs, PatchwiseArgs, address
+from sanrobust.kernels.native.arguments import (FLOAT, REFLECT, ZEROS, PairwiseArgs,
+                                                PatchwiseArgs)
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.reference import Window
 
@@ -148,21 +148,19 @@ def run_native(case: Case, made: Numbers, *, threads: int = 1,
     """Return what the compiled kernels compute."""
     lib = lib or require_library()
     folded = _fold_pairwise(case, made) if case.pairwise else _fold_patchwise(case, made)
-    args = (PairwiseArgs if case.pairwise else PatchwiseArgs)()
     y = torch.full((*case.pixels, case.channels), float("nan"))
     out, grad_qkv = torch.full_like(y, float("nan")), torch.full_like(made.qkv, float("nan"))
     kept = _kept(case)
     settings = dict(images=case.images, height=case.height, width=case.width,
                     relation=case.relation, hidden=case.hidden, groups=case.groups,
                     channels=case.channels, footprint=case.footprint, threads=threads,
-                    padding=library.REFLECT if case.padding_mode == "reflect" else library.ZEROS,
-                    element=library.FLOAT)
+                    padding=REFLECT if case.padding_mode == "reflect" else ZEROS,
+                    element=FLOAT)
     if case.pairwise:
         settings["table_per_pixel"] = int(case.table_per_pixel)
-    _fill(args, settings)
-    _fill(args, {name: address(tensor) for name, tensor in (
-        dict(qkv=made.qkv, scale=made.scale, shift=made.shift, y=y, out=out, grad=made.grad,
-             grad_qkv=grad_qkv) | kept | folded).items()})
+    args = (PairwiseArgs if case.pairwise else PatchwiseArgs)(
+        **settings, **kept, **folded, qkv=made.qkv, scale=made.scale, shift=made.shift, y=y,
+        out=out, grad=made.grad, grad_qkv=grad_qkv)
     lib.call(f"sanrobust_{case.kind}_forward", args)
     lib.call(f"sanrobust_{case.kind}_backward", args)
     return Result(y, out, grad_qkv)
@@ -220,11 +218,6 @@ def joined(results: list[Result]) -> Result:
 def _error(value: Tensor, exact: Tensor) -> float:
     assert not value.isnan().any()
     return ((value.double() - exact).norm() / exact.norm()).item()
-
-
-def _fill(args: ctypes.Structure, fields: dict[str, int | None]) -> None:
-    for name, value in fields.items():
-        setattr(args, name, value)
 
 
 def _random_mapping(case: Case) -> nn.Sequential:

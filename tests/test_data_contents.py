@@ -154,10 +154,12 @@ def test_a_damaged_memory_is_left_aside(folder: Path, later: None, hashed: list[
     assert sorted(hashed) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("home", ["{}/file/home", "~nobody-of-this-name/home"])
 def test_a_cache_folder_that_cannot_be_written_costs_nothing_but_time(
-        folder: Path, later: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder: Path, later: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        home: str) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("SANROBUST_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("SANROBUST_HOME", home.format(tmp_path))
     assert _digests(folder) == _true(folder)
 
 

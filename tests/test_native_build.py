@@ -16,6 +16,7 @@ import torch
 from sanrobust.errors import BackendError
 from sanrobust.kernels import backends
 from sanrobust.kernels.native import build, library
+from sanrobust.kernels.native.arguments import PairwiseArgs
 
 ROOT = Path(__file__).resolve().parents[1]
 GXX = shutil.which("g++")
@@ -244,7 +245,7 @@ def test_statuses_become_errors(status, raised):
             return status
 
     with pytest.raises(raised, match="sanrobust_pairwise_forward"):
-        Answering().call("sanrobust_pairwise_forward", library.PairwiseArgs(relation=5))
+        Answering().call("sanrobust_pairwise_forward", PairwiseArgs(relation=5))
 
 
 def test_an_installation_goes_on_without_a_compiler(tmp_path, no_compiler):

@@ -10,7 +10,7 @@ from kernel_truth import ELEMENT, PADDING, drawing, error
 
 from sanrobust.kernels import reference
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.library import ElementaryArgs, address
+from sanrobust.kernels.native.arguments import STRUCTS
 from sanrobust.kernels.reference import Window
 
 pytestmark = pytest.mark.skipif(library.refusal() is not None,
@@ -81,11 +81,11 @@ def computed(case, dtype=torch.float64, *, threads=1, level=None, wanted=("first
         held[f"grad_{name}"] = torch.full_like(held[name], torch.nan)
     images, channels, height, width = case.first.shape
     window = case.window
-    args = ElementaryArgs(
+    args = STRUCTS[case.function + "_forward"](
         images=images, height=height, width=width, channels=channels, groups=case.groups,
         footprint=window.footprint, stride=window.stride, dilation=window.dilation,
         padding=PADDING[window.padding_mode], element=ELEMENT[dtype], threads=threads,
-        **{name: address(tensor) for name, tensor in held.items()})
+        **held)
     kernels.call(case.function + "_forward", args)
     kernels.call(case.function + "_backward", args)
     return [None if held.get(name) is None else held[name].double()

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from sanrobust.errors import BackendError
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.library import GemmArgs, Library, PackArgs, address
+from sanrobust.kernels.native.arguments import GemmArgs, PackArgs, address
+from sanrobust.kernels.native.library import Library
 
 PROLOGUES = ("none", "affine", "affine, signs", "pool", "pool, codes")
 EPILOGUES = ("none", "bias", "add", "bias, add", "mask", "mask, add")
@@ -79,11 +80,9 @@ class Product:
         height, width = self.left.shape[1:3] if self.pooled else (0, 0)
         native.call("sanrobust_gemm", GemmArgs(
             rows=rows, inner=self.inner, columns=self.columns, threads=threads,
-            accumulate=int(self.add), a=address(self.left), packed=address(packed),
-            bias=address(self.bias), out=address(out), in_scale=address(self.scale),
-            in_shift=address(self.shift), in_signs=address(self.signs), pool_height=height,
-            pool_width=width, pool_codes=address(self.codes), out_scale=address(self.out_scale),
-            out_signs=address(words)))
+            accumulate=int(self.add), a=self.left, packed=packed, bias=self.bias, out=out,
+            in_scale=self.scale, in_shift=self.shift, in_signs=self.signs, pool_height=height,
+            pool_width=width, pool_codes=self.codes, out_scale=self.out_scale, out_signs=words))
         assert buffer[rows * self.columns:].eq(7.0).all(), "wrote past the output"
         return out
 
@@ -93,7 +92,7 @@ def pack(native: Library, right: Tensor) -> Tensor:
     packed = torch.empty(native.packed_size(inner, columns))
     native.call("sanrobust_pack", PackArgs(
         inner=inner, columns=columns, b=address(right), row_stride=right.stride(0),
-        column_stride=right.stride(1), packed=address(packed)))
+        column_stride=right.stride(1), packed=packed))
     return packed
 
 

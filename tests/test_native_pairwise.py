@@ -7,7 +7,7 @@ import torch
 from native_cases import assert_exact, numbers, require_library, run_native, truth, tuned_case
 from torch import Tensor
 
-from sanrobust.kernels.native.library import PairwiseArgs, address
+from sanrobust.kernels.native.arguments import PairwiseArgs
 
 RELATIONS = (16, 32, 64, 128)
 
@@ -22,7 +22,7 @@ def forward(relation: int, images: int, kept: Tensor | None) -> Tensor:
                "out": torch.empty(images, 7, 7, channels), "alpha": kept}
     args = PairwiseArgs(images=images, height=7, width=7, relation=relation, hidden=relation,
                         groups=groups, channels=channels, footprint=7, threads=1,
-                        **{name: address(tensor) for name, tensor in tensors.items()})
+                        **tensors)
     require_library().call("sanrobust_pairwise_forward", args)
     return tensors["out"]
 

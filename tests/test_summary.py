@@ -54,7 +54,8 @@ def test_a_run_of_other_versions_is_used_and_they_are_named(command: Command, im
     header = json.loads((run.folder / "run.json").read_text())
     header["starts"][-1]["environment"]["versions"]["torch"] = "1.0"
     (run.folder / "run.json").write_text(json.dumps(header))
-    assert f"with torch 1.0 ({metadata.version('torch')} here); --fresh" in command(*arguments).output
+    told = command(*arguments).output
+    assert f"with torch 1.0 ({metadata.version('torch')} here); --fresh" in told
 
 
 def test_table_shows_every_run_and_how_rows_that_look_alike_differ(

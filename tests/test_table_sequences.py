@@ -31,7 +31,7 @@ IMAGES: tuple[Words, ...] = (
     ("--data", "a/test"), ("--data", "b/test"), ("--data", "a/test", "--num-samples", "2"),
     ("--data", "b/test", "--num-samples", "4"), ("--data", "a/test", "--data-name", "other"),
 )
-SIZES: tuple[Words, ...] = ((), (), ("--img-size", "16"), ("--mean", "0.1,0,0"))
+SIZES: tuple[Words, ...] = ((), (), ("--img-size", "16"), ("--no-normalize",))
 ATTACKS: tuple[Words, ...] = (
     (), ("--eps", "8", "--step", "2", "--iters", "4"),
     ("--eps", "2", "--step", "1", "--iters", "2"), ("--seed", "1"), ("--targets", "second"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import click
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.group import typed
 from sanrobust.errors import UsageError
-from sanrobust.preprocessing import INTERPOLATIONS
+from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -84,13 +84,19 @@ def model_options(command: Command) -> Command:
                           "torchvision/NAME, timm/NAME or package.module:callable; repeatable. "
                           "[default: the paper's nine]"),
         click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights of the one model."),
+        click.option("--use-ema", is_flag=True,
+                     help="Take the averaged weights of a --checkpoint that has both."),
         click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
                      help="Side of the centre crop."),
         click.option("--crop-pct", type=float, metavar="PART",
-                     help="Crop side over resized short side."),
+                     help="Crop side over resized side."),
+        click.option("--crop-mode", type=click.Choice(CROP_MODES),
+                     help="Resize the short side, both sides, or the long side with a border."),
         click.option("--interpolation", type=click.Choice(INTERPOLATIONS)),
         click.option("--mean", type=Triple(), help="Normalisation mean per channel."),
         click.option("--std", type=Triple(), help="Normalisation deviation per channel."),
+        click.option("--no-normalize", is_flag=True,
+                     help="The model takes pixels in [0, 1]: mean 0, deviation 1."),
     )(command)
 
 
@@ -127,12 +133,25 @@ def take_data(values: dict[str, Any]) -> DataChoice:
 
 
 def take_models(values: dict[str, Any]) -> ModelChoice:
-    """Take the values of `model_options` out of a command's parameters."""
-    fields = ("img_size", "crop_pct", "interpolation", "mean", "std")
-    given = {name: values.pop(name) for name in fields}
+    """Take the values of `model_options` out of a command's parameters.
+
+    Raises UsageError when two of them exclude each other.
+    """
+    fields = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    given = {name: value for name in fields if (value := values.pop(name)) is not None}
+    if values.pop("no_normalize"):
+        given |= _unnormalised(given)
     return ModelChoice(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
-                       overrides={name: value for name, value in given.items()
-                                  if value is not None})
+                       use_ema=values.pop("use_ema"), overrides=given)
+
+
+def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
+    twice = [f"--{name}" for name in ("mean", "std") if name in given]
+    if twice:
+        raise UsageError("--no-normalize must stand without --mean and --std",
+                         seen=f"{' and '.join(twice)} is given too",
+                         hint="leave out one or the other")
+    return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def take_how(values: dict[str, Any]) -> HowToRun:

@@ -30,6 +30,7 @@ def list_models(tag: str | None) -> None:
     """List every entry: name, reported top-1 in percent, weights."""
     listed = [entry for entry in catalog.entries() if tag in (None, entry.tag)]
     width = _width(listed)
+    click.echo(f"{'name':<{width}}{'top-1':>6}  weights")
     for entry in listed:
         top1 = "-" if entry.top1 is None else f"{entry.top1:.1f}"
         click.echo(f"{entry.name:<{width}}{top1:>6}  {_describe(entry.weights)}")
@@ -49,7 +50,10 @@ def show(name: str) -> None:
 @click.argument("file", type=PATH, required=False)
 @click.option("--like", metavar="NAME",
               help="Entry whose architecture and preprocessing a new tag takes over.")
-def add(name: str, file: Path | None, like: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace weights added under NAME before.")
+@click.option("--use-ema", is_flag=True,
+              help="Take the averaged weights of a FILE that has both.")
+def add(name: str, file: Path | None, like: str | None, overwrite: bool, use_ema: bool) -> None:
     """Check weights and put them into the local store as NAME (ARCH.TAG).
 
     Without FILE the entry's published weights are downloaded.
@@ -60,7 +64,8 @@ def add(name: str, file: Path | None, like: str | None) -> None:
         path = fetch(catalog.find(name), progress=download_lines(name, click.echo), say=click.echo)
         click.echo(f"{name}: {path}")
         return
-    record = store.add(name, file, like=catalog.find(like) if like else None)
+    record = store.add(name, file, like=catalog.find(like) if like else None,
+                       overwrite=overwrite, use_ema=use_ema, say=click.echo)
     click.echo(f"{record.entry.name}: stored, weights {record.state_digest[:12]}, "
                f"source sha256 {record.source_sha256}")
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from sanrobust.errors import DataError, OutputError
+from sanrobust.errors import DataError, OutputError, UsageError
 from sanrobust.files import atomic_write, cache_home
 
 FOLDER = "digests"
@@ -52,8 +52,7 @@ class Contents:
         return (self._digests[path] for path in paths)
 
     def _find(self, paths: Sequence[str]) -> None:
-        memory = _memory(self._folder)
-        known = _recall(memory)
+        known = _recall(self._folder)
         learnt: Known = {}
         blocks = [paths[start:start + _FILES_PER_TASK]
                   for start in range(0, len(paths), _FILES_PER_TASK)]
@@ -67,7 +66,7 @@ class Contents:
             pool.shutdown(cancel_futures=True)
             if learnt:  # also when stopped: what was read need not be read again
                 merged = {**known, **learnt}
-                _remember(memory, merged if len(merged) <= MOST_FILES else learnt)
+                _remember(self._folder, merged if len(merged) <= MOST_FILES else learnt)
 
     def _block(self, paths: Sequence[str], known: Known) -> tuple[dict[str, str], Known]:
         found: dict[str, str] = {}
@@ -121,10 +120,10 @@ def _memory(folder: Path) -> Path:
     return cache_home() / FOLDER / name
 
 
-def _recall(memory: Path) -> Known:
-    """Read a cache file; one that is absent, damaged or of another version knows nothing."""
+def _recall(folder: Path) -> Known:
+    """Read a folder's cache file; one that is absent, damaged or of another version is empty."""
     try:
-        content = memory.read_bytes()
+        content = _memory(folder).read_bytes()
         header, _, body = content.partition(b"\n")
         if header != _HEADER + hashlib.sha256(body).hexdigest().encode():
             return {}
@@ -133,16 +132,17 @@ def _recall(memory: Path) -> Known:
             digest, size, mtime, ctime, inode, path = line.split(" ", 5)
             known[path] = ((int(size), int(mtime), int(ctime), int(inode)), digest)
         return known
-    except (OSError, ValueError):
+    except (OSError, ValueError, UsageError):
         return {}
 
 
-def _remember(memory: Path, known: Mapping[str, tuple[State, str]]) -> None:
+def _remember(folder: Path, known: Mapping[str, tuple[State, str]]) -> None:
     """Replace a cache file whole, so that processes side by side never see half of one."""
     body = "".join(f"{digest} {' '.join(map(str, state))} {path}\n"
                    for path, (state, digest) in known.items()
                    if "\n" not in path).encode("utf-8", "surrogatepass")
-    with suppress(OutputError, OSError):
+    with suppress(OutputError, OSError, UsageError):
+        memory = _memory(folder)
         with atomic_write(memory) as stream:
             stream.write(_HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         _forget_oldest(memory.parent)

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.design import DEFAULTS, Design
+from sanrobust.errors import BackendError, UsageError
 from sanrobust.kernels import backends
 from sanrobust.kernels.foldcache import Unchanging
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library
+from sanrobust.kernels.native.arguments import dense
 from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
                                              Transition)
@@ -44,6 +46,10 @@ class FoldedSan(nn.Module):
 
     def __init__(self, network: San) -> None:
         super().__init__()
+        reason = refusal(network, torch.device("cpu"))
+        if reason is not None:
+            raise BackendError("a network must be one that can be folded", seen=reason,
+                               hint="use it as it is written, with --no-fold")
         config = network.config
         self._smallest = network.smallest_input
         self._stem = Stem(network.conv_in, network.bn_in, pooled=config.pools[0])
@@ -61,8 +67,10 @@ class FoldedSan(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of normalised ``images`` (B, 3, H, W), float32 on the CPU.
 
-        Raises UsageError when an image is smaller than the attention footprints allow.
+        Raises UsageError for images that are anything else, and ModelError for images smaller
+        than the attention footprints allow.
         """
+        _require_images(images)
         require_large_enough(images, self._smallest)
         if torch.is_grad_enabled() and images.requires_grad:
             logits: Tensor = _Folded.apply(images, self)
@@ -127,7 +135,7 @@ class _Pass:
 
     def __init__(self, network: FoldedSan, images: Tensor, *, keep: bool) -> None:
         self._network, self._keep = network, keep
-        self._pixels = images.detach().contiguous()
+        self._pixels = dense(images.detach())
         self._memory: _Memory | None = network.memory.lend(tuple(images.shape))
         self._tape = Tape(self._memory.buffers, keep=keep)
         self._kind = torch.get_num_threads(), keep
@@ -144,7 +152,7 @@ class _Pass:
 
     def pixel_gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient of the images (B, 3, H, W) for ``grad`` (B, K) of the logits."""
-        pixels = self._leg(self._network.pixel_gradient, grad.contiguous(), *self._pixels.shape)
+        pixels = self._leg(self._network.pixel_gradient, dense(grad), *self._pixels.shape)
         self._end()
         return pixels
 
@@ -241,8 +249,11 @@ def refusal(network: nn.Module, device: torch.device) -> str | None:
         return "it is in train mode, where normalisation depends on the batch"
     if device.type != "cpu":
         return f"the folded network runs on the CPU, not on {device.type}"
-    if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
-        return "its weights are not float32"
+    for each in (*network.parameters(), *network.buffers()):
+        if each.device.type != "cpu":
+            return f"its weights are on {each.device.type}"
+        if each.is_floating_point() and each.dtype != torch.float32:
+            return f"its weights are {each.dtype}, not float32"
     if backends.requested() not in (backends.AUTO, "native"):
         return f"backend {backends.requested()} was asked for"
     return library.refusal()
@@ -258,6 +269,20 @@ def _unlike_released(design: Design) -> str | None:
     if unlike:
         return f"its {design.attention} attention is not the released one: {', '.join(unlike)}"
     return None
+
+
+def _require_images(images: Tensor) -> None:
+    """Raise UsageError unless the kernels can read ``images`` as they are."""
+    if not isinstance(images, Tensor):
+        raise UsageError("a folded SAN must be given a tensor of images",
+                         seen=f"it is given a {type(images).__name__}",
+                         hint="stack them into (B, 3, H, W)")
+    if (images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.float32
+            or images.device.type != "cpu" or images.layout != torch.strided):
+        raise UsageError(
+            "a folded SAN must be given float32 images (B, 3, H, W) on the CPU",
+            seen=f"they are {images.dtype} {tuple(images.shape)} on {images.device}",
+            hint="convert them with images.float().cpu(), or use the network as it is written")
 
 
 def _layers(network: San) -> Iterator[Layer]:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from sanrobust.kernels import folding
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
 from sanrobust.kernels.native import library
+from sanrobust.kernels.native.arguments import REFLECT, ZEROS, PairwiseArgs, PatchwiseArgs
 from sanrobust.kernels.native.layers import Affine, Pointwise, take_signs
-from sanrobust.kernels.native.library import (REFLECT, ZEROS, PairwiseArgs, PatchwiseArgs,
-                                              address)
 from sanrobust.kernels.native.tape import Rows, Tape
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.position import position_table
@@ -113,9 +112,8 @@ class PairwiseRows:
             images=rows.images, height=rows.height, width=rows.width,
             relation=matrices.w1.shape[1], hidden=matrices.w1.shape[0],
             groups=matrices.w2.shape[0], channels=self._outputs, table_per_pixel=0,
-            threads=torch.get_num_threads(), w1=address(matrices.w1), w1t=address(matrices.w1t),
-            w2=address(matrices.w2), w2t=address(matrices.w2t),
-            table=address(self._table(rows.height, rows.width)),
+            threads=torch.get_num_threads(), w1=matrices.w1, w1t=matrices.w1t, w2=matrices.w2,
+            w2t=matrices.w2t, table=self._table(rows.height, rows.width),
             **_common(self._window, self._affine, tensors))
 
     def _table(self, height: int, width: int) -> Tensor:
@@ -165,16 +163,15 @@ class PatchwiseRows:
             relation=matrices.key_scale.shape[1], hidden=len(matrices.b1),
             groups=len(matrices.b2) // self._window.neighbours, channels=self._outputs,
             threads=torch.get_num_threads(),
-            **{name: address(getattr(matrices, name)) for name in names},
+            **{name: getattr(matrices, name) for name in names},
             **_common(self._window, self._affine, tensors))
 
 
 def _common(window: Window, affine: Affine,
-            tensors: dict[str, Tensor | None]) -> dict[str, int | None]:
+            tensors: dict[str, Tensor | None]) -> dict[str, int | Tensor | None]:
     return {"footprint": window.footprint,
             "padding": REFLECT if window.padding_mode == "reflect" else ZEROS,
-            "scale": address(affine.scale), "shift": address(affine.shift),
-            **{name: address(tensor) for name, tensor in tensors.items()}}
+            "scale": affine.scale, "shift": affine.shift, **tensors}
 
 
 def projections(attention: PairwiseAttention | PatchwiseAttention) -> Pointwise:

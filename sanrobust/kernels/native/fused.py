@@ -6,7 +6,6 @@ M weight groups, K2 neighbours. A row holds [query | key | value] of a pixel.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from math import prod
 
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
-from sanrobust.kernels.native.checks import PADDINGS, element_of, require, require_reflection
-from sanrobust.kernels.native.library import Library, PairwiseArgs, PatchwiseArgs, address
+from sanrobust.kernels.native.arguments import (PairwiseArgs, PatchwiseArgs, dense, sign_words)
+from sanrobust.kernels.native.checks import PADDINGS, element_of, require, require_window
+from sanrobust.kernels.native.library import Library
 from sanrobust.kernels.plain import Window
 
 # Bytes that a backward pass may keep of the forward pass it repeats. Images are independent, so
 # that no number depends on how many of them are taken together.
 KEPT_BYTES = 64 << 20
-SIGNS_PER_WORD = 16
 # Answers of the sanrobust_*_tuned functions: how much backward reads of the forward pass.
 _NOTHING, _EVERYTHING = 0, 1
 
@@ -38,13 +37,14 @@ class AttentionCall:
     """
 
     operator: str
-    struct: type[ctypes.Structure]
+    struct: type[PairwiseArgs | PatchwiseArgs]
 
     def __init__(self, found: Library, matrices: dict[str, Tensor], window: Window) -> None:
         self._library = found
         self._window = window
+        element_of(*matrices.values())
         # The arguments hold addresses: the tensors must outlive the calls.
-        self._matrices = {name: each.contiguous() for name, each in matrices.items()}
+        self._matrices = {name: dense(each) for name, each in matrices.items()}
 
     def settings(self) -> dict[str, int]:
         """Return what the matrices tell besides their addresses."""
@@ -73,6 +73,7 @@ class AttentionCall:
                  value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of query, key and value for that of the attended values."""
         self._require_maps(query, key, value)
+        element_of(grad, value)
         require(grad.shape == value.shape, grad, value)
         grads = (query.new_zeros(query.shape), key.new_zeros(key.shape),
                  value.new_empty(value.shape))
@@ -112,21 +113,23 @@ class AttentionCall:
         return dict(images=images, height=height, width=width, relation=query.shape[1],
                     channels=channels, footprint=self._window.footprint,
                     padding=PADDINGS[self._window.padding_mode],
-                    element=element_of(query, value, *self._matrices.values()),
+                    element=element_of(query, value),
                     threads=torch.get_num_threads(), **self.settings())
 
     def _run(self, direction: str, args: dict[str, int], **tensors: Tensor) -> None:
-        addresses = {name: address(each) for name, each in (self._matrices | tensors).items()}
         self._library.call(f"sanrobust_{self.operator}_{direction}",
-                           self.struct(**args, **addresses))
+                           self.struct(**args, **self._matrices, **tensors))
 
     def _require_maps(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        require_reflection(self._window, *query.shape[2:])
-        require(query.shape == key.shape and query.shape[::2] == value.shape[::2]
+        element_of(query, key, value, *self._matrices.values())
+        require_window(self._window, query, key, value)
+        require((self._window.stride, self._window.dilation) == (1, 1)
+                and query.shape == key.shape and query.shape[::2] == value.shape[::2]
                 and query.shape[3] == value.shape[3], query, key, value)
+        require(self._matrices["w2"].dim() == 2 and self.settings()["groups"] >= 1
+                and value.shape[1] % self.settings()["groups"] == 0, value, self._matrices["w2"])
         for name, shape in self.shapes(query.shape[1]).items():
             require(self._matrices[name].shape == shape, self._matrices[name], query)
-        require(value.shape[1] % self.settings()["groups"] == 0, value)
 
 
 class PairwiseCall(AttentionCall):
@@ -157,9 +160,8 @@ class PairwiseCall(AttentionCall):
             return {} if kind == _NOTHING else output
         around = self._window.neighbours
         groups, hidden = self._matrices["w2"].shape
-        words = -(-hidden // SIGNS_PER_WORD)
         return dict(**output, alpha=((pixels, around, groups), torch.float32),
-                    signs=((pixels, around, words), torch.int16))
+                    signs=((pixels, around, sign_words(hidden)), torch.int16))
 
     def _require_maps(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         super()._require_maps(query, key, value)

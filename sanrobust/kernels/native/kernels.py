@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_reflection,
-                                             require_weight)
+from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs,
+                                                SubtractionArgs, dense)
+from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_settings,
+                                             require_weight, require_window)
 from sanrobust.kernels.native.fused import PairwiseCall, PatchwiseCall
-from sanrobust.kernels.native.library import ElementaryArgs, address
 from sanrobust.kernels.plain import Window
 
 
@@ -28,18 +29,20 @@ class NativeKernels:
 
     def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor:
         """Sum the neighbours under their weights."""
+        element_of(value, weight)
         summed = value.new_empty(require_weight(value, weight, window))
-        self._elementary("sanrobust_aggregation_forward", window, value.shape, weight.shape[1],
+        self._elementary("forward", AggregationArgs, window, value.shape, weight.shape[1],
                          first=value, second=weight, out=summed)
         return summed
 
     def aggregation_backward(self, grad: Tensor, value: Tensor, weight: Tensor, window: Window,
                              needs_value: bool, needs_weight: bool) -> tuple[Tensor, Tensor]:
         """Return the gradients of value and weight; one not needed is empty."""
+        element_of(grad, value, weight)
         require(grad.shape == require_weight(value, weight, window), grad, value)
         grads = (value.new_empty(value.shape if needs_value else (0,)),
                  weight.new_empty(weight.shape if needs_weight else (0,)))
-        self._elementary("sanrobust_aggregation_backward", window, value.shape, weight.shape[1],
+        self._elementary("backward", AggregationArgs, window, value.shape, weight.shape[1],
                          first=value, second=weight, grad=grad,
                          grad_first=grads[0] if needs_value else None,
                          grad_second=grads[1] if needs_weight else None)
@@ -47,21 +50,25 @@ class NativeKernels:
 
     def subtraction(self, query: Tensor, key: Tensor, window: Window) -> Tensor:
         """Return query_i - key_j."""
+        element_of(query, key)
+        require_window(window, query, key)
         require(query.shape == key.shape, query, key)
         height, width = window.output_size(query)
         relation = query.new_empty(*query.shape[:2], window.neighbours, height * width)
-        self._elementary("sanrobust_subtraction_forward", window, query.shape, query.shape[1],
+        self._elementary("forward", SubtractionArgs, window, query.shape, query.shape[1],
                          first=query, second=key, out=relation)
         return relation
 
     def subtraction_backward(self, grad: Tensor, size: tuple[int, int],
                              window: Window) -> tuple[Tensor, Tensor]:
         """Return the gradients of query and key."""
+        element_of(grad)
+        require_settings(window, *size)
         height, width = window.positions(*size)
-        require(grad.shape[2:] == (window.neighbours, height * width), grad)
+        require(grad.dim() == 4 and grad.shape[2:] == (window.neighbours, height * width), grad)
         shape = (*grad.shape[:2], *size)
         grads = grad.new_empty(shape), grad.new_empty(shape)
-        self._elementary("sanrobust_subtraction_backward", window, shape, grad.shape[1],
+        self._elementary("backward", SubtractionArgs, window, shape, grad.shape[1],
                          grad=grad, grad_first=grads[0], grad_second=grads[1])
         return grads
 
@@ -87,18 +94,15 @@ class NativeKernels:
         """Return the gradients of the maps."""
         return PatchwiseCall(self._library, matrices, window).backward(grad, query, key, value)
 
-    def _elementary(self, function: str, window: Window, shape: tuple[int, ...], groups: int,
-                    **tensors: Tensor | None) -> None:
+    def _elementary(self, direction: str, struct: type[ElementaryArgs], window: Window,
+                    shape: tuple[int, ...], groups: int, **tensors: Tensor | None) -> None:
         images, channels, height, width = shape
-        require_reflection(window, height, width)
-        if images == 0 or channels == 0:
-            return
-        dense = {name: None if each is None else each.contiguous()
-                 for name, each in tensors.items()}
-        element = element_of(*(each for each in dense.values() if each is not None))
-        self._library.call(function, ElementaryArgs(
+        held = {name: None if each is None else dense(each) for name, each in tensors.items()}
+        args = struct(
             images=images, height=height, width=width, channels=channels, groups=groups,
             footprint=window.footprint, stride=window.stride, dilation=window.dilation,
-            padding=PADDINGS[window.padding_mode], element=element,
-            threads=torch.get_num_threads(),
-            **{name: address(each) for name, each in dense.items()}))
+            padding=PADDINGS[window.padding_mode],
+            element=element_of(*(each for each in held.values() if each is not None)),
+            threads=torch.get_num_threads(), **held)
+        if images and channels:
+            self._library.call(f"sanrobust_{struct.operator}_{direction}", args)

@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from sanrobust.kernels.folding import affine
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.library import (GemmArgs, HeadArgs, PackArgs, StemArgs, UnpoolArgs,
-                                              address)
+from sanrobust.kernels.native.arguments import (GemmArgs, HeadArgs, PackArgs, StemArgs,
+                                                UnpoolArgs, sign_words)
 from sanrobust.kernels.native.tape import Rows, Tape
-
-SIGNS_PER_WORD = 16
 
 
 class Layer(Protocol):
@@ -75,11 +73,9 @@ class Pointwise:
         """
         tape.call("sanrobust_gemm", GemmArgs(
             rows=len(out), inner=self.inputs, columns=self.outputs, accumulate=int(add),
-            threads=torch.get_num_threads(), a=address(rows.values),
-            packed=address(self._forward), bias=address(self._bias), out=address(out),
-            in_scale=address(affine.scale) if affine else None,
-            in_shift=address(affine.shift) if affine else None,
-            in_signs=address(signs), pool_codes=address(codes),
+            threads=torch.get_num_threads(), a=rows.values, packed=self._forward,
+            bias=self._bias, out=out, in_scale=affine.scale if affine else None,
+            in_shift=affine.shift if affine else None, in_signs=signs, pool_codes=codes,
             pool_height=rows.height if pooled else 0, pool_width=rows.width if pooled else 0))
 
     def backward(self, grad: Tensor, out: Tensor, tape: Tape, *, affine: Affine | None = None,
@@ -90,9 +86,8 @@ class Pointwise:
         """
         tape.call("sanrobust_gemm", GemmArgs(
             rows=len(grad), inner=self.outputs, columns=self.inputs, accumulate=int(add),
-            threads=torch.get_num_threads(), a=address(grad), packed=address(self._backward),
-            out=address(out), out_scale=address(affine.scale) if affine else None,
-            out_signs=address(signs)))
+            threads=torch.get_num_threads(), a=grad, packed=self._backward, out=out,
+            out_scale=affine.scale if affine else None, out_signs=signs))
 
 
 class Stem:
@@ -127,9 +122,8 @@ class Stem:
     def _args(self, whole: Rows, **tensors: Tensor | None) -> StemArgs:
         return StemArgs(images=whole.images, height=whole.height, width=whole.width,
                         channels=self._weight.shape[1], pooled=int(self._pooled),
-                        threads=torch.get_num_threads(), weight=address(self._weight),
-                        bias=address(self._bias),
-                        **{name: address(tensor) for name, tensor in tensors.items()})
+                        threads=torch.get_num_threads(), weight=self._weight,
+                        bias=self._bias, **tensors)
 
 
 class Transition:
@@ -177,8 +171,7 @@ class Transition:
         tape.call("sanrobust_unpool", UnpoolArgs(
             images=pooled.images, height=pooled.height, width=pooled.width,
             channels=self._product.inputs, threads=torch.get_num_threads(),
-            grad=address(pooled.values), codes=address(codes), scale=address(self._affine.scale),
-            out=address(values)))
+            grad=pooled.values, codes=codes, scale=self._affine.scale, out=values))
         tape.buffers.give(pooled.values)
         return Rows(values, pooled.images, pooled.height, pooled.width)
 
@@ -270,14 +263,12 @@ class Head:
     def _args(self, rows: Rows, **tensors: Tensor | None) -> HeadArgs:
         return HeadArgs(images=rows.images, pixels=rows.height * rows.width,
                         channels=self._linear.inputs, threads=torch.get_num_threads(),
-                        scale=address(self._affine.scale), shift=address(self._affine.shift),
-                        **{name: address(tensor) for name, tensor in tensors.items()})
+                        scale=self._affine.scale, shift=self._affine.shift, **tensors)
 
 
 def take_signs(tape: Tape, pixels: int, channels: int) -> Tensor | None:
     """Return memory for one bit per pixel and channel; None without a backward pass."""
-    words = -(-channels // SIGNS_PER_WORD)
-    return tape.take(pixels, words, dtype=torch.int16)
+    return tape.take(pixels, sign_words(channels), dtype=torch.int16)
 
 
 def _empty_rows(tape: Tape, like: Rows, channels: int, *, pooled: bool = False) -> Rows:
@@ -297,6 +288,6 @@ def _pack(weight: Tensor, inner: int, columns: int, *, transposed: bool) -> Tens
     packed = torch.empty(kernels.packed_size(inner, columns))
     row_stride, column_stride = (1, inner) if transposed else (columns, 1)
     kernels.call("sanrobust_pack", PackArgs(
-        inner=inner, columns=columns, b=address(weight), row_stride=row_stride,
-        column_stride=column_stride, packed=address(packed)))
+        inner=inner, columns=columns, b=weight, row_stride=row_stride,
+        column_stride=column_stride, packed=packed))
     return packed

@@ -1,100 +1,23 @@
-"""The compiled CPU kernels in Python: the structs of ``src/api.h`` and who calls them.
-
-The structs mirror the header field by field; what each field means is said there.
-"""
+"""The compiled CPU kernels: which library this processor runs, and how a kernel is called."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import sys
-from ctypes import Structure, c_double, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sanrobust.errors import BackendError
 from sanrobust.kernels.native import build
+from sanrobust.kernels.native.arguments import Arguments, PackArgs, require_struct
 
-REFLECT, ZEROS = 0, 1
-FLOAT, DOUBLE = 0, 1
 LEVELS = (build.GENERIC, *build.X86_LEVELS)
 REBUILD = "python -m sanrobust.kernels.native.build"
 
 _OK, _UNSUPPORTED, _OUT_OF_MEMORY = 0, 1, 2
-
-
-def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
-
-
-_SHAPE = [*_fields(c_int64, "images height width"),
-          *_fields(c_int32, "relation hidden groups channels footprint padding element threads")]
-
-
-class PairwiseArgs(Structure):
-    """Arguments of the pairwise operator."""
-
-    _fields_ = [*_SHAPE, *_fields(c_int32, "table_per_pixel unused"),
-                *_fields(c_void_p, "qkv w1 w1t w2 w2t table scale shift y out alpha signs grad "
-                                   "grad_qkv")]
-
-
-class PatchwiseArgs(Structure):
-    """Arguments of the patchwise operator."""
-
-    _fields_ = [*_SHAPE,
-                *_fields(c_void_p, "qkv key_scale key_shift w1 w1t b1 w2 w2t b2 scale shift y out "
-                                   "h grad grad_qkv")]
-
-
-class ElementaryArgs(Structure):
-    """Arguments of aggregation and subtraction."""
-
-    _fields_ = [*_fields(c_int64, "images height width"),
-                *_fields(c_int32, "channels groups footprint stride dilation padding element "
-                                  "threads"),
-                *_fields(c_void_p, "first second grad out grad_first grad_second")]
-
-
-class GemmArgs(Structure):
-    """Arguments of the matrix product with its prologue and epilogue."""
-
-    _fields_ = [*_fields(c_int64, "rows"), *_fields(c_int32, "inner columns threads accumulate"),
-                *_fields(c_void_p, "a packed bias out in_scale in_shift in_signs"),
-                *_fields(c_int64, "pool_height pool_width"),
-                *_fields(c_void_p, "pool_codes out_scale out_signs")]
-
-
-class PackArgs(Structure):
-    """Arguments of the packing of a product's right side."""
-
-    _fields_ = [*_fields(c_int32, "inner columns"), ("b", c_void_p),
-                *_fields(c_int64, "row_stride column_stride"), ("packed", c_void_p)]
-
-
-class StemArgs(Structure):
-    """Arguments of the first layer."""
-
-    _fields_ = [*_fields(c_int64, "images height width"),
-                *_fields(c_int32, "channels pooled threads unused"),
-                *_fields(c_void_p, "pixels weight bias out codes grad grad_pixels")]
-
-
-class UnpoolArgs(Structure):
-    """Arguments of the undoing of a maximum over 2x2 pixels."""
-
-    _fields_ = [*_fields(c_int64, "images height width"), *_fields(c_int32, "channels threads"),
-                *_fields(c_void_p, "grad codes scale out")]
-
-
-class HeadArgs(Structure):
-    """Arguments of the mean over a map's pixels."""
-
-    _fields_ = [*_fields(c_int64, "images pixels"), *_fields(c_int32, "channels threads"),
-                *_fields(c_void_p, "x scale shift pooled signs grad grad_x")]
 
 
 class Library:
@@ -110,11 +33,11 @@ class Library:
         self.name = name
         self.lanes: int = self._handle.sanrobust_lanes()
 
-    def call(self, function: str, args: Structure) -> int:
+    def call(self, function: str, args: Arguments) -> int:
         """Run the kernel ``function`` of ``api.h``; other Python threads go on meanwhile.
 
-        Raises BackendError when the kernel does not take these arguments and MemoryError when
-        there is no memory for its scratch.
+        Raises BackendError when the kernel does not take these arguments, UsageError when they
+        are those of another one and MemoryError when there is no memory for its scratch.
         """
         status = self.query(function, args)
         if status == _UNSUPPORTED:
@@ -124,8 +47,12 @@ class Library:
             raise MemoryError(f"{function} needs more memory than there is: use smaller batches")
         return status
 
-    def query(self, function: str, args: Structure | None = None) -> int:
-        """Return what ``function`` of ``api.h`` answers; ``args`` None: it takes none."""
+    def query(self, function: str, args: Arguments | None = None) -> int:
+        """Return what ``function`` of ``api.h`` answers; ``args`` None: it takes none.
+
+        Raises UsageError for the arguments of another function.
+        """
+        require_struct(function, args)
         entry = getattr(self._handle, function)
         answer: int = entry() if args is None else entry(ctypes.byref(args))
         return answer
@@ -138,7 +65,8 @@ class Library:
         return rate
 
     def packed_size(self, inner: int, columns: int) -> int:
-        """Return how many floats ``sanrobust_pack`` writes."""
+        """Return how many floats ``sanrobust_pack`` writes; raises UsageError for no size."""
+        PackArgs(inner=inner, columns=columns)
         entry = self._handle.sanrobust_packed_size
         entry.restype = c_int64
         size: int = entry(c_int32(inner), c_int32(columns))
@@ -179,11 +107,6 @@ def load_level(name: str) -> Library:
         raise BackendError(f"the kernels of level {name} must run on this processor",
                            seen=f"it runs {', '.join(able) or 'none'}", hint=f"try {REBUILD}")
     return _levels(build.LIBRARIES)[name]
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Return where a dense tensor's elements begin; None for None."""
-    return None if tensor is None else tensor.data_ptr()
 
 
 @cache
@@ -228,7 +151,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _spelled(args: Structure) -> str:
+def _spelled(args: Arguments) -> str:
     """The plain numbers among the arguments."""
     return ", ".join(f"{name}={getattr(args, name)}" for name, kind, *_ in args._fields_
                      if kind is not c_void_p)

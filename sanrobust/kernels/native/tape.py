@@ -11,16 +11,17 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from ctypes import Structure
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
+from sanrobust.errors import UsageError
 from sanrobust.kernels.native import library
+from sanrobust.kernels.native.arguments import HINT, Arguments, address, require_memory
 
-Call = tuple[str, Structure]
+Call = tuple[str, Arguments]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Tape:
         self._sides: dict[int, tuple[int, int]] = {}
         self._calls: list[Call] = []
 
-    def call(self, function: str, args: Structure) -> None:
+    def call(self, function: str, args: Arguments) -> None:
         """Run a kernel of ``src/api.h`` and remember the call.
 
         Raises BackendError when this machine has no kernels, and as `Library.call` does.
@@ -156,21 +157,30 @@ class Program:
 
     def __init__(self, calls: Iterable[Call], *tensors: Tensor) -> None:
         self._calls = list(calls)
+        self._shapes = [tensor.shape for tensor in tensors]
         self._uses = [list(_uses(tensor, self._calls)) for tensor in tensors]
 
     def run(self, *tensors: Tensor) -> None:
-        """Make the calls with these ``tensors`` in the place of the first ones."""
-        for tensor, uses in zip(tensors, self._uses, strict=True):
+        """Make the calls with these ``tensors`` in the place of the first ones.
+
+        Raises UsageError for tensors that are not like the first ones.
+        """
+        for tensor, shape in zip(tensors, self._shapes, strict=True):
+            require_memory("a tensor", tensor, torch.float32)
+            if tensor.shape != shape:
+                raise UsageError(f"this program must be given a tensor of shape {tuple(shape)}",
+                                 seen=f"its shape is {tuple(tensor.shape)}", hint=HINT)
+        for tensor, uses in zip(tensors, self._uses):
             for args, name in uses:
-                setattr(args, name, library.address(tensor))
+                setattr(args, name, address(tensor))
         kernels = library.require()
         for function, args in self._calls:
             kernels.call(function, args)
 
 
-def _uses(tensor: Tensor, calls: Iterable[Call]) -> Iterator[tuple[Structure, str]]:
+def _uses(tensor: Tensor, calls: Iterable[Call]) -> Iterator[tuple[Arguments, str]]:
     """Find the arguments that point to a tensor."""
     for _, args in calls:
         for name, *_ in args._fields_:
-            if tensor.numel() and getattr(args, name) == library.address(tensor):
+            if tensor.numel() and getattr(args, name) == address(tensor):
                 yield args, name
