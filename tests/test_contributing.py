@@ -108,8 +108,8 @@ def test_every_file_and_every_name_in_a_recipe_exists(title: str) -> None:
     # A block holds commands, which `test_words` reads; of a path or a name nothing is said twice.
     quoted = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", sections()[title], flags=re.S))
     quoted += [part for part in " ".join(quoted).split() if part.startswith("tests/")]
-    paths = {word: located(word) for word in quoted if re.fullmatch(r"[\w./-]+(\.(py|h|cfg)|/)", word)
-             and not word.startswith(".")}
+    paths = {word: located(word) for word in quoted
+             if re.fullmatch(r"[\w./-]+(\.(py|h|cfg)|/)", word) and not word.startswith(".")}
     assert paths and all(paths.values()), paths
     text = "\n".join(path.read_text("utf-8") for path in paths.values() if path and path.is_file())
     names = {word.removesuffix("()") for word in quoted
