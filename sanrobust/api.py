@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from sanrobust.attacks.budget import TABLE10, Budget, as_budgets
-from sanrobust.attacks.settings import AttackSettings
+from sanrobust.attacks.settings import ADAPTED, AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.errors import FailedImagesError, UsageError
 from sanrobust.preprocessing import Preprocessing
@@ -88,7 +88,7 @@ def pgd(models: Models = (), *, data: Data = None, checkpoint: str | Path | None
     table comes with a warning.
     """
     settings = AttackSettings(
-        attack=attack, budgets=as_budgets(budgets) if attack == "pgd" else (),
+        attack=attack, budgets=() if str(attack).startswith(ADAPTED) else as_budgets(budgets),
         targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
         options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
     how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,

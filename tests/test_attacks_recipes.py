@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sanrobust.attacks.losses import LOSSES
 from sanrobust.attacks.targets import TARGETS
-from sanrobust.records import find_runs
+from sanrobust.runs import find_runs
 
 SMALL = "san10-pair.digits"
 
@@ -31,7 +31,7 @@ def next_class(ids: Sequence[str], labels: Tensor, logits: Tensor, seed: int) ->
 
 
 def records(out: Path) -> pd.DataFrame:
-    return find_runs(out, "pgd")[0].records()
+    return find_runs(out, "pgd").runs[0].records()
 
 
 @pytest.fixture
