@@ -265,7 +265,7 @@ def test_says_which_model_a_deeper_networks_weights_fit() -> None:
         load_strict(build(SMALL), state, name="san10-pair", source="file")
 
 
-@pytest.mark.parametrize("arch", ["resnet26", "san15-pair", "san19-patch"])
+@pytest.mark.parametrize("arch", ["resnet26", "san15-pair", "san19-patch", "san10-sasa", "sasa38"])
 def test_recognises_a_state_by_its_names_and_shapes(arch: str) -> None:
     with torch.device("meta"):
         full, small = build(imagenet_form(arch, 7)), build(small_form(arch, 3))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sanrobust.errors import CheckpointError
 from sanrobust.zoo.build import parameter_shapes
-from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form
+from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.names import NETWORKS
 from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -104,7 +105,7 @@ def fitting(state: Mapping[str, Any]) -> str | None:
     """
     if not any(key.endswith("fc.weight") for key in state):
         return None
-    for arch in ARCHITECTURES:
+    for arch in NETWORKS:
         forms = {arch: imagenet_form(arch), f"{arch}.untrained-small": small_form(arch, 10)}
         for name, form in forms.items():
             expected = parameter_shapes(form)
