@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, device_name, environment, exact, versions
+from sanrobust.device import choose_device, device_name, environment, exact, out_of_memory, versions
 from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
                               SanrobustError, UsageError)
 from sanrobust.evaluate import Experiment, evaluate
@@ -216,7 +216,7 @@ class _Job:
         batch_size = self._batch_size(classifier)
         least = least_batch(self.device) if not_folded and self.experiment.batched else 1
         model = SteadyBatches(classifier, least)
-        remarks = self._remarks(classifier, model, batch_size)
+        remarks = self._remarks(classifier, model)
         facts = {
             "command": self.how.command, "weights_source": classifier.source,
             "batch_size": batch_size, "workers": self.how.workers,
@@ -229,20 +229,29 @@ class _Job:
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
                      workers=self.how.workers, device=self.device, progress=progress)
 
-    def _remarks(self, classifier: Classifier, model: torch.nn.Module,
-                 batch_size: int) -> dict[str, list[str]]:
+    def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
         """Return, and say, what a reader of the numbers must know of the model and the images."""
-        sample = range(min(PROBED_IMAGES, batch_size, len(self.images.refs)))
-        batch = next(batches(self.images, classifier.preprocessing, plan=[sample], workers=0))
-        found: Sequence[str] = ()
-        with suppress(NonFiniteError):  # the records will say so, image by image
-            found = probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
                    "left_out": [f"{self.images.name}: {each}" for each in self.images.left_out],
-                   "probe": [f"{classifier.name}: {each}" for each in found]}
+                   "probe": [f"{classifier.name}: {each}"
+                             for each in self._probed(classifier, model, PROBED_IMAGES)]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)
         return remarks
+
+    def _probed(self, classifier: Classifier, model: torch.nn.Module,
+                images: int) -> Sequence[str]:
+        """Look at the first images of the set: the same ones whatever the batch size."""
+        sample = range(min(images, len(self.images.refs)))
+        batch = next(batches(self.images, classifier.preprocessing, plan=[sample], workers=0))
+        try:
+            return probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
+        except NonFiniteError:
+            return ()  # the records will say so, image by image
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or images < 4:
+                raise
+        return self._probed(classifier, model, images // 2)
 
     def _batch_size(self, classifier: Classifier) -> int:
         asked = self.how.batch_size

@@ -105,7 +105,8 @@ def test_budgets_of_two_commands_meet_on_one_line_of_the_table_alone(
     second = command(*attack, "--eps", 8, "--step", 2, "--iters", 4)
     assert "n = 4" in second.stdout and "n = 2" not in second.stdout
     third = command("table", "pgd", "--out", tmp_path)
-    assert third.stdout.count(RIGHT) == 1 and "n = 2" in third.stdout and "n = 4" in third.stdout
+    assert third.stdout.count(f"\n{RIGHT}  ") == 1
+    assert "n = 2" in third.stdout and "n = 4" in third.stdout
     assert pd.read_csv(tmp_path / "pgd.csv")["iters"].tolist() == [2, 4]
 
 

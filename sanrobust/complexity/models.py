@@ -62,7 +62,9 @@ def count_model(name: str, *, img_size: int | None = None,
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name} must take images of {height}x{width} pixels",
                          seen=f"it failed ({first})",
-                         hint="choose another size with --img-size") from error
+                         hint="choose another size with --img-size" if [height, width] == own
+                         else f"leave out --img-size: its own is {'x'.join(map(str, own))}"
+                         ) from error
 
 
 def _network(name: str) -> tuple[nn.Module, Shape]:

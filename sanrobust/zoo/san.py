@@ -124,9 +124,10 @@ def _require_buildable(config: SanConfig) -> None:
                          hint="name the blocks of each stage")
     per_stage = {"footprints": config.footprints, "widths": config.widths, "pools": config.pools}
     for name, values in per_stage.items():
-        if len(values) != stages:
+        # Configurations come from files too, where a list may be nothing at all.
+        if not isinstance(values, tuple) or len(values) != stages:
             raise ModelError(f"{name} of a SAN must have one item per stage",
-                             seen=f"there are {len(values)} for {stages} stages",
+                             seen=f"they are {values} for {stages} stages",
                              hint=f"give {stages} values")
     for width in config.widths:
         if width < _WIDTH_UNIT or width % _WIDTH_UNIT:
