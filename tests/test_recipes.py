@@ -155,6 +155,20 @@ class TwinBackend(FusedBackend):
     Edit("kernels/backends.py", "BACKENDS.add(TwinBackend.name, TwinBackend())\n",
          before="BACKENDS.add(ReferenceBackend.name"),
 )
+LOOP = (
+    Edit("attacks/build.py", '''    if settings.attack == "still":
+        return partial(targeted_pgd, budgets=[replace(each, iters=0) for each in settings.budgets],
+                       targets=rule, loss=settings.loss, seed=settings.seed)
+
+''', before="    def pgd(model: Classifier,"),
+    Edit("attacks/build.py", '''from dataclasses import replace
+from functools import partial
+''', before="from typing import Protocol\n"),
+    Edit("attacks/settings.py", ' "still"', behind="\nOWN = (PGD,"),
+    Edit("attacks/describe.py", '''    if attack == "still":
+        return "No step at all."
+''', before="    words = _adapted(settings) if"),
+)
 RUN = """
 import json, sys
 from click.testing import CliRunner
@@ -192,6 +206,9 @@ EXPECTED = {
     # A relation is an option of models.
     "zoo show san10-pair(relation=distance)": "pairwise, relation distance",
     "complexity -m san10-pair(relation=distance)": "san10-pair(relation=distance)",
+    # A loop is an attack of ours.
+    "pgd --help": "pgd|still|torchattacks:NAME",
+    "pgd --attack still -m mlp1.untrained-small --num-samples 4": "Attack: No step at all.",
     # A dataset can be trained on and measured.
     "train -m mlp1 --data bars --epochs 1 -b 8 --out w": "64 training and 12 held-out images",
     "rotate -m mlp1 --data bars --checkpoint w/mlp1.bars.safetensors": "Data: bars, 12 images.",
@@ -207,7 +224,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
     """Exit code and output of every command, in a copy in which all recipes were followed."""
     folder = tmp_path_factory.mktemp("tree")
     shutil.copytree(PACKAGE, folder / "sanrobust", ignore=shutil.ignore_patterns("__pycache__"))
-    for edit in (*FAMILY, *RELATION, *DATASET, *BACKEND):
+    for edit in (*FAMILY, *RELATION, *LOOP, *DATASET, *BACKEND):
         follow(edit, folder / "sanrobust")
     answered = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps([command.split() for command in EXPECTED])],

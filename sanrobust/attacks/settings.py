@@ -12,6 +12,8 @@ from sanrobust.errors import UsageError
 from sanrobust.registry import unknown_name
 
 PGD = "pgd"
+OWN = (PGD,)
+"""Names of our own attacks, which take budgets."""
 ADAPTED = "torchattacks:"
 _LISTING = "sanrobust pgd --help"
 
@@ -50,7 +52,7 @@ class AttackSettings:
         self._check_texts()
         object.__setattr__(self, "options", tuple(sorted(self.options)))
         budgets = as_budgets(self.budgets)
-        if self.attack == PGD and not budgets:
+        if self.attack in OWN and not budgets:
             budgets = TABLE10
         object.__setattr__(self, "budgets", budgets)
         self._check_attack()
@@ -101,12 +103,12 @@ class AttackSettings:
         }
 
     def _check_attack(self) -> None:
-        if self.attack == PGD or self.adapted:
+        if self.attack in OWN or self.adapted:
             return
         if self.adapted == "":
             raise UsageError("an attack of torchattacks must be named", seen=f"{self.attack!r} "
                              "was seen", hint="type for example --attack torchattacks:MIFGSM")
-        raise unknown_name("attack", self.attack, (PGD, ADAPTED + "NAME"), listing=_LISTING)
+        raise unknown_name("attack", self.attack, (*OWN, ADAPTED + "NAME"), listing=_LISTING)
 
     def _check_texts(self) -> None:
         for name in ("attack", "targets", "loss"):

@@ -9,7 +9,7 @@ import click
 
 from sanrobust.attacks.budget import FIELDS, Budget, parse_level
 from sanrobust.attacks.losses import LOSSES
-from sanrobust.attacks.settings import AttackSettings
+from sanrobust.attacks.settings import ADAPTED, OWN, AttackSettings
 from sanrobust.attacks.targets import rule_forms
 from sanrobust.cli.group import Command
 from sanrobust.cli.options import (data_options, model_options, parse_pairs, run_options,
@@ -34,7 +34,8 @@ from sanrobust.errors import UsageError
               help="Random starts, of which the best for the attacker counts.")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Seed of targets and starts; each draw belongs to (seed, image).")
-@click.option("--attack", default="pgd", show_default=True, metavar="pgd|torchattacks:NAME",
+@click.option("--attack", default=OWN[0], show_default=True,
+              metavar="|".join((*OWN, f"{ADAPTED}NAME")),
               help="Our PGD, or an attack of torchattacks, which is an extra: "
                    "pip install 'sanrobust[torchattacks]'.")
 @click.option("-A", "--attack-option", "options", multiple=True, metavar="KEY=VALUE",
