@@ -291,7 +291,7 @@ def test_knowing_the_shapes_draws_no_random_numbers() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"widths": (32, 32, 64, 128, 250)}, "multiples of 32, but one is 250: use 256"),
-    ({"footprints": (3, 5, 5)}, "one item per stage, but there are 3 for 5 stages"),
+    ({"footprints": (3, 5, 5)}, r"one item per stage, but they are \(3, 5, 5\) for 5 stages"),
     ({"layers": ()}, "at least one stage"),
 ])
 def test_a_san_that_cannot_be_built_is_refused(changes: dict[str, Any], message: str) -> None:
