@@ -249,6 +249,14 @@ def test_an_image_that_a_network_cannot_take_is_an_error_with_what_to_do(made: s
         count_model(f"{made}:Picky", img_size=17)
 
 
+@pytest.mark.parametrize("name", ["timm/volo_d1_224", "torchvision/vit_b_32"])
+def test_a_network_that_a_library_builds_for_a_size_is_counted_at_another(name: str) -> None:
+    own, other = count_model(name), count_model(name, img_size=64)
+    assert (own.img_size, other.img_size) == (224, 64)
+    assert other.cost.flops < own.cost.flops / 4 and other.cost.parameters < own.cost.parameters
+
+
+
 def test_an_image_smaller_than_the_footprints_is_an_error() -> None:
     with pytest.raises(ModelError, match="at least 128x128"):
         count_model("san10-pair", img_size=96)

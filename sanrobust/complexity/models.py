@@ -59,12 +59,28 @@ def count_model(name: str, *, img_size: int | None = None,
     except Exception as error:
         if [height, width] == own and not is_external(name):
             raise
+        resized = _resized(name, img_size, channels, convention)
+        if resized is not None:
+            return resized
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name} must take images of {height}x{width} pixels",
                          seen=f"it failed ({first})",
                          hint="choose another size with --img-size" if [height, width] == own
                          else f"leave out --img-size: its own is {'x'.join(map(str, own))}"
                          ) from error
+
+
+def _resized(name: str, img_size: int | None, channels: int,
+             convention: Convention) -> Counted | None:
+    """Count a network that its library builds anew for another size; None where it cannot."""
+    if img_size is None or not is_external(name):
+        return None
+    try:
+        network = build_external(name, meta=True, side=img_size)[0]
+        return Counted(name, img_size,
+                       count(network, img_size=img_size, channels=channels, convention=convention))
+    except Exception:  # builders and networks of elsewhere fail in their own ways
+        return None
 
 
 def _network(name: str) -> tuple[nn.Module, Shape]:

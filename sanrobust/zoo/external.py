@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,24 +125,40 @@ def as_classifier(model: nn.Module, *, name: str | None = None,
                           code=code, assumed=wanted.sentence(()))
 
 
-def build_external(name: str, *, meta: bool = False) -> tuple[nn.Module, Shape]:
+def build_external(name: str, *, meta: bool = False,
+                   side: int | None = None) -> tuple[nn.Module, Shape]:
     """Return the network called ``name`` with initial values, and the shape of its images.
 
-    The shape is channels, height and width. Nothing is downloaded. With ``meta`` a library's
-    network has no values where it can be built so. Raises UnknownNameError for a name that does
-    not exist and ModelError for what is no network.
+    The shape is channels, height and width. Nothing is downloaded.
+
+    Args:
+        name: as the user typed it.
+        meta: build a library's network without values where it can be built so.
+        side: of the images in pixels that a library's network is built for; None for its own.
+
+    Raises UnknownNameError for a name that does not exist and ModelError for what is no network,
+    or cannot be built for another side.
     """
     with _building(), _switches_kept():
         external = _find(name, None, lambda _: None)[0]
-        network = _shapes_alone(external) if meta and not external.made_by else None
-        network = network or _built(external, lambda: external.build(None, False))
+        build = partial(external.build, None, False) if side is None else _sized(external, side)
+        network = _shapes_alone(build) if meta and not external.made_by else None
+        network = network or _built(external, build)
     return network, external.shape(network)
 
 
-def _shapes_alone(external: External) -> nn.Module | None:
+def _sized(external: External, side: int) -> Callable[[], nn.Module]:
+    sized = external.sized
+    if sized is None:
+        raise ModelError(f"{external.name} must be built anew for another side",
+                         seen="it is your own", hint="leave out --img-size")
+    return partial(sized, side)
+
+
+def _shapes_alone(build: Callable[[], nn.Module]) -> nn.Module | None:
     try:
         with torch.device("meta"):
-            return external.build(None, False)
+            return build()
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return None  # its builder computes with values
 

@@ -47,6 +47,7 @@ class External:
         wanted: finds how the built network wants its images.
         shape: channels, height and width of the built network's images.
         made_by: the user's own module and factory; empty for a library's.
+        sized: builds it with initial values for images of another side, where the library can.
     """
 
     name: str
@@ -56,6 +57,7 @@ class External:
     wanted: Callable[[nn.Module], Wanted]
     shape: Callable[[nn.Module], Shape]
     made_by: tuple[object, ...] = ()
+    sized: Callable[[int], nn.Module] | None = None
 
 
 def filling(name: str, build: Build) -> Fill:
@@ -120,9 +122,13 @@ def _torchvision(name: str, arch: str, weights: Any, *, silent: str) -> External
         return Wanted(preprocessing, FIELDS, silent, like=f"torchvision's {weights}",
                       note=_peculiar(arch, network, weights))
 
+    def sized(side: int) -> nn.Module:
+        network: nn.Module = get_model(arch, weights=None, image_size=side)
+        return network
+
     config = from_transforms(weights.transforms())
     return External(name, f"torchvision weights {weights}", build, fill, wanted,
-                    lambda _: input_shape(name, config))
+                    lambda _: input_shape(name, config), sized=sized)
 
 
 def _plain_call(name: str, call: Callable[[], Any]) -> nn.Module:
@@ -299,8 +305,12 @@ def timm_models(name: str, rest: str, checkpoint: Path | None) -> list[External]
         tagged = f"{arch}.{used.get('tag')}" if used.get("tag") else arch
         return Wanted(preprocessing, FIELDS, silent, like=f"timm's {tagged}")
 
+    def sized(side: int) -> nn.Module:
+        network: nn.Module = timm.create_model(rest, pretrained=False, img_size=side)
+        return network
+
     return [External(name, f"timm weights {rest}", build, filling(name, build), wanted,
-                     lambda network: input_shape(name, resolve(network)))]
+                     lambda network: input_shape(name, resolve(network)), sized=sized)]
 
 
 def _address(config: Any) -> str:
