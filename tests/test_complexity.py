@@ -256,7 +256,6 @@ def test_a_network_that_a_library_builds_for_a_size_is_counted_at_another(name: 
     assert other.cost.flops < own.cost.flops / 4 and other.cost.parameters < own.cost.parameters
 
 
-
 def test_an_image_smaller_than_the_footprints_is_an_error() -> None:
     with pytest.raises(ModelError, match="at least 128x128"):
         count_model("san10-pair", img_size=96)

@@ -201,8 +201,12 @@ def test_a_row_that_was_tampered_with_is_refused(folder: Path, weights: Path, na
     row = content["entries"].pop("san10-pair.mine")
     content["entries"][name] = {**row, **change}
     (folder / "index.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError):
-        store.records()
+    assert name not in store.records() and set(store.damaged()) == {name}
+    assert all(entry.name != name for entry in catalog.entries())
+    assert catalog.find("san10-pair.digits").name == "san10-pair.digits"
+    if "/" not in name:
+        with pytest.raises(CheckpointError, match="--overwrite"):
+            catalog.find(name)
 
 
 @pytest.mark.parametrize(("key", "value"), [

@@ -12,7 +12,7 @@ from sanrobust.cli.options import PATH
 from sanrobust.design import Design
 from sanrobust.errors import CheckpointError
 from sanrobust.progress import download_lines
-from sanrobust.zoo import catalog
+from sanrobust.zoo import catalog, store
 from sanrobust.zoo.entry import (
     Entry, Packaged, Remote, Stored, Unpublished, Untrained, WeightsSource,
 )
@@ -34,6 +34,8 @@ def list_models(tag: str | None) -> None:
     for entry in listed:
         top1 = "-" if entry.top1 is None else f"{entry.top1:.1f}"
         click.echo(f"{entry.name:<{width}}{top1:>6}  {_describe(entry.weights)}")
+    for error in store.damaged().values():
+        click.echo(f"not listed: {error}", err=True)
 
 
 @zoo.command()
@@ -58,7 +60,6 @@ def add(name: str, file: Path | None, like: str | None, overwrite: bool, use_ema
 
     Without FILE the entry's published weights are downloaded.
     """
-    from sanrobust.zoo import store
     from sanrobust.zoo.resolve import fetch
     if file is None:
         path = fetch(catalog.find(name), progress=download_lines(name, click.echo), say=click.echo)

@@ -72,6 +72,8 @@ def find(name: str, *, tag: str | None = None) -> Entry:
     known = {entry.name: entry for entry in entries()}
     if full in known:
         return known[full]
+    if full in store.damaged():
+        raise store.damaged()[full]
     raise _unknown_tag(typed.architecture, wanted, tuple(known))
 
 

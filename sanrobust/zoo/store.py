@@ -147,11 +147,27 @@ def add(name: str, path: Path, *, like: Entry | None = None, overwrite: bool = F
 
 
 def records() -> dict[str, StoreRecord]:
-    """Return everything in the store by name, in the order in which it was added.
+    """Return what the store knows by name, in the order in which it was added.
 
-    Raises CheckpointError when the index is damaged.
+    Weights whose row does not read are left out; see `damaged`. Raises CheckpointError when the
+    index as a whole is damaged.
     """
-    return {name: _from_row(name, row) for name, row in _read_index().items()}
+    return {name: row for name, row in _rows().items() if isinstance(row, StoreRecord)}
+
+
+def damaged() -> dict[str, CheckpointError]:
+    """Return by name what is wrong with the rows of the store that do not read."""
+    return {name: row for name, row in _rows().items() if isinstance(row, CheckpointError)}
+
+
+def _rows() -> dict[str, StoreRecord | CheckpointError]:
+    found: dict[str, StoreRecord | CheckpointError] = {}
+    for name, row in _read_index().items():
+        try:
+            found[name] = _from_row(name, row)
+        except CheckpointError as error:
+            found[name] = error
+    return found
 
 
 def pinned(path: Path) -> str | None:
@@ -265,7 +281,10 @@ def _from_row(name: str, row: Mapping[str, Any]) -> StoreRecord:
         return StoreRecord(entry, *(require_text(row[key]) for key in
                                     ("state_digest", "source", "source_sha256", "added")))
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise _damaged_index(f"its row {name!r} does not read") from error
+        raise CheckpointError("the facts of stored weights must describe a model of the zoo",
+                              seen=f"those of {name} do not ({error})",
+                              hint=f"add the weights again with sanrobust zoo add {quoted(name)} "
+                                   "FILE --overwrite") from error
 
 
 def _read_index() -> dict[str, Any]:
