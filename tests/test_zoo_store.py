@@ -205,7 +205,7 @@ def test_a_row_that_was_tampered_with_is_refused(folder: Path, weights: Path, na
     assert all(entry.name != name for entry in catalog.entries())
     assert catalog.find("san10-pair.digits").name == "san10-pair.digits"
     if "/" not in name:
-        with pytest.raises(CheckpointError, match="--overwrite"):
+        with pytest.raises(CheckpointError, match="add the weights again"):
             catalog.find(name)
 
 
