@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.cfg setup.py pyproject.toml README.md \
   $(shell find sanrobust -type f -not -name '*.pyc' -not -path '*/native/lib/*')
 
-.PHONY: demo test test-oldest check weights gpu-check clean
+.PHONY: demo test test-oldest check check-slow weights gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -28,6 +28,10 @@ check:
 	$(BIN)/flake8 sanrobust tests
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n $(PROCESSES) --cov --cov-report=term --durations=10
+
+# Long sweeps that `check` leaves out.
+check-slow: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n $(PROCESSES) -m slow
 
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights

@@ -1,7 +1,7 @@
 """Robustness of image classifiers: rotation, flip and targeted PGD, for notebooks too.
 
-``create_model(name)``, ``rotate(...)`` and ``pgd(...)`` are loaded when first used, so that
-importing the package stays quick.
+``create_model(name)``, ``rotate(...)``, ``pgd(...)`` and the values they take are loaded when
+first used, so that importing the package stays quick.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sanrobust.api import pgd, rotate
+    from sanrobust.attacks.budget import Budget
+    from sanrobust.choices import DataChoice
+    from sanrobust.errors import SanrobustError
+    from sanrobust.preprocessing import Preprocessing
     from sanrobust.zoo.classifier import Classifier
     from sanrobust.zoo.resolve import create_model
 
-__all__ = ["Classifier", "create_model", "pgd", "rotate"]
+__all__ = ["Budget", "Classifier", "DataChoice", "Preprocessing", "SanrobustError", "create_model",
+           "pgd", "rotate"]
 
 _HOMES = {
+    "Budget": "sanrobust.attacks.budget",
+    "DataChoice": "sanrobust.choices",
+    "Preprocessing": "sanrobust.preprocessing",
+    "SanrobustError": "sanrobust.errors",
     "Classifier": "sanrobust.zoo.classifier",
     "create_model": "sanrobust.zoo.resolve",
     "pgd": "sanrobust.api",

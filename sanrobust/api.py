@@ -2,80 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sanrobust.attacks.budget import TABLE10, Budget
-from sanrobust.attacks.settings import AttackSettings
+from torch import nn
+
+from sanrobust.attacks.budget import TABLE10, Budget, as_budgets
+from sanrobust.attacks.settings import ADAPTED, AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.errors import FailedImagesError, UsageError
+from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Reporter
 from sanrobust.run import run_pgd, run_rotation
-from sanrobust.zoo.classifier import Classifier
+from sanrobust.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Models = str | Classifier | Sequence[str | Classifier]
+Model = str | nn.Module
+Models = Model | Sequence[Model]
+Data = str | os.PathLike[str] | DataChoice | None
+BudgetLike = Budget | tuple[float, float, int] | Mapping[str, float]
 
 
-def rotate(models: Models = (), *, data: str | DataChoice | None = None,
-           out: str | Path = "results", batch_size: int | Literal["auto"] | None = None,
-           workers: int = 0, device: str = "auto", fresh: bool = False) -> pd.DataFrame:
+def rotate(models: Models = (), *, data: Data = None, checkpoint: str | Path | None = None,
+           preprocessing: Preprocessing | None = None, out: str | Path = "results",
+           batch_size: int | Literal["auto"] | None = None, workers: int = 0, device: str = "auto",
+           threads: int | None = None, fresh: bool = False) -> pd.DataFrame:
     """Measure zero-shot rotation and flip (paper, Table 9) and return the table.
 
     Args:
-        models: names or classifiers; empty for the paper's nine.
+        models: names, classifiers, networks of torch, or several of them; empty for the paper's
+            nine.
         data: registered name, folder, or a `DataChoice`; None for the embedded digits.
+        checkpoint: file with the weights of the one model named.
+        preprocessing: how images become the models' pixels; None for each model's own.
         out: folder of records and tables.
         batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
         workers: processes that decode images.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        threads: of the CPU; None for torch's own number.
         fresh: measure again beside earlier runs.
 
     Returns:
-        One row per model of all complete runs under ``out``, in percent, unrounded.
+        One row per model asked for, in percent, unrounded.
 
-    Raises a `SanrobustError` with what to do, as the command does.
+    Raises a `SanrobustError` with what to do, as the command does; where many images failed the
+    table comes with a warning.
     """
-    how = HowToRun(out=Path(out), batch_size=batch_size, workers=workers, device=device,
-                   fresh=fresh)
-    return run_rotation(_models(models), _data(data), how, Reporter()).frame
+    how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
+                   threads=threads, fresh=fresh)
+    return _frame(run_rotation(_models(models, checkpoint, preprocessing), _data(data), how,
+                               Reporter()))
 
 
-def pgd(models: Models = (), *, data: str | DataChoice | None = None,
-        budgets: Sequence[Budget] = TABLE10, targets: str = "random", loss: str = "ce",
-        random_start: bool = False, restarts: int = 1, seed: int = 0,
+def pgd(models: Models = (), *, data: Data = None, checkpoint: str | Path | None = None,
+        preprocessing: Preprocessing | None = None, budgets: Sequence[BudgetLike] = TABLE10,
+        targets: str = "random", loss: str = "ce", random_start: bool = False, restarts: int = 1,
+        seed: int = 0, attack: str = "pgd", options: Mapping[str, object] | None = None,
         out: str | Path = "results", batch_size: int | Literal["auto"] | None = None,
-        workers: int = 0, device: str = "auto", fresh: bool = False) -> pd.DataFrame:
-    """Attack with white-box targeted PGD (paper, Table 10) and return the table.
+        workers: int = 0, device: str = "auto", threads: int | None = None,
+        fresh: bool = False) -> pd.DataFrame:
+    """Attack with white-box targeted PGD (paper, Table 10) or another attack; return the table.
 
     Args:
-        models, data, out, batch_size, workers, device, fresh: as in `rotate`.
-        budgets: radius, step (both in 1/255) and number of steps; all run in one pass.
+        models, data, checkpoint, preprocessing, out, batch_size, workers, device, threads, fresh:
+            as in `rotate`.
+        budgets: radius, step (both in 1/255) and number of steps, each a `Budget` or three
+            numbers; all run in one pass. Not read by an attack of torchattacks.
         targets: ``random``, ``least-likely``, ``second``, ``fixed:C`` or ``file:CSV``.
         loss: ``ce``, ``margin`` or ``dlr``.
         random_start: start uniformly in the ball.
         restarts: number of random starts, of which the best for the attacker counts.
         seed: of targets and starts.
+        attack: ``pgd``, or ``torchattacks:NAME``.
+        options: keywords of an attack of torchattacks, in its own units.
 
     Returns:
-        One row per model and budget of all complete runs under ``out``, in percent, unrounded.
+        One row per model and budget asked for, in percent, unrounded.
 
-    Raises a `SanrobustError` with what to do, as the command does.
+    Raises a `SanrobustError` with what to do, as the command does; where many images failed the
+    table comes with a warning.
     """
-    settings = AttackSettings(budgets=tuple(budgets), targets=targets, loss=loss,
-                              random_start=random_start, restarts=restarts, seed=seed)
-    how = HowToRun(out=Path(out), batch_size=batch_size, workers=workers, device=device,
-                   fresh=fresh)
-    return run_pgd(_models(models), _data(data), how, Reporter(), settings=settings).frame
+    settings = AttackSettings(
+        attack=attack, budgets=() if str(attack).startswith(ADAPTED) else as_budgets(budgets),
+        targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
+        options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
+    how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
+                   threads=threads, fresh=fresh)
+    return _frame(run_pgd(_models(models, checkpoint, preprocessing), _data(data), how, Reporter(),
+                          settings=settings))
 
 
-def _models(models: Models) -> ModelChoice:
-    if isinstance(models, (str, Classifier)):
-        return ModelChoice(models=(models,))
-    return ModelChoice(models=tuple(models))
+def _frame(summary: Summary) -> pd.DataFrame:
+    problem = summary.problem
+    if isinstance(problem, FailedImagesError):
+        warnings.warn(str(problem), stacklevel=3)
+    elif problem is not None:
+        raise problem
+    return summary.frame
 
 
-def _data(data: str | DataChoice | None) -> DataChoice:
+def _models(models: Models, checkpoint: str | Path | None,
+            preprocessing: Preprocessing | None) -> ModelChoice:
+    several = (models,) if isinstance(models, (str, nn.Module)) else models
+    if not isinstance(several, Sequence) or not all(isinstance(each, (str, nn.Module))
+                                                    for each in several):
+        raise UsageError("models must be names, classifiers or networks of torch",
+                         seen=f"one is {models!r}"[:200],
+                         hint="give for example 'resnet26.digits' or a torch.nn.Module")
+    if not isinstance(preprocessing, Preprocessing | None):
+        raise UsageError("preprocessing must be a Preprocessing", seen=f"it is {preprocessing!r}",
+                         hint="give for example sanrobust.Preprocessing(img_size=32)")
+    overrides = {} if preprocessing is None else dict(vars(preprocessing))
+    return ModelChoice(models=tuple(several), checkpoint=_as_path(checkpoint),
+                       overrides=overrides)
+
+
+def _data(data: Data) -> DataChoice:
+    if isinstance(data, os.PathLike):
+        data = os.fspath(data)
     return data if isinstance(data, DataChoice) else DataChoice(data=data)
+
+
+def _as_path(value: Any) -> Any:
+    """Pass a path on as it was given: the choices turn text into paths and refuse the rest."""
+    return value

@@ -176,7 +176,8 @@ class Attention:
 
 def read_attention(model: str | Classifier, image: str | Path | None = None, *,
                    stages: Sequence[int] = (), blocks: Sequence[int] = (),
-                   checkpoint: Path | None = None, overrides: Mapping[str, Any] | None = None,
+                   checkpoint: Path | None = None, use_ema: bool = False,
+                   overrides: Mapping[str, Any] | None = None,
                    say: Callable[[str], None] = lambda _: None) -> Attention:
     """Return the attention weights of a model for one image.
 
@@ -188,7 +189,7 @@ def read_attention(model: str | Classifier, image: str | Path | None = None, *,
         stages: which stages, all by default. The stages of a SAN are numbered from 0, those of a
             SASA-ResNet from 1, as their layers are.
         blocks: which blocks of each stage, by default the last one.
-        checkpoint, overrides: as in `create_model`.
+        checkpoint, use_ema, overrides: as in `create_model`.
         say: told in a sentence what a user must know of a download.
 
     Raises DataError for an image that cannot be read, ModelError for a model without attention,
@@ -197,7 +198,8 @@ def read_attention(model: str | Classifier, image: str | Path | None = None, *,
     name, opened = open_image(image)
     if isinstance(model, str):
         tag = DIGITS_TAG if _DIGIT_ID.fullmatch(name) else DEFAULT_TAG
-        model = create_model(model, checkpoint=checkpoint, tag=tag, overrides=overrides, say=say)
+        model = create_model(model, checkpoint=checkpoint, use_ema=use_ema, tag=tag,
+                             overrides=overrides, say=say)
     layers = choose_layers(model.name, attention_layers(model.network), stages, blocks)
     try:
         pixels = to_pixels(opened, model.preprocessing)

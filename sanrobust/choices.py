@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sanrobust.errors import UsageError
 
 if TYPE_CHECKING:
-    from sanrobust.zoo.classifier import Classifier
+    from torch import nn
+
+    Model = str | nn.Module
+    """A name, or a classifier or network made in Python."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class DataChoice:
         num_samples: size of a fixed subset; None for all images.
         name: what tables call a folder; ``imagenet`` for one that holds ImageNet's validation
             images puts the paper's values beside ours.
+
+    Paths may be given as text. Raises UsageError for a value of another kind.
     """
 
     data: str | None = None
@@ -36,46 +42,111 @@ class DataChoice:
     num_samples: int | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        _take_text(self, "data", "--data")
+        _take_text(self, "name", "--data-name")
+        for option, name in (("--labels", "labels"), ("--class-map", "class_map"),
+                             ("--data-root", "root")):
+            _take_path(self, name, option)
+        if self.num_samples is not None:
+            _require_whole("--num-samples", self.num_samples, least=1)
+
 
 @dataclass(frozen=True)
 class ModelChoice:
     """Which models; an empty tuple means the paper's nine.
 
     Attributes:
-        models: names, or classifiers made in Python.
+        models: names, or classifiers and networks made in Python.
         checkpoint: weights for the one model named.
+        use_ema: take the averaged weights of a checkpoint that holds both.
         overrides: fields of `Preprocessing` that replace the entry's own.
     """
 
-    models: tuple[str | Classifier, ...] = ()
+    models: tuple[Model, ...] = ()
     checkpoint: Path | None = None
-    overrides: Mapping[str, object] = field(default_factory=dict)
+    use_ema: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _take_path(self, "checkpoint", "--checkpoint")
         if self.checkpoint is not None and len(self.models) != 1:
             raise UsageError("--checkpoint must come with exactly one --model",
                              seen=f"{len(self.models)} models are named",
                              hint="type --model NAME --checkpoint FILE")
+        if self.use_ema and self.checkpoint is None:
+            raise UsageError("--use-ema must come with --checkpoint", seen="there is none",
+                             hint="type --checkpoint FILE --use-ema, or leave it out")
 
 
 @dataclass(frozen=True)
 class HowToRun:
-    """How to compute; nothing here changes a number.
+    """How to compute and where to keep it; no number of a table depends on it.
 
     Attributes:
         out: folder of records and tables.
         batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
         workers: processes that decode images; 0 decodes in this one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        threads: of the CPU; None for torch's own number.
         backend: name of the attention kernels; None for the best that can run.
         fresh: start a new attempt beside earlier ones.
         fold: compute a SAN as a whole by the native kernels where they can.
+        max_failed: part of a run's images that may fail before the command counts as failed; the
+            table is the same.
+        command: what the user typed, for messages that say how to go on; empty from Python.
+
+    Raises UsageError for a value of another kind or out of its range.
     """
 
     out: Path = Path("results")
     batch_size: int | Literal["auto"] | None = None
     workers: int = 0
     device: str = "auto"
+    threads: int | None = None
     backend: str | None = None
     fresh: bool = False
     fold: bool = True
+    max_failed: float = 0.05
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        _take_path(self, "out", "--out", required=True)
+        if self.batch_size not in (None, "auto"):
+            _require_whole("--batch-size", self.batch_size, least=1, other="or auto")
+        _require_whole("--workers", self.workers, least=0)
+        if self.threads is not None:
+            _require_whole("--threads", self.threads, least=1)
+        if not isinstance(self.device, str):
+            raise _wrong("--device", "text such as cpu or cuda:0", self.device)
+        if not isinstance(self.max_failed, (int, float)) or not 0 <= self.max_failed <= 1:
+            raise _wrong("--max-failed", "a part from 0 to 1", self.max_failed)
+
+
+def _take_text(choice: object, name: str, option: str) -> None:
+    """Turn a field given as a path into text."""
+    value = getattr(choice, name)
+    if isinstance(value, Path):
+        object.__setattr__(choice, name, str(value))
+    elif not isinstance(value, str | None):
+        raise _wrong(option, "text", value)
+
+
+def _take_path(choice: object, name: str, option: str, *, required: bool = False) -> None:
+    """Turn a field given as text into a path."""
+    value = getattr(choice, name)
+    if isinstance(value, str) and value:
+        object.__setattr__(choice, name, Path(os.path.expanduser(value)))
+    elif not isinstance(value, Path if required else Path | None):
+        raise _wrong(option, "a path", value)
+
+
+def _require_whole(option: str, value: Any, *, least: int, other: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _wrong(option, f"a whole number of {least} or more{f' {other}' if other else ''}",
+                     value)
+
+
+def _wrong(option: str, rule: str, value: object) -> UsageError:
+    return UsageError(f"{option} must be {rule}", seen=f"it is {value!r}",
+                      hint=f"give {option} {rule}")

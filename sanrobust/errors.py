@@ -88,6 +88,12 @@ class ProtocolError(SanrobustError):
     exit_code = 8
 
 
+class FailedImagesError(SanrobustError):
+    """A run whose images failed in such numbers that its rates speak of the survivors alone."""
+
+    exit_code = 9
+
+
 class Interrupted(SanrobustError):
     """The user stopped the run; everything computed so far is saved."""
 

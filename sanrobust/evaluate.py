@@ -12,7 +12,7 @@ from torch import Tensor
 from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.loader import Batch, Failure, batches
 from sanrobust.device import out_of_memory
-from sanrobust.errors import DataError, NonFiniteError
+from sanrobust.errors import NonFiniteError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Progress
 from sanrobust.records import RunStore, chunked
@@ -55,7 +55,10 @@ class Experiment(Protocol):
 
 
 class _Buffer:
-    """Rows of whole batches on their way to the store; nothing in it outlives a failure twice."""
+    """Rows of whole batches on their way to the store, which gets them every few seconds.
+
+    Rows that the store refuses are dropped: their images count as not measured.
+    """
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
@@ -150,21 +153,3 @@ def _measure(model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str],
     for part in (slice(None, half), slice(half, None)):
         merge(columns, _measure(model, pixels[part], labels[part], ids[part], experiment))
     return columns
-
-
-def check_classes(images: ImageSet, *, num_classes: int, model: str) -> None:
-    """Refuse a dataset whose labels cannot be what the model's logits stand for.
-
-    Raises DataError when a label has no logit, or when the dataset knows its number of classes
-    and it is not the model's.
-    """
-    worst = max(images.refs, key=lambda ref: ref.label)
-    if worst.label >= num_classes:
-        raise DataError(f"labels must lie in 0..{num_classes - 1}, the classes of {model}",
-                        seen=f"{worst.id} of {images.name} has label {worst.label}",
-                        hint="mend the label file, or choose a model with enough classes")
-    if images.num_classes is not None and images.num_classes != num_classes:
-        raise DataError(f"data for {model} must have its {num_classes} classes",
-                        seen=f"{images.name} has {images.num_classes}",
-                        hint="choose other images with --data, map folders to classes with "
-                             "--class-map FILE, or name another --model")

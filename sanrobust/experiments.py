@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -139,6 +140,9 @@ def _attack_columns(result: BudgetResult, labels: Tensor, ids: Sequence[str]) ->
         "hit_any": _listed(result.hit_any, count),
         "linf": result.linf.tolist(),
         "target_loss": _listed(result.target_loss, count),
+        # An attack that takes no gradients has nan, and nothing to tell.
+        "zero_gradient": [None if math.isnan(sum(parts)) else parts
+                          for parts in result.zero_gradient.tolist()],
         "error": [None] * count,
     }
 

@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from sanrobust.errors import OutputError
+from sanrobust.errors import OutputError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
 
 
+class NameTaken(Exception):
+    """A file that must be new has a name that is taken."""
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of ``path`` that replaces it when the block ends well.
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path`` that gets its name when the block ends well.
 
     The content reaches the disk before the name does, so a crash or a full disk leaves the old
-    file as it was. Raises OutputError when the folder cannot be made or the write fails.
+    file as it was. Raises OutputError when the folder cannot be made or the write fails, and
+    NameTaken where ``replace`` is False and there is a file of that name.
     """
     temporary: Path | None = None
     try:
@@ -34,8 +39,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        if replace:
+            os.replace(temporary, path)
+            temporary = None
+        else:
+            _name_new(temporary, path)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
@@ -43,10 +51,65 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
+def cache_home() -> Path:
+    """Return the user's folder for what can be fetched or computed again.
+
+    ``SANROBUST_HOME``, else ``sanrobust`` in ``XDG_CACHE_HOME``, else ``~/.cache/sanrobust``.
+    Raises UsageError where that is in nobody's home.
+    """
+    named = os.environ.get("SANROBUST_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        if named:
+            return Path(named).expanduser()
+        # A relative path there is to be ignored, says the XDG Base Directory Specification.
+        return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "sanrobust"
+    except RuntimeError as error:
+        raise UsageError("the user's folder must be known", seen=f"{named or '~'} names no "
+                         "user's home", hint="set SANROBUST_HOME to a folder") from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` and write there for a moment; raises OutputError when that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+def _name_new(temporary: Path, path: Path) -> None:
+    """Give a file a second name that must be free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise NameTaken(path) from error
+    except OSError:  # a file system without hard links; here the check and the naming are two steps
+        if path.exists():
+            raise NameTaken(path) from None
+        os.replace(temporary, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 through `atomic_write`."""
     with atomic_write(path) as stream:
         stream.write(text.encode("utf-8"))
+
+
+def put_in_place(new: Path, path: Path) -> Path | None:
+    """Rename ``new`` to ``path``; a file of other content that is there becomes ``FILE.previous``.
+
+    Returns the path of what was kept, None when there was nothing to keep. Raises OutputError.
+    """
+    previous = path.with_name(path.name + ".previous")
+    try:
+        is_other = path.exists() and sha256_file(path) != sha256_file(new)
+        if is_other:
+            os.replace(path, previous)
+        os.replace(new, path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    return previous if is_other else None
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -2,12 +2,17 @@
 
 Rates, drops and intervals are in percent (drops and differences in points) and unrounded. An
 image counts once: one that failed in any of its rows is left out of all of them, so every view
-and every budget of a run is measured on the same images.
+and every budget of a run is measured on the same images. Where images failed, each rate also
+stands over all images, the failed ones counted as neither right nor reached (``_all``). Images
+that the experiment itself leaves out, such as those whose label is the target, are not failed but
+``excluded``; they are in no rate.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -19,11 +24,13 @@ from scipy.stats import t as student
 
 from sanrobust.errors import OutputError
 
+EXCLUDED = "excluded: "
+"""How the reason of an image begins that the experiment itself leaves out."""
 VIEWS = ("none", "cw90", "cw180", "cw270", "updown")
 _REBUILD = "rebuild the records: run the same command with --fresh"
 
 Budget = tuple[float | None, float | None, int | None]
-Summary = dict[str, float | int | None]
+Summary = dict[str, float | int | str | None]
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -63,17 +70,17 @@ def rotation_summary(records: pd.DataFrame, *, views: Sequence[str] = VIEWS) -> 
             error.
         views: names that every image must have; the first is the one that drops refer to.
 
-    Returns ``n`` (images evaluated), ``failed``, and per view ``V_top1`` and ``V_top5`` with
-    ``_low`` and ``_high`` (95 % Wilson) and, but for the first view, ``_drop``. Raises
-    OutputError when an image counts twice or lacks a view.
+    Returns what `_counts` does, and per view ``V_top1`` and ``V_top5`` with ``_low`` and
+    ``_high`` (95 % Wilson), ``_all`` where images failed and, but for the first view, ``_drop``.
+    Raises OutputError when an image counts twice or lacks a view.
     """
     table = _per_image(records, records["view"].tolist(), views, noun="view")
-    summary: Summary = {"n": len(table.evaluated), "failed": table.failed}
+    summary = _counts(table)
     for measure in ("top1", "top5"):
         for view in views:
             name = f"{view}_{measure}"
             rows = table.rows[view]
-            _put_rate(summary, name, _rotation_hits(rows, measure))
+            _put_rate(summary, name, _rotation_hits(rows, measure), failed=table.failed)
             if view != views[0]:
                 summary[f"{name}_drop"] = _minus(summary[f"{views[0]}_{measure}"], summary[name])
     return summary
@@ -86,13 +93,15 @@ def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
         records: one row per image and budget, with columns image, label, eps, step, iters,
             clean_pred, adv_pred, hit, hit_any, linf and error; eps, step and linf in 1/255.
 
-    Each dict has ``n`` (images evaluated), ``failed``, the budget, and in percent of the
-    evaluated images, with ``_low`` and ``_high`` (95 % Wilson): ``clean_top1``; ``success``
-    (classified as the target on the last iterate) and ``success_any`` (on any iterate);
-    ``top1_adv`` (top-1 on the last iterate) and ``top1_fb`` (top-1 when an attack that failed
-    leaves the clean image). ``mean_linf`` is the mean size of the perturbations in 1/255. What
-    the attack does not report is nan, or None in the budget. Raises OutputError when an image
-    counts twice or lacks a budget.
+    Each dict has what `_counts` returns, the budget, and in percent of the evaluated images, with
+    ``_low`` and ``_high`` (95 % Wilson) and ``_all`` where images failed: ``clean_top1``;
+    ``success`` (classified as the target on the last iterate) and ``success_any`` (on any
+    iterate); ``top1_adv`` (top-1 on the last iterate) and ``top1_fb`` (top-1 when an attack that
+    failed leaves the clean image). ``mean_linf`` is the mean size of the perturbations in 1/255.
+    ``no_gradient`` is the percentage of images at which the gradient was exactly zero in every
+    pixel at every step, ``zero_gradient`` the mean percentage of pixels where it was. What the
+    attack does not report is nan, or None in the budget. Raises OutputError when an image counts
+    twice or lacks a budget.
     """
     keys = _budgets(records)
     # An image that failed before the attack began may not know the attack's budget.
@@ -190,6 +199,8 @@ class _PerImage:
     rows: Mapping[Hashable, pd.DataFrame]
     evaluated: pd.Index[str]
     failed: int
+    excluded: int
+    reasons: Mapping[str, int]
 
 
 def _per_image(records: pd.DataFrame, keys: Sequence[Hashable], wanted: Sequence[Hashable], *,
@@ -201,21 +212,44 @@ def _per_image(records: pd.DataFrame, keys: Sequence[Hashable], wanted: Sequence
     """
     numbers = {key: number for number, key in enumerate(wanted)}
     rows = records.assign(_key=[numbers.get(key, -1) for key in keys])
-    failed = set(records.loc[records["error"].notna(), "image"])
+    told = records[records["error"].notna()].drop_duplicates("image").set_index("image")["error"]
     stray = [key for key, image in zip(keys, records["image"])
-             if key not in numbers and image not in failed]
+             if key not in numbers and image not in told.index]
     if stray and not more:
         raise OutputError(f"records must hold only the {noun}s {_listing(wanted)}",
                           seen=f"one is of {stray[0]}", hint=_REBUILD)
     rows = rows[rows["_key"] >= 0]
     _check_once(rows, wanted, noun)
     images = pd.Index(records["image"].unique())
-    evaluated = images[~images.isin(failed)]
+    evaluated = images[~images.isin(told.index)]
     _check_complete(rows, evaluated, wanted, noun)
     parts = {key: rows[rows["_key"] == number].set_index("image")
              for key, number in numbers.items()}
-    return _PerImage({key: part.loc[evaluated] for key, part in parts.items()},
-                     evaluated, len(failed))
+    excluded = told.str.startswith(EXCLUDED)
+    return _PerImage({key: part.loc[evaluated] for key, part in parts.items()}, evaluated,
+                     int((~excluded).sum()), int(excluded.sum()), _reasons(told[~excluded]))
+
+
+def _reasons(told: pd.Series[str]) -> dict[str, int]:
+    """Count failed images by reason, the commonest first; reasons that differ in numbers alone
+    are one, told in the words of its first image."""
+    kinds: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for reason in told:
+        first = kinds.setdefault(re.sub(r"[0-9]+", "#", reason), reason)
+        counts[first] = counts.get(first, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _counts(table: _PerImage) -> Summary:
+    """Return ``n`` (images evaluated) and ``failed``; where there are any also ``excluded`` and
+    ``reasons``, JSON that counts failed images by reason."""
+    counts: Summary = {"n": len(table.evaluated), "failed": table.failed}
+    if table.excluded:
+        counts["excluded"] = table.excluded
+    if table.reasons:
+        counts["reasons"] = json.dumps(table.reasons, ensure_ascii=False)
+    return counts
 
 
 def _check_once(rows: pd.DataFrame, wanted: Sequence[Hashable], noun: str) -> None:
@@ -282,23 +316,35 @@ def _pgd_hits(rows: pd.DataFrame) -> dict[str, pd.Series[bool]]:
 
 def _pgd_summary(table: _PerImage, budget: Budget) -> Summary:
     rows = table.rows[budget]
-    summary: Summary = {"n": len(rows), "failed": table.failed,
-                        "eps": budget[0], "step": budget[1], "iters": budget[2]}
+    summary = {**_counts(table), "eps": budget[0], "step": budget[1], "iters": budget[2]}
     for name, outcomes in _pgd_hits(rows).items():
-        _put_rate(summary, name, outcomes)
+        _put_rate(summary, name, outcomes, failed=table.failed)
     summary["mean_linf"] = float(pd.to_numeric(rows["linf"]).mean())
-    return summary
+    return {**summary, **_zero_gradients(rows)}
 
 
-def _put_rate(summary: Summary, name: str, outcomes: pd.Series[bool]) -> None:
+def _zero_gradients(rows: pd.DataFrame) -> Summary:
+    """Summarise the parts of the gradient that were exactly zero, per image and step."""
+    steps = rows["zero_gradient"].dropna() if "zero_gradient" in rows else pd.Series(dtype=object)
+    steps = steps[steps.map(len) > 0]
+    if not len(steps):
+        return {}
+    return {"zero_gradient": 100 * float(steps.map(fmean).mean()),
+            # Not at some step: where an attack has reached its aim, its loss may be flat.
+            "no_gradient": 100 * float((steps.map(min) == 1).mean())}
+
+
+def _put_rate(summary: Summary, name: str, outcomes: pd.Series[bool], *, failed: int) -> None:
     """Add a rate in percent and its interval; nan when no outcome is known."""
     successes, n = int(outcomes.sum()), int(outcomes.notna().sum())
     summary[name] = 100 * successes / n if n else math.nan
     summary[f"{name}_low"], summary[f"{name}_high"] = wilson(successes, n)
+    if failed and (n or not len(outcomes)):
+        summary[f"{name}_all"] = 100 * successes / (n + failed)
 
 
-def _minus(a: float | int | None, b: float | int | None) -> float:
-    assert a is not None and b is not None
+def _minus(a: float | int | str | None, b: float | int | str | None) -> float:
+    assert isinstance(a, (int, float)) and isinstance(b, (int, float))
     return a - b
 
 

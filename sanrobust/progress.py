@@ -18,6 +18,10 @@ class Progress(Protocol):
         """Count ``images`` more."""
         ...
 
+    def beat(self) -> None:
+        """Hear that the model has run once more, as a sign of life within a long batch."""
+        ...
+
     def end(self) -> None:
         """Stop showing the run, finished or not."""
         ...
@@ -30,6 +34,9 @@ class Silent:
         """Show nothing."""
 
     def advance(self, images: int) -> None:
+        """Show nothing."""
+
+    def beat(self) -> None:
         """Show nothing."""
 
     def end(self) -> None:

@@ -1,30 +1,30 @@
 """Per-image results on disk: append-only chunks that survive a kill at any moment.
 
-A run's folder holds ``run.json`` (what was run, where, how long) and ``records/NNNNNN.parquet``.
-A chunk holds all rows of some images; it appears whole or not at all, so the images of the
-chunks present are exactly the images done.
+A run's folder holds ``run.json`` (what was run, where, how long; see `sanrobust.runs`) and
+``records/NNNNNN.parquet``. A chunk holds all rows of some images; it appears whole or not at all
+and is never written again, so the images of the chunks present are exactly the images done.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from sanrobust.errors import OutputError
-from sanrobust.files import TEMPORARY_SUFFIX, atomic_write, output_error, write_text
-from sanrobust.spec import RunSpec
+from sanrobust.files import TEMPORARY_SUFFIX, NameTaken, atomic_write, output_error, write_text
+from sanrobust.spec import RunSpec, digest_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 RUNS_FOLDER = "runs"
 HEADER_NAME = "run.json"
+LOCK_NAME = "run.lock"
 
 _COLUMNS: dict[str, dict[str, str]] = {
     "rotate": {"image": "string", "label": "int32", "view": "string", "pred": "int32",
@@ -32,8 +32,10 @@ _COLUMNS: dict[str, dict[str, str]] = {
     "pgd": {"image": "string", "label": "int32", "target": "int32", "eps": "float64",
             "step": "float64", "iters": "int32", "clean_pred": "int32", "adv_pred": "int32",
             "hit": "bool", "hit_any": "bool", "linf": "float32", "target_loss": "list<float>",
-            "error": "string"},
+            "zero_gradient": "list<float>", "error": "string"},
 }
+_SPEC_KEYS = frozenset(("experiment", "model", "weights", "preprocessing", "data", "data_digest",
+                        "images", "settings"))
 KEYS: dict[str, tuple[str, ...]] = {
     "rotate": ("image", "view"),
     "pgd": ("image", "eps", "step", "iters"),
@@ -53,41 +55,6 @@ def schema(experiment: str) -> pa.Schema:
     return pa.schema([(name, kinds[kind]) for name, kind in _COLUMNS[experiment].items()])
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run found on disk.
-
-    Attributes:
-        folder: where it lives.
-        header: content of ``run.json``.
-    """
-
-    folder: Path
-    header: Mapping[str, object]
-
-    @property
-    def experiment(self) -> str:
-        """Name of the experiment."""
-        return str(self.spec["experiment"])
-
-    @property
-    def spec(self) -> Mapping[str, object]:
-        """The specification as written."""
-        value = self.header["spec"]
-        assert isinstance(value, dict)
-        return value
-
-    @property
-    def complete(self) -> bool:
-        """Whether every image has its records."""
-        return self.header.get("status") == "complete"
-
-    def records(self) -> pd.DataFrame:
-        """Return all rows in the order of the dataset; raises OutputError on damage."""
-        frame: pd.DataFrame = _read_chunks(self.folder, self.experiment).to_pandas()
-        return frame
-
-
 class RunStore:
     """The records of one run, open for appending by one process.
 
@@ -104,7 +71,7 @@ class RunStore:
         self.spec = spec
         self.folder = _attempt_folder(out / RUNS_FOLDER, spec, fresh=fresh)
         self._records = self.folder / "records"
-        self._lock = FileLock(self.folder / "run.lock", timeout=0)
+        self._lock = FileLock(self.folder / LOCK_NAME, timeout=0)
         self._next_chunk = 0
 
     def __enter__(self) -> RunStore:
@@ -120,7 +87,7 @@ class RunStore:
         self._check_specification()
         for leftover in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
-        self._next_chunk = len(_chunk_paths(self.folder))
+        self._next_chunk = 1 + max(map(_chunk_number, _chunk_paths(self.folder)), default=-1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +103,7 @@ class RunStore:
     def header(self) -> dict[str, object]:
         """Return the content of ``run.json``, or an empty dict before the first write."""
         path = self.folder / HEADER_NAME
-        return _read_header(path) if path.exists() else {}
+        return read_header(path) if path.exists() else {}
 
     def write_header(self, facts: Mapping[str, object]) -> None:
         """Write ``run.json``: the specification, its digest, and ``facts``."""
@@ -144,30 +111,84 @@ class RunStore:
         write_text(self.folder / HEADER_NAME, json.dumps(header, indent=2) + "\n")
 
     def append(self, columns: Mapping[str, Sequence[object]]) -> None:
-        """Add rows as one chunk; raises OutputError when the disk refuses it.
+        """Add rows as one chunk.
 
         Args:
             columns: values per column; all rows of an image must be in the same call.
+
+        Raises OutputError when the disk refuses it, or when another process has written the same
+        chunk, which happens only where locks do nothing; its chunk stays as it is.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
         table = pa.Table.from_pydict(dict(columns), schema=schema(self.spec.experiment))
-        with atomic_write(self._records / f"{self._next_chunk:06d}.parquet") as stream:
-            pq.write_table(table, stream, compression="zstd")
+        path = self._records / f"{self._next_chunk:06d}.parquet"
+        try:
+            with atomic_write(path, replace=False) as stream:
+                pq.write_table(table, stream, compression="zstd")
+        except NameTaken:
+            raise OutputError("one process at a time may write a run",
+                              seen=f"another one has written {path}",
+                              hint="wait for it to end, then type the same command again") from None
         self._next_chunk += 1
 
     def recorded(self) -> set[str]:
         """Return the ids of the images that have their records; raises OutputError on damage."""
-        images = _read_chunks(self.folder, self.spec.experiment).column("image")
+        images = read_records(self.folder, self.spec.experiment).column("image")
         return set(images.to_pylist())
 
 
-def find_runs(out: Path, experiment: str) -> list[Run]:
-    """Return the runs of ``experiment`` under ``out``, oldest first by their start."""
-    paths = sorted((out / RUNS_FOLDER).glob(f"{experiment}-*/{HEADER_NAME}"))
-    runs = [Run(path.parent, _read_header(path)) for path in paths]
-    return sorted((run for run in runs if run.experiment == experiment),
-                  key=lambda run: (str(run.header.get("started", "")), run.folder.name))
+def read_records(folder: Path, experiment: str) -> pa.Table:
+    """Return the rows of all chunks of a run in the order in which they were written.
+
+    A column that an older version did not write is null. Raises OutputError for a chunk that does
+    not read back, and for an image that stands twice.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    wanted = schema(experiment)
+    tables = [wanted.empty_table()]
+    for path in _chunk_paths(folder):
+        try:
+            tables.append(_with_all_columns(pq.read_table(path), wanted).cast(wanted))
+        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise OutputError("a chunk of records must read back", seen=f"{path} does not",
+                              hint="restore the file, or start anew with --fresh") from error
+    table = pa.concat_tables(tables)
+    _check_counted_once(table, experiment, folder)
+    return table
+
+
+def read_header(path: Path) -> dict[str, object]:
+    """Return the content of a ``run.json``.
+
+    Raises OutputError when it is none, or when its specification is not the one it was written
+    with.
+    """
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
+            raise ValueError("no specification in it")
+        lacking = _SPEC_KEYS - set(header["spec"])
+        if lacking:
+            raise ValueError(f"its specification lacks {', '.join(sorted(lacking))}")
+        if header.get("spec_digest", digest_of(header["spec"])) != digest_of(header["spec"]):
+            raise ValueError("its specification was changed after it was written")
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError("a run's header must read back", seen=f"{path} does not ({error})",
+                          hint="delete that run's folder, or start anew with --fresh") from error
+    return header
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Return the SHA-256 of a set of image ids in hexadecimal, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(ids)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def chunked(images: int, batch_size: int) -> Iterator[range]:
+    """Yield the dataset's positions in blocks of ``batch_size``, always cut at the same places."""
+    for start in range(0, images, batch_size):
+        yield range(start, min(start + batch_size, images))
 
 
 def _attempt_folder(runs: Path, spec: RunSpec, *, fresh: bool) -> Path:
@@ -185,29 +206,21 @@ def _attempt_name(runs: Path, spec: RunSpec, attempt: int) -> Path:
 
 
 def _chunk_paths(folder: Path) -> list[Path]:
-    """Return the chunks in order; a hole in their numbers means that a file was lost."""
-    paths = sorted((folder / "records").glob("*.parquet"))
-    if [path.stem for path in paths] != [f"{number:06d}" for number in range(len(paths))]:
-        raise OutputError("a run's chunks must be numbered without holes",
-                          seen=f"{folder / 'records'} lacks some of its {len(paths)}",
-                          hint="restore the missing file, or start anew with --fresh")
-    return paths
+    """Return the chunks in the order of their numbers, which may have gaps: a lost chunk's images
+    count as not measured."""
+    paths = [path for path in (folder / "records").glob("*.parquet") if path.stem.isdecimal()]
+    return sorted(paths, key=_chunk_number)
 
 
-def _read_chunks(folder: Path, experiment: str) -> pa.Table:
+def _chunk_number(path: Path) -> int:
+    return int(path.stem)
+
+
+def _with_all_columns(table: pa.Table, wanted: pa.Schema) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
-    wanted = schema(experiment)
-    tables = [wanted.empty_table()]
-    for path in _chunk_paths(folder):
-        try:
-            tables.append(pq.read_table(path).cast(wanted))
-        except (OSError, pa.ArrowInvalid, ValueError) as error:
-            raise OutputError("a chunk of records must read back", seen=f"{path} does not",
-                              hint="restore the file, or start anew with --fresh") from error
-    table = pa.concat_tables(tables)
-    _check_counted_once(table, experiment, folder)
-    return table
+    columns = [table.column(field.name) if field.name in table.column_names
+               else pa.nulls(len(table), field.type) for field in wanted]
+    return pa.table(columns, names=wanted.names)
 
 
 def _check_counted_once(table: pa.Table, experiment: str, folder: Path) -> None:
@@ -217,20 +230,3 @@ def _check_counted_once(table: pa.Table, experiment: str, folder: Path) -> None:
         raise OutputError("every image must be counted once",
                           seen=f"{twice.iloc[0]['image']} stands twice in {folder}",
                           hint="start anew with --fresh")
-
-
-def _read_header(path: Path) -> dict[str, object]:
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
-            raise ValueError("no specification in it")
-    except (OSError, ValueError) as error:
-        raise OutputError("a run's header must read back", seen=f"{path} does not ({error})",
-                          hint="delete that run's folder, or start anew with --fresh") from error
-    return header
-
-
-def chunked(images: int, batch_size: int) -> Iterator[range]:
-    """Yield the dataset's positions in blocks of ``batch_size``, always cut at the same places."""
-    for start in range(0, images, batch_size):
-        yield range(start, min(start + batch_size, images))

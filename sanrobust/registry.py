@@ -12,8 +12,11 @@ T = TypeVar("T")
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """Return the entry of ``names`` most like ``name``, or None when nothing is near."""
-    by_folded = {known.casefold(): known for known in names}
+    """Return the entry of ``names`` most like ``name``, or None when nothing is near.
+
+    Never ``name`` itself: it is asked about because it was refused.
+    """
+    by_folded = {known.casefold(): known for known in names if known != name}
     matches = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return by_folded[matches[0]] if matches else None
 

@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.data.catalog import DATASETS
+from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
-from sanrobust.device import choose_device, device_name, environment, exact
-from sanrobust.errors import DownloadError, Interrupted, ModelError, OutputError
-from sanrobust.evaluate import Experiment, check_classes, evaluate
+from sanrobust.data.loader import batches
+from sanrobust.device import choose_device, device_name, environment, exact, out_of_memory, versions
+from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
+                              SanrobustError, UsageError)
+from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
+from sanrobust.header import missing, started
 from sanrobust.kernels.backends import use_backend
 from sanrobust.memory import default_batch, fit_batch
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.probe import probe
 from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
+from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.summary import Summary, rebuild
+from sanrobust.summary import Summary, summarise
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.external import is_external
+from sanrobust.zoo.external import as_classifier, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
+if TYPE_CHECKING:
+    from sanrobust.choices import Model
+
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
+PROBED_IMAGES = 8
+# Libraries whose version may change a number though the specification is the same.
+MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
@@ -64,15 +77,17 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
     if data.data is None:
         reporter.say(f"no --data: measuring on {DATASETS.get(DEFAULT_DATA).description}")
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
+    for remark in job.images.left_out:
+        reporter.say(f"{job.images.name}: {remark}")
     chosen = use_backend(how.backend) if how.backend else nullcontext()
     job.refuse_unfit()
-    with exact(), chosen, _stoppable():
-        failed = job.run_all()
-    if failed:
-        if len(failed) < len(job.names):
-            rebuild(how.out, experiment.name)
+    with exact(how.threads), chosen, _stoppable():
+        folders, failed = job.run_all()
+    if not folders:
         raise _summed_up(failed)
-    return rebuild(how.out, experiment.name)
+    summary = summarise([open_run(folder) for folder in folders], how.out,
+                        max_failed=how.max_failed)
+    return replace(summary, problem=_summed_up(failed)) if failed else summary
 
 
 def open_images(data: DataChoice) -> ImageSet:
@@ -88,12 +103,12 @@ def _tag(data: DataChoice) -> str:
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG
 
 
-def _summed_up(failed: dict[str, ModelError | DownloadError]) -> ModelError | DownloadError:
+def _summed_up(failed: dict[str, SanrobustError]) -> SanrobustError:
     first = next(iter(failed.values()))
     if len(failed) == 1:
         return first
     return type(first)("every model asked for must run", seen=f"{', '.join(failed)} did not",
-                       hint="see the lines above; the other models are in the tables")
+                       hint="see the lines above; the other models are in the table")
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class _Job:
     reporter: Reporter
 
     @property
-    def names(self) -> Sequence[str | Classifier]:
+    def names(self) -> Sequence[Model]:
         """The models asked for, the paper's nine by default."""
         return self.models.models or PAPER_ORDER
 
@@ -118,43 +133,72 @@ class _Job:
         for name in self.names:
             if self.models.checkpoint is None and isinstance(name, str) and not is_external(name):
                 entry = catalog.find(name, tag=self.tag)
-                check_classes(self.images, num_classes=entry.architecture.num_classes,
-                              model=entry.name)
+                fit_classes(self.images, names=entry.classes, model=entry.name,
+                            num_classes=entry.architecture.num_classes)
 
-    def run_all(self) -> dict[str, ModelError | DownloadError]:
-        """Run the models one after another and return those that could not be had."""
-        failed: dict[str, ModelError | DownloadError] = {}
+    def run_all(self) -> tuple[list[Path], dict[str, SanrobustError]]:
+        """Run the models one after another.
+
+        Returns the folders of the runs, each once, and the errors of models that could not run.
+        """
+        folders: dict[Path, None] = {}
+        failed: dict[str, SanrobustError] = {}
         for name in self.names:
             try:
-                self._run_one(name)
-            except (ModelError, DownloadError) as error:
-                # One model that cannot be had must not cost the results of the others.
-                failed[str(name)] = error
+                folders[self._run_one(name)] = None
+            except (Interrupted, OutputError, BackendError):
+                raise  # what stops one model would stop the others too
+            except SanrobustError as error:
+                # One model that cannot be had or measured must not cost the results of the others.
+                failed[_shown(name)] = error
                 if len(self.names) > 1:
                     self.reporter.say(str(error))
-        return failed
+        return list(folders), failed
 
-    def _run_one(self, name: str | Classifier) -> None:
+    def _run_one(self, name: Model) -> Path:
         classifier = self._classifier(name)
-        check_classes(self.images, num_classes=classifier.num_classes, model=classifier.name)
-        self.experiment.check(self.images.refs, num_classes=classifier.num_classes)
-        with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
-            if store.header().get("status") == "complete":
-                self.reporter.say(f"{classifier.name}: already complete in {store.folder}; "
-                                  "--fresh measures it again")
-                return
-            reason: str | None = SWITCHED_OFF
-            if self.how.fold:
-                # Bound to the same name, so that the unfolded weights can be freed.
-                classifier, reason = accelerate(classifier, self.device)
-            self._fill(store, classifier, reason)
+        fitted = fit_classes(self.images, names=classifier.classes, model=classifier.name,
+                             num_classes=classifier.num_classes)
+        return replace(self, images=fitted)._measure(classifier)
 
-    def _classifier(self, name: str | Classifier) -> Classifier:
-        if isinstance(name, Classifier):
-            return name.to(self.device)
-        classifier = create_model(name, checkpoint=self.models.checkpoint, tag=self.tag,
-                                  overrides=self.models.overrides, say=self.reporter.say,
-                                  progress=download_lines(str(name), self.reporter.say))
+    def _measure(self, classifier: Classifier) -> Path:
+        """Measure a model on images labelled with its class indices."""
+        self.experiment.check(self.images.refs, num_classes=classifier.num_classes)
+        ids = [ref.id for ref in self.images.refs]
+        with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
+            lacking = missing(store, ids)
+            if store.header().get("status") == COMPLETE:
+                self._say_what_is_there(store, classifier.name, lacking)
+            if lacking or store.header().get("status") != COMPLETE:
+                self._fill(store, classifier, ids)
+        return store.folder
+
+    def _say_what_is_there(self, store: RunStore, name: str, lacking: int) -> None:
+        if lacking:
+            self.reporter.say(f"{name}: {lacking} of {store.spec.images} images of {store.folder} "
+                              "have lost their records; measuring them again")
+        else:
+            run = Run(store.folder, store.header())
+            self.reporter.say(f"{name}: already complete in {store.folder}, "
+                              f"{store.spec.images} images measured {run.measured}"
+                              f"{_other_versions(run)}; --fresh measures them again")
+
+    def _classifier(self, model: Model) -> Classifier:
+        chosen, name = self.models, _shown(model)
+        if isinstance(model, str):
+            return create_model(model, checkpoint=chosen.checkpoint, use_ema=chosen.use_ema,
+                                tag=self.tag, overrides=chosen.overrides, say=self.reporter.say,
+                                progress=download_lines(name, self.reporter.say)).to(self.device)
+        if chosen.checkpoint is not None:
+            raise UsageError("a checkpoint must go with the name of a model",
+                             seen=f"{name} is a network made in Python",
+                             hint="load the weights into it with load_state_dict")
+        if isinstance(model, Classifier) and chosen.overrides:
+            raise UsageError("a preprocessing must go with a name or a network",
+                             seen=f"{name} is a classifier, which has its own",
+                             hint="leave it out, or give the classifier's network")
+        wanted = Preprocessing(**chosen.overrides) if chosen.overrides else None
+        classifier = as_classifier(model, preprocessing=wanted, say=self.reporter.say)
         return classifier.to(self.device)
 
     def _spec(self, classifier: Classifier) -> RunSpec:
@@ -162,22 +206,53 @@ class _Job:
             experiment=self.experiment.name, model=classifier.name,
             weights=classifier.weights_digest, preprocessing=classifier.preprocessing,
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
-            settings=self.experiment.settings())
+            settings=self.experiment.settings(), code=classifier.code)
 
-    def _fill(self, store: RunStore, classifier: Classifier, not_folded: str | None) -> None:
+    def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str]) -> None:
+        not_folded: str | None = SWITCHED_OFF
+        if self.how.fold:
+            # Bound to the same name, so that the unfolded weights can be freed.
+            classifier, not_folded = accelerate(classifier, self.device)
         batch_size = self._batch_size(classifier)
-        facts = {
-            "started": _now(), "weights_source": classifier.source, "batch_size": batch_size,
-            "workers": self.how.workers, "environment": environment(self.device),
-            "not_folded": not_folded, **store.header(),
-        }
         size = (pass_size(classifier.preprocessing.img_size, self.device)
                 if not_folded and self.experiment.batched else None)
-        with _header(store, facts):
-            evaluate(FixedSizeBatches(classifier, size), self.images, self.experiment, store,
+        model = FixedSizeBatches(classifier, size)
+        remarks = self._remarks(classifier, model)
+        facts = {
+            "command": self.how.command, "weights_source": classifier.source,
+            "batch_size": batch_size, "workers": self.how.workers,
+            "environment": environment(self.device), "not_folded": not_folded,
+        }
+        progress = self.reporter.progress
+        model.register_forward_hook(lambda *_: progress.beat())
+        with started(store, ids, facts=facts, remarks=remarks):
+            evaluate(model, self.images, self.experiment, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
-                     workers=self.how.workers, device=self.device,
-                     progress=self.reporter.progress)
+                     workers=self.how.workers, device=self.device, progress=progress)
+
+    def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
+        """Return, and say, what a reader of the numbers must know of the model and the images."""
+        remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
+                   "left_out": [f"{self.images.name}: {each}" for each in self.images.left_out],
+                   "probe": [f"{classifier.name}: {each}"
+                             for each in self._probed(classifier, model, PROBED_IMAGES)]}
+        for line in (*remarks["assumed"], *remarks["probe"]):
+            self.reporter.say(line)
+        return remarks
+
+    def _probed(self, classifier: Classifier, model: torch.nn.Module,
+                images: int) -> Sequence[str]:
+        """Look at the first images of the set: the same ones whatever the batch size."""
+        sample = range(min(images, len(self.images.refs)))
+        batch = next(batches(self.images, classifier.preprocessing, plan=[sample], workers=0))
+        try:
+            return probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
+        except NonFiniteError:
+            return ()  # the records will say so, image by image
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or images < 4:
+                raise
+        return self._probed(classifier, model, images // 2)
 
     def _batch_size(self, classifier: Classifier) -> int:
         asked = self.how.batch_size
@@ -191,31 +266,20 @@ class _Job:
         return fitted
 
 
-@contextmanager
-def _header(store: RunStore, facts: dict[str, object]) -> Iterator[None]:
-    """Keep ``run.json`` true while the block computes: its status and its seconds so far."""
-    started = time.monotonic()
-    before = facts.get("seconds", 0.0)
-    assert isinstance(before, (int, float))
+def _other_versions(run: Run) -> str:
+    """Say with which other versions of the libraries that make numbers a run was measured."""
+    environment = run.last_start.get("environment")
+    then = environment.get("versions", {}) if isinstance(environment, dict) else {}
+    here = versions()
+    other = [f"{name} {then[name]} ({here[name]} here)" for name in MAKE_NUMBERS
+             if name in then and name in here and then[name] != here[name]]
+    return f" with {', '.join(other)}" if other else ""
 
-    def write(status: str) -> None:
-        seconds = round(before + time.monotonic() - started, 3)
-        store.write_header({**facts, "status": status, "seconds": seconds, "updated": _now()})
 
-    write("running")
-    try:
-        yield
-    except KeyboardInterrupt:
-        write("interrupted")
-        raise Interrupted(
-            "a run must finish to enter the tables",
-            seen=f"it was stopped after {len(store.recorded())} of {store.spec.images} images",
-            hint="type the same command again to go on from there") from None
-    except Exception:
-        with suppress(OutputError):
-            write("failed")
-        raise
-    write("complete")
+def _shown(model: Model) -> str:
+    if isinstance(model, str):
+        return model
+    return model.name if isinstance(model, Classifier) else type(model).__name__
 
 
 @contextmanager
@@ -236,7 +300,3 @@ def _stoppable() -> Iterator[None]:
                           hint="type the same command again; what was measured is saved") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

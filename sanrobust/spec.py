@@ -27,10 +27,12 @@ class RunSpec:
         weights: digest of the weights' values (not of the file that holds them).
         preprocessing: how images become pixels.
         data: name of the dataset.
-        data_digest: digest of the image ids, labels and sizes.
+        data_digest: digest of the image ids, labels and contents.
         images: number of images.
         settings: the experiment's own settings, JSON values only.
         precision: floating-point type of the forward and backward passes.
+        code: digest of the source code of a model that is the user's own; None where the code
+            belongs to an installed library.
     """
 
     experiment: str
@@ -42,6 +44,7 @@ class RunSpec:
     images: int
     settings: Mapping[str, object] = field(default_factory=dict)
     precision: str = "float32"
+    code: str | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return the specification as JSON values."""
@@ -56,22 +59,35 @@ class RunSpec:
             "settings": dict(self.settings),
             "precision": self.precision,
             "record_schema": RECORD_SCHEMA,
+            **({} if self.code is None else {"code": self.code}),
         }
 
     def canonical(self) -> str:
         """Return the one spelling of this specification: JSON, sorted keys, no spaces."""
-        return json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return _canonical(self.as_dict())
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical spelling in hexadecimal."""
-        return hashlib.sha256(self.canonical().encode("utf-8")).hexdigest()
+        return digest_of(self.as_dict())
 
     @property
     def run_id(self) -> str:
         """Folder name of the run: readable parts and the start of the digest."""
         parts = (self.experiment, _slug(self.model), _slug(self.data), self.digest[:12])
         return "-".join(parts)
+
+
+def digest_of(spec: Mapping[str, object]) -> str:
+    """Return the SHA-256 of a specification's canonical spelling in hexadecimal.
+
+    Raises ValueError for values that are not those of JSON.
+    """
+    return hashlib.sha256(_canonical(spec).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _canonical(spec: Mapping[str, object]) -> str:
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _slug(name: str) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
-from sanrobust.errors import Interrupted, UsageError
+from sanrobust.errors import Interrupted, ProtocolError, UsageError
 from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.run import run_pgd, run_rotation
@@ -117,21 +117,22 @@ def average(rows: pd.DataFrame, models: Sequence[str], keys: Sequence[str] = ()
         models: architectures in the order of the result.
         keys: columns that tell the rows of one model apart, such as the budget.
 
-    Returns one summary per architecture and value of ``keys``: the mean of every number, and
-    95 % t-intervals over seeds in place of the intervals over images. ``n`` is that of the run
-    with the fewest images, ``failed`` counts all runs.
+    Returns one summary per architecture, dataset and value of ``keys``: the mean of every number,
+    and 95 % t-intervals over seeds in place of the intervals over images. ``n`` is that of the run
+    with the fewest images, ``failed`` counts all runs. Raises ProtocolError when two rows of a
+    mean are of the same training run.
     """
     archs = rows["model"].str.rpartition(".")[0]
-    result = []
-    for model in models:
-        own = rows[archs == model]
-        groups = [group for _, group in own.groupby(list(keys), sort=False)] if keys else [own]
-        result += [_mean_row(model, group) for group in groups]
-    return result
+    return [_mean_row(model, group) for model in models
+            for _, group in rows[archs == model].groupby(["data", *keys], sort=False)]
 
 
 def _mean_row(model: str, rows: pd.DataFrame) -> dict[str, object]:
     first = rows.iloc[0]
+    if rows["model"].duplicated().any():
+        raise ProtocolError("a mean over training runs must count each of them once",
+                            seen=f"{rows['model'].mode()[0]} stands twice among those of {model}",
+                            hint="report this as a defect, with the command that showed it")
     row: dict[str, object] = {"model": model, "data": first["data"], "n": int(rows["n"].min())}
     measured = [name.removesuffix("_low") for name in rows.columns if name.endswith("_low")]
     for name in measured:

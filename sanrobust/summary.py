@@ -1,16 +1,18 @@
-"""From the records of many runs to the tables of one folder; loads no torch."""
+"""From the records of runs to one table and its files; loads no torch."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanrobust import metrics
-from sanrobust.errors import OutputError, UnknownNameError
-from sanrobust.records import Run, find_runs
+from sanrobust.errors import (FailedImagesError, OutputError, SanrobustError, UnknownNameError,
+                              UsageError)
+from sanrobust.runs import Run, find_runs, identity, select
 from sanrobust.tables import Table, pgd_table, rotation_table, to_text, with_paper, write_table
 from sanrobust.zoo import catalog
 
@@ -34,11 +36,13 @@ class Summary:
         table: the numbers, unformatted.
         files: the files written.
         remarks: what a reader should know besides, a sentence each.
+        problem: why the table, though true, is not all that was asked for; None when it is.
     """
 
     table: Table
     files: tuple[Path, ...]
     remarks: tuple[str, ...]
+    problem: SanrobustError | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -51,48 +55,106 @@ class Summary:
         return to_text(self.table)
 
 
-def rebuild(out: Path, experiment: str, *, paper: bool = False) -> Summary:
-    """Write the tables of ``experiment`` from the records under ``out``.
+@dataclass(frozen=True)
+class Selection:
+    """Which runs a table shows; what is empty leaves none out.
 
-    Of several runs with the same model, data and settings the newest complete one counts.
+    Attributes:
+        runs: names of their folders, or how those begin or end.
+        models: full names, or architectures alone.
+        data: names of datasets.
+    """
+
+    runs: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+
+def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Summary:
+    """Write the table of these runs alone, in their order.
+
+    Args:
+        runs: complete runs of one experiment, at least one.
+        out: folder of the files, which replace those of an earlier table.
+        max_failed: part of a run's images that may fail before the summary has a problem.
+
+    Raises OutputError when records do not read back or the files cannot be written.
+    """
+    rows = [row for run in runs for row in _rows(run)]
+    table = _table(runs[0].experiment, rows)
+    files = write_table(table, out, FILE_NAMES[runs[0].experiment])
+    return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
+                   _too_many_failed(table, max_failed))
+
+
+def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
+            paper: bool = False) -> Summary:
+    """Write the table of the complete runs under ``out``; the newest of several equal ones counts.
 
     Args:
         out: folder of the results.
         experiment: ``rotate`` or ``pgd``.
+        chosen: which runs to show.
         paper: put the paper's values and the differences beside ours where it has them.
 
-    Raises OutputError when there is no complete run or the files cannot be written.
+    A run that does not read back is left out, and is the summary's problem. Raises OutputError
+    when no complete run can be shown or the files cannot be written, UsageError for a choice that
+    fits no run.
     """
-    runs = find_runs(out, experiment)
-    complete = [run for run in runs if run.complete]
-    if not complete:
-        raise OutputError("a table must have a complete run", seen=f"{out} holds none",
-                          hint=f"type sanrobust {experiment} --out {out}")
-    rows = _newest(complete)
-    note = DEMO_NOTE if any(row["data"] == "digits" for row in rows) else ""
-    table = _TABLES[experiment](rows, note=note)
+    found = find_runs(out, experiment)
+    asked = _select(found.runs, chosen, experiment, out)
+    table_rows = _Rows()
+    for run in asked:
+        if run.complete:
+            table_rows.add(run)
+    damaged = (*found.damaged, *table_rows.damaged)
+    if not table_rows.rows:
+        raise damaged[0] if damaged else OutputError(
+            "a table must have a complete run", seen=f"{out} holds none",
+            hint=f"type sanrobust {experiment} --out {shlex.quote(str(out))}")
+    table = _table(experiment, list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
     files = write_table(table, out, FILE_NAMES[experiment])
-    remarks = (*_unfinished(runs), *_doubtful(table))
-    return Summary(table, tuple(files), remarks)
+    remarks = (*_unchosen(found.runs, asked), *table_rows.superseded(), *_unfinished(asked),
+               *(f"not in the table: {error}" for error in damaged), *_doubtful(table))
+    return Summary(table, tuple(files), remarks, _damage(damaged))
 
 
-def _newest(runs: Sequence[Run]) -> list[Row]:
-    """Return the rows of all runs; a later run's row takes the place of an equal earlier one."""
-    rows: dict[str, Row] = {}
-    for run in runs:
-        for row in _rows(run):
-            rows[_identity(run, row)] = row
-    return list(rows.values())
+@dataclass
+class _Rows:
+    """The rows of several runs; of rows that measured the same the last one added stands."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    damaged: list[OutputError] = field(default_factory=list)
+    _holders: dict[str, Run] = field(default_factory=dict)
+    _replaced: dict[str, tuple[Run, Run]] = field(default_factory=dict)
+
+    def add(self, run: Run) -> None:
+        """Add a run's rows, or note why they cannot be had."""
+        try:
+            rows = list(_rows(run))
+        except OutputError as error:
+            self.damaged.append(error)
+            return
+        for row in rows:
+            key = identity(run, row)
+            if key in self._holders:
+                self._replaced[self._holders[key].name] = self._holders[key], run
+            self.rows.pop(key, None)
+            self.rows[key], self._holders[key] = row, run
+
+    def superseded(self) -> Iterator[str]:
+        """Say which runs lost rows to newer ones that measured the same."""
+        for old, new in self._replaced.values():
+            part = "part of " if old in self._holders.values() else ""
+            yield (f"not in the table: {part}{old.name} (measured {old.measured}), because "
+                   f"{new.name} measured the same later")
 
 
-def _identity(run: Run, row: Row) -> str:
-    settings = run.spec["settings"]
-    assert isinstance(settings, dict)
-    others = {name: value for name, value in settings.items() if name != "budgets"}
-    parts = [run.spec["model"], run.spec["data"], run.spec["preprocessing"], others]
-    return json.dumps([*parts, *(str(row.get(name)) for name in ("eps", "step", "iters"))])
+def _table(experiment: str, rows: Sequence[Row]) -> Table:
+    note = DEMO_NOTE if any(row["data"] == "digits" for row in rows) else ""
+    return _TABLES[experiment](rows, note=note)
 
 
 def _rows(run: Run) -> Iterator[Row]:
@@ -107,17 +169,89 @@ def _rows(run: Run) -> Iterator[Row]:
 
 
 def _provenance(run: Run) -> Row:
-    settings = run.spec["settings"]
-    assert isinstance(settings, dict)
-    shown = {name: value for name, value in settings.items() if name not in ("budgets", "views")}
-    return {**shown, "weights": run.spec["weights"], "run_id": run.folder.name}
+    """Return everything that decides a run's numbers, and where they are."""
+    spec = run.spec
+    shown = {name: value for name, value in run.settings.items()
+             if name not in ("budgets", "views")}
+    remarks = list(run.remarks())
+    return {
+        **shown, "data_digest": spec["data_digest"], "precision": spec.get("precision"),
+        "preprocessing": json.dumps(spec["preprocessing"]), "code": spec.get("code"),
+        "source": run.last_start.get("weights_source"),
+        "remarks": json.dumps(remarks, ensure_ascii=False) if remarks else "",
+        "weights": spec["weights"], "run_id": run.name,
+    }
+
+
+def _select(runs: Sequence[Run], chosen: Selection, experiment: str,
+            out: Path) -> tuple[Run, ...]:
+    asked = select(runs, names=chosen.runs, models=chosen.models, data=chosen.data)
+    there = {"--run": (chosen.runs, {run.name for run in runs}),
+             "--model": (chosen.models, {str(run.spec["model"]) for run in runs}),
+             "--data": (chosen.data, {str(run.spec["data"]) for run in runs})}
+    for option, (values, known) in there.items():
+        for value in values:
+            alone = {"--run": "names", "--model": "models", "--data": "data"}[option]
+            if runs and not select(runs, **{alone: (value,)}):
+                raise UsageError(f"{option} must fit a run of {experiment} under {out}",
+                                 seen=f"none fits {value!r}",
+                                 hint=f"there are {', '.join(sorted(known))}")
+    if runs and not asked:
+        raise UsageError("the runs asked for must have something in common",
+                         seen="--run, --model and --data each fit a run, but none fits them all",
+                         hint="leave one of them out")
+    return asked
+
+
+def _others(runs: Sequence[Run], out: Path) -> Iterator[str]:
+    """Say that a folder holds more than a command's own runs."""
+    shown = {run.folder.resolve() for run in runs}
+    others = [run for run in find_runs(out, runs[0].experiment).runs
+              if run.complete and run.folder.resolve() not in shown]
+    if others:
+        yield (f"{len(others)} earlier {'run is' if len(others) == 1 else 'runs are'} not in this "
+               f"table; sanrobust table --out {shlex.quote(str(out))} shows every complete run")
+
+
+def _unchosen(runs: Sequence[Run], asked: Sequence[Run]) -> Iterator[str]:
+    left_out = [run.name for run in runs if run not in asked]
+    if left_out:
+        yield f"not asked for: {', '.join(left_out)}"
 
 
 def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
-        if not run.complete:
-            yield (f"not in the table: {run.folder.name} is {run.header.get('status')}; "
-                   "the command that started it goes on with it")
+        if run.complete:
+            continue
+        try:
+            done = f"{run.records()['image'].nunique()} of {run.spec['images']} images"
+        except OutputError as error:
+            done = f"records that do not read back ({error.seen})"
+        if run.is_being_written():
+            yield f"not in the table: {run.name} is being measured now, {done} so far"
+        else:
+            status = str(run.header.get("status", "running"))
+            ended = "killed" if status == "running" else status
+            yield f"not in the table: {run.name} was {ended} after {done}; {run.again} to go on"
+
+
+def _damage(damaged: Sequence[OutputError]) -> SanrobustError | None:
+    if len(damaged) < 2:
+        return damaged[0] if damaged else None
+    return OutputError("every run must read back", seen=f"{len(damaged)} do not",
+                       hint="see the lines above; the other runs are in the table")
+
+
+def _too_many_failed(table: Table, max_failed: float) -> SanrobustError | None:
+    for row in table.rows.to_dict(orient="records"):
+        failed, images = int(row["failed"]), int(row["n"]) + int(row["failed"])
+        if images and failed / images > max_failed:
+            return FailedImagesError(
+                f"at most {100 * max_failed:g} % of the images may fail",
+                seen=f"{failed} of {images} did with {row['model']}",
+                hint="see the reasons below the table and mend images or model, or pass "
+                     "--max-failed with a larger part if so few survivors are what you want")
+    return None
 
 
 def _doubtful(table: Table) -> Iterator[str]:

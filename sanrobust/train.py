@@ -6,9 +6,10 @@ Upright images only: no flips and no rotations, so that both stay unseen until t
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.csvfiles import shown
+from sanrobust.data.catalog import DATASETS, resolve
+from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
+from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, exact
-from sanrobust.errors import DataError, UsageError
-from sanrobust.files import sha256_file, write_text
+from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
+from sanrobust.files import put_in_place, require_writable, sha256_file, write_text
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.build import build
 from sanrobust.zoo.catalog import PAPER_ORDER, SMALL_PREPROCESSING
@@ -34,6 +39,8 @@ from sanrobust.zoo.store import locked
 from sanrobust.zoo.facts import facts
 
 Say = Callable[[str], None]
+
+_MOST_SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,8 @@ class Trained:
 
     Attributes:
         network: in eval mode, on the CPU.
-        top1: held-out accuracy in percent.
-        images: number of held-out images.
+        top1: held-out accuracy in percent of ``images``; without finite logits none is right.
+        images: number of held-out images that could be decoded.
         seconds: wall time of training.
     """
 
@@ -83,7 +90,10 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
                   say: Say) -> Trained:
     """Train a network on ``train`` and measure it on ``test``.
 
-    Raises DataError when the two are the same or a batch is larger than the training split.
+    ``say`` is told each epoch's loss, and how many images could not be decoded or have no finite
+    logits. Raises DataError when the two sets are the same, none of their images can be decoded
+    or a batch is larger than the training split, and NonFiniteError when the loss or all logits
+    are no numbers.
     """
     _check_splits(train, test, recipe)
     started = time.monotonic()
@@ -95,17 +105,24 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
     loss_of = nn.CrossEntropyLoss(
         label_smoothing=_torch_smoothing(recipe.label_smoothing, architecture.num_classes))
+    lost: dict[str, str] = {}
     for epoch in range(recipe.epochs):
         model.train()
-        losses = [_step(model, optimizer, loss_of, pixels, labels)
+        known = len(lost)
+        losses = [_step(model, optimizer, loss_of, pixels, labels, epoch)
                   for pixels, labels
-                  in _epoch(train, preprocessing, recipe, epoch, workers, device)]
+                  in _epoch(train, preprocessing, recipe, epoch, workers, device, lost)]
         schedule.step()
+        if len(lost) > known:
+            say(_undecodable(lost, len(train.refs), "training"))
+        if not losses:
+            raise DataError("training images must be decodable", seen=_first(lost),
+                            hint="mend the images of --data")
         say(f"epoch {epoch + 1}/{recipe.epochs}: loss {sum(losses) / len(losses):.4f}")
     seconds = time.monotonic() - started
     model.eval()
-    top1 = _accuracy(model, test, preprocessing, workers, device)
-    return Trained(network.cpu(), top1=top1, images=len(test.refs), seconds=seconds)
+    top1, images = _accuracy(model, test, preprocessing, workers, device, say)
+    return Trained(network.cpu(), top1=top1, images=images, seconds=seconds)
 
 
 def _torch_smoothing(smoothing: float, classes: int) -> float:
@@ -114,7 +131,7 @@ def _torch_smoothing(smoothing: float, classes: int) -> float:
 
 
 def _check_splits(train: ImageSet, test: ImageSet, recipe: Recipe) -> None:
-    if train.digest == test.digest:
+    if train.refs == test.refs and train.digest == test.digest:
         raise DataError("training and held-out images must differ",
                         seen=f"{train.name} is given for both",
                         hint="give --data a set with two splits, or another --held-out folder")
@@ -122,16 +139,50 @@ def _check_splits(train: ImageSet, test: ImageSet, recipe: Recipe) -> None:
         raise DataError("a batch must fit into the training split",
                         seen=f"it has {len(train.refs)} images, a batch {recipe.batch_size}",
                         hint="lower --batch-size")
+    for images, option in ((train, "--data"), (test, "--held-out")):
+        reason = _all_broken(images)
+        if reason is not None:
+            raise DataError(f"{images.name} must hold images that can be decoded", seen=reason,
+                            hint=f"mend the images or name others with {option}")
+
+
+def _all_broken(images: ImageSet) -> str | None:
+    """Say why no image can be decoded; None as soon as one can."""
+    reasons: dict[str, str] = {}
+    for index, ref in enumerate(images.refs):
+        try:
+            images.load(index)
+            return None
+        except ImageError as error:
+            reasons[ref.id] = str(error)
+    return f"none of {len(images.refs)} can ({_first(reasons)})"
+
+
+def _first(reasons: Mapping[str, str]) -> str:
+    image, reason = next(iter(reasons.items()))
+    return f"the first is {shown(image)}: {reason}"
+
+
+def _undecodable(reasons: Mapping[str, str], total: int, split: str) -> str:
+    return (f"{len(reasons)} of {total} {split} images cannot be decoded and are left out "
+            f"({_first(reasons)})")
 
 
 def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch: int,
-           workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield an epoch's shuffled, shifted pixels (B, 3, S, S) and labels (B,)."""
+           workers: int, device: torch.device, lost: dict[str, str]
+           ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield an epoch's shuffled, shifted pixels (B, 3, S, S) and labels (B,).
+
+    Images that cannot be decoded enter ``lost`` with the reason.
+    """
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     order = torch.randperm(len(images.refs), generator=generator).tolist()
     size = recipe.batch_size
     plan = [order[start:start + size] for start in range(0, len(order) - size + 1, size)]
     for batch in batches(images, preprocessing, plan=plan, workers=workers):
+        lost.update((failure.id, failure.reason) for failure in batch.failures)
+        if len(batch.ids) < 2:  # batch normalisation has no variance of one image
+            continue
         pixels = random_shift(batch.pixels, limit=recipe.shift, generator=generator)
         yield pixels.to(device), batch.labels.to(device)
 
@@ -149,24 +200,46 @@ def random_shift(pixels: Tensor, *, limit: int, generator: torch.Generator) -> T
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: nn.Module,
-          pixels: Tensor, labels: Tensor) -> float:
+          pixels: Tensor, labels: Tensor, epoch: int) -> float:
     loss: Tensor = loss_of(model(pixels), labels)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteError("the training loss must be a finite number",
+                             seen=f"it is {value} in epoch {epoch + 1}",
+                             hint="lower --lr; nothing was written")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.item()
+    return value
 
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, workers: int,
-              device: torch.device) -> float:
+              device: torch.device, say: Say) -> tuple[float, int]:
+    """Return top-1 in percent and the number of images, those that could be decoded."""
     plan = [range(start, min(start + 256, len(images.refs)))
             for start in range(0, len(images.refs), 256)]
-    hits = 0
+    hits = finite = 0
+    lost: dict[str, str] = {}
     for batch in batches(images, preprocessing, plan=plan, workers=workers):
-        logits = model(batch.pixels.to(device))
-        hits += int((logits.argmax(dim=1).cpu() == batch.labels).sum())
-    return 100.0 * hits / len(images.refs)
+        lost.update((failure.id, failure.reason) for failure in batch.failures)
+        if not batch.ids:
+            continue
+        logits = model(batch.pixels.to(device)).cpu()
+        good = logits.isfinite().all(dim=1)
+        hits += int(((logits.argmax(dim=1) == batch.labels) & good).sum())
+        finite += int(good.sum())
+    measured = len(images.refs) - len(lost)
+    if lost:
+        say(_undecodable(lost, len(images.refs), "held-out"))
+    if not finite:
+        raise NonFiniteError("a trained network must give finite logits",
+                             seen=f"none of {measured} held-out images has them",
+                             hint="lower --lr; nothing was written")
+    if finite < measured:
+        say(f"the logits of {measured - finite} of {measured} held-out images are not finite; "
+            "these images count as wrong")
+    return 100.0 * hits / measured, measured
 
 
 @dataclass(frozen=True)
@@ -200,14 +273,21 @@ class TrainingJob:
 def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     """Train each network, write it at once and list it in ``TAG.json``; return the files.
 
-    Raises UnknownNameError for a name that is no architecture, and UsageError for a tag that is
-    no plain file name, before anything is trained.
+    Weights of the same name stay beside the new ones as ``FILE.previous``. Raises
+    UnknownNameError for a name that is no architecture, UsageError for a tag or recipe that
+    cannot be meant, DataError for held-out images of other classes, and OutputError for a folder
+    that cannot be written, all before anything is trained.
     """
     _require_plain(_tag(job))
     forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
+    _check_recipe(job.recipe, SMALL_PREPROCESSING.img_size)
     device = choose_device(job.device)
-    train, test = _splits(job)
-    classes = 1 + max(ref.label for ref in train.refs)
+    train, test, classes = _splits(job)
+    require_writable(job.out)
+    _read_list(_list_of(job))
+    for images in (train, test):
+        for remark in images.left_out:
+            say(f"{images.name}: {remark}")
     written = []
     for arch, form in forms.items():
         say(f"{arch}: {len(train.refs)} training and {len(test.refs)} held-out images")
@@ -215,41 +295,75 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
         trained = train_network(architecture, train, test, recipe=job.recipe,
                                 preprocessing=SMALL_PREPROCESSING, device=device,
                                 workers=job.workers, say=say)
-        say(f"{arch}: held-out top-1 {trained.top1:.2f} %, {trained.seconds:.0f} s")
-        written.append(_write(job, arch, architecture, trained))
+        say(f"{arch}: held-out top-1 {trained.top1:.2f} % of {trained.images} images, "
+            f"{trained.seconds:.0f} s")
+        written.append(_write(job, arch, architecture, trained, train, say))
     return written
 
 
-def _splits(job: TrainingJob) -> tuple[ImageSet, ImageSet]:
-    """Open the training images and the images that training must never see."""
-    train = open_dataset(job.data, root=job.data_root, split="train")
-    if job.held_out is not None:
-        return train, open_dataset(str(job.held_out), root=None)
-    if Path(job.data).is_dir():
+def _check_recipe(recipe: Recipe, side: int) -> None:
+    if not (math.isfinite(recipe.lr) and recipe.lr > 0):
+        raise UsageError("--lr must be a number above 0", seen=f"it is {recipe.lr}",
+                         hint="type for example --lr 0.05")
+    if recipe.shift >= side:
+        raise UsageError(f"--shift must be smaller than the {side} pixels of an image",
+                         seen=f"it is {recipe.shift}", hint="type for example --shift 3")
+    if not abs(recipe.seed) < _MOST_SEEDS:
+        raise UsageError(f"--seed must be smaller than {_MOST_SEEDS}", seen=f"it is {recipe.seed}",
+                         hint="type for example --seed 1")
+
+
+def _splits(job: TrainingJob) -> tuple[ImageSet, ImageSet, int]:
+    """Open the training images and, labelled alike, the held-out ones; count the classes."""
+    if job.held_out is None and isinstance(resolve(job.data), Path):
         raise UsageError("a folder to train on must come with a held-out one",
                          seen="--held-out is not given", hint="type --held-out FOLDER")
-    return train, open_dataset(job.data, root=job.data_root)
+    train = open_dataset(job.data, root=job.data_root, split="train")
+    classes = train.num_classes
+    if classes is None:
+        raise DataError("training must have images of every class",
+                        seen=f"{train.name} has folders named by numbers and lacks some between "
+                             "0 and the largest", hint="rename the folders, from 0 on or in words")
+    if classes < 2:
+        raise DataError("training must have two classes or more",
+                        seen=f"{train.name} has {classes}",
+                        hint="give --data a folder with one subfolder per class")
+    test = (open_dataset(job.data, root=job.data_root) if job.held_out is None
+            else open_dataset(str(job.held_out), root=None))
+    test = fit_classes(test, names=train.classes, num_classes=classes,
+                       model=f"the training set {train.name}",
+                       advice="name the folders as in training, or give others to --held-out")
+    return train, test, classes
 
 
-def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Trained) -> Path:
-    tag = _tag(job)
-    path = job.out / f"{arch}.{tag}.safetensors"
-    entry = Entry(arch, tag, architecture, Packaged(path.name, ""), SMALL_PREPROCESSING,
-                  data=job.data, top1=trained.top1, reference=command(job, arch))
-    save_safetensors(trained.network.state_dict(), path,
+def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Trained,
+           train: ImageSet, say: Say) -> Path:
+    path = job.out / f"{arch}.{_tag(job)}.safetensors"
+    entry = Entry(arch, _tag(job), architecture, Packaged(path.name, ""), SMALL_PREPROCESSING,
+                  data=train.name, classes=train.classes, top1=trained.top1,
+                  reference=command(job, arch))
+    new = path.with_name(path.name + ".new")
+    save_safetensors(trained.network.state_dict(), new,
                      {"sanrobust": json.dumps(facts(entry), sort_keys=True)})
-    _list(job.out / f"{tag}.json", arch, {
+    previous = put_in_place(new, path)
+    if previous is not None:
+        say(f"{arch}: the earlier weights in {path} are kept as {previous}")
+    _list(_list_of(job), arch, {
         "sha256": sha256_file(path), "top1": trained.top1, "n": trained.images,
         "seconds": round(trained.seconds, 1), "command": command(job, arch)})
     return path
 
 
 def _tag(job: TrainingJob) -> str:
-    return job.tag or Path(job.data).name
+    return job.tag or (job.data if job.data in DATASETS else Path(job.data).resolve().name)
+
+
+def _list_of(job: TrainingJob) -> Path:
+    return job.out / f"{_tag(job)}.json"
 
 
 def _require_plain(tag: str) -> None:
-    if Path(tag).name != tag:
+    if Path(tag).name != tag or not tag.strip("."):
         raise UsageError("a tag must be a plain file name", seen=f"it is {tag!r}",
                          hint="name the folder with --out and leave the tag without slashes")
 
@@ -270,8 +384,22 @@ def command(job: TrainingJob, arch: str) -> str:
 def _list(path: Path, arch: str, facts_of_file: dict[str, object]) -> None:
     """Enter one file's facts into the list beside the files: the paper's nine, then variants."""
     with locked(path.with_name(path.name + ".lock")):  # others may train into the same folder
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        known[arch] = facts_of_file
+        known = {**_read_list(path), arch: facts_of_file}
         others = sorted(set(known) - set(PAPER_ORDER))
         ordered = {name: known[name] for name in (*PAPER_ORDER, *others) if name in known}
         write_text(path, json.dumps(ordered, indent=2) + "\n")
+
+
+def _read_list(path: Path) -> dict[str, object]:
+    """Return the list beside the files, empty when there is none."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError("it is no object")
+        return known
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise OutputError("the list of trained weights must be JSON",
+                          seen=f"{path} does not read ({error})",
+                          hint="remove that file or name another folder with --out") from error

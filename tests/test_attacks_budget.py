@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from sanrobust.attacks.budget import TABLE10, Budget, parse_level
+from sanrobust.attacks.budget import TABLE10, Budget, as_budget, as_budgets, parse_level
 from sanrobust.errors import UsageError
 
 
@@ -39,6 +40,43 @@ def test_the_refusal_of_a_fraction_says_what_to_type() -> None:
 def test_what_is_no_level_is_refused_with_the_option_named(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--step must be a number of 1/255 from 0 to 255, but"):
         parse_level(text, "--step")
+
+
+@pytest.mark.parametrize("value", [
+    Budget(8, 2, 4), (8, 2, 4), [8.0, 2.0, 4], ("8/255", "2", 4), np.array([8, 2, 4]),
+    {"eps": 8, "step": 2, "iters": 4}, (np.float32(8), np.int64(2), np.int8(4)),
+], ids=["budget", "tuple", "list", "texts", "array", "mapping", "numpy"])
+def test_a_budget_is_taken_as_people_write_it(value: object) -> None:
+    budget = as_budget(value)
+    assert budget == Budget(8, 2, 4) and repr(budget) == repr(Budget(8, 2, 4))
+    assert as_budgets([value, (8, 4, 2)]) == (Budget(8, 2, 4), Budget(8, 4, 2))
+
+
+@pytest.mark.parametrize("value", [
+    None, 8, "8,2,4", b"824", (8, 2), (8, 2, 4, 1), {}, {"eps": 8, "step": 2},
+    {"eps": 8, "step": 2, "iters": 4, "seed": 0}, {"eps": 8, "steps": 2, "iters": 4},
+    (8, 2, 4.0), (8, 2, "4"), (8, None, 4), (float("nan"), 2, 4), (10 ** 400, 2, 4), (True, 2, 4),
+    (8, 2, np.float64(4)), (8j, 2, 4),
+], ids=repr)
+def test_what_is_no_budget_is_refused_in_a_sentence(value: object) -> None:
+    with pytest.raises(UsageError):
+        as_budget(value)
+    with pytest.raises(UsageError):
+        as_budgets([value])
+
+
+def test_a_radius_of_the_pixel_range_is_refused_from_python_too() -> None:
+    with pytest.raises(UsageError) as caught:
+        as_budget((8 / 255, 2 / 255, 4))
+    assert str(caught.value) == ("eps must be in units of 1/255, but 0.0313725 was seen: "
+                                 "give 8, or Budget(...) if 0.0313725/255 is meant")
+    assert Budget(0.5, 0.5, 1).eps == 0.5
+
+
+@pytest.mark.parametrize("values", [None, 8, "8", 8.0], ids=repr)
+def test_what_is_no_sequence_of_budgets_is_refused(values: object) -> None:
+    with pytest.raises(UsageError, match="budgets must be a sequence of budgets"):
+        as_budgets(values)
 
 
 def test_table10_is_eight_over_four_by_two_and_two_by_four() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchattacks
-from attack_cases import RANDOM, batch, small_net, some
+from attack_cases import RANDOM, batch, require_torchattacks, small_net, some
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -38,8 +37,8 @@ class Counting:
 def test_the_adversarials_are_those_of_torchattacks(budget: Budget) -> None:
     net, (images, labels, ids) = small_net(), batch(32)
     ours = targeted_pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM)[0]
-    other = torchattacks.PGD(net, eps=budget.eps / 255, alpha=budget.step / 255,
-                             steps=budget.iters, random_start=False)
+    other = require_torchattacks().PGD(net, eps=budget.eps / 255, alpha=budget.step / 255,
+                                       steps=budget.iters, random_start=False)
     other.set_mode_targeted_by_label(quiet=True)
     theirs = other(images, some(ours.targets))
     # Theirs leaves the 8-bit grid by float rounding, which may turn the sign of a gradient that

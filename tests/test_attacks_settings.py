@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from attack_cases import require_torchattacks
 
 from sanrobust.attacks.budget import TABLE10, Budget
-from sanrobust.attacks.losses import LOSSES
-from sanrobust.attacks.settings import LOSS_NAMES, AttackSettings
+from sanrobust.attacks.settings import AttackSettings
 from sanrobust.errors import DataError, SanrobustError, UnknownNameError, UsageError
 
 
@@ -25,10 +27,6 @@ def test_no_budget_means_the_two_of_table_10() -> None:
     assert AttackSettings(budgets=()).budgets == TABLE10
 
 
-def test_the_names_of_the_losses_are_those_that_exist() -> None:
-    assert LOSS_NAMES == LOSSES.names()
-
-
 @pytest.mark.parametrize(("given", "message"), [
     ({"attack": "pdg"}, "did you mean pgd?"),
     ({"attack": "torchattacks:"}, "an attack of torchattacks must be named"),
@@ -36,19 +34,48 @@ def test_the_names_of_the_losses_are_those_that_exist() -> None:
     ({"targets": "randm"}, "did you mean random?"),
     ({"restarts": 3}, "several restarts must start at random points"),
     ({"restarts": 0}, "restarts must be a whole number, 1 or more"),
-    ({"seed": -1}, "the seed must be a whole number, 0 or more"),
-    ({"seed": 1.5}, "the seed must be a whole number, 0 or more"),
+    ({"seed": -1}, "seed must be a whole number, 0 or more"),
+    ({"seed": 1.5}, "seed must be a whole number, 0 or more"),
     ({"budgets": (Budget(8, 4, 2), Budget(8, 4, 2))}, "the budgets of a run must differ"),
     ({"options": (("eps", "8/255"),)}, "attack options must belong to an attack of torchattacks"),
     ({"attack": "torchattacks:PGD", "options": (("eps", "0"), ("eps", "1"))}, "given 2 times"),
-    ({"attack": "torchattacks:PGD", "budgets": TABLE10}, "budgets must be a setting of pgd"),
-    ({"attack": "torchattacks:PGD", "loss": "dlr"}, "loss must be a setting of pgd"),
-    ({"attack": "torchattacks:PGD", "random_start": True}, "random-start must be a setting of pgd"),
+    ({"attack": "torchattacks:PGD", "budgets": TABLE10}, "budgets must come with our own"),
+    ({"attack": "torchattacks:PGD", "loss": "dlr"}, "loss must come with our own attack"),
+    ({"attack": "torchattacks:PGD", "random_start": True}, "random-start must come with our own"),
+    ({"attack": "torchattacks:PGD", "restarts": 2}, "give that attack its own options with -A"),
+    ({"attack": None}, "attack must be a name"),
+    ({"targets": 3}, "targets must be a name"),
+    ({"loss": 1.0}, "loss must be a name"),
+    ({"seed": True}, "seed must be a whole number, 0 or more"),
+    ({"random_start": 1}, "random_start must be True or False"),
+    ({"budgets": 8}, "budgets must be a sequence of budgets"),
+    ({"budgets": (8, 2, 4)}, "give for example budgets=[(8, 2, 4)]"),
 ])
 def test_settings_that_cannot_be_meant_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         AttackSettings(**given)  # type: ignore[arg-type]
     assert message in str(caught.value)
+
+
+def test_budgets_are_taken_as_people_write_them() -> None:
+    assert AttackSettings(budgets=[(8, 2, 4)]).budgets == (Budget(8, 2, 4),)  # type: ignore
+    assert AttackSettings(budgets=Budget(8, 2, 4)).budgets == (Budget(8, 2, 4),)  # type: ignore
+
+
+def test_numbers_of_numpy_make_the_same_settings() -> None:
+    settings = AttackSettings(seed=np.int64(3), random_start=True,
+                              restarts=np.int32(2))  # type: ignore[arg-type]
+    assert json.dumps(settings.as_dict()) == json.dumps(
+        AttackSettings(seed=3, random_start=True, restarts=2).as_dict())
+
+
+def test_an_attack_of_torchattacks_enters_with_its_norm_radius_and_version() -> None:
+    package = require_torchattacks()
+    settings = AttackSettings(attack="torchattacks:APGD", options=(("eps", "0.5"), ("norm", "L2")))
+    assert settings.as_dict() == {
+        "attack": "torchattacks:APGD", "targets": "random", "seed": 0,
+        "options": {"eps": "0.5", "norm": "L2"}, "norm": "l2", "radius": 0.5, "targeted": False,
+        "version": package.__version__}
 
 
 def test_a_mistyped_name_is_an_unknown_name() -> None:
@@ -60,8 +87,7 @@ def test_the_order_in_which_options_are_typed_does_not_matter() -> None:
     one = AttackSettings(attack="torchattacks:PGD", options=(("eps", "8/255"), ("alpha", "0.1")))
     two = AttackSettings(attack="torchattacks:PGD", options=(("alpha", "0.1"), ("eps", "8/255")))
     assert one == two
-    assert one.as_dict() == {"attack": "torchattacks:PGD", "targets": "random", "seed": 0,
-                             "options": {"alpha": "0.1", "eps": "8/255"}}
+    assert one.options == (("alpha", "0.1"), ("eps", "8/255"))
 
 
 def test_a_target_file_enters_the_specification_by_its_hash_not_its_path(tmp_path: Path) -> None:

@@ -156,18 +156,18 @@ def test_a_loaded_rule_survives_pickling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "has the columns none"),
-    ("image,class\na,1\n", "has the columns image,class"),
-    ("image,target\na,one\n", "line 2 gives 'a' the target 'one'"),
-    ("image,target\na,-1\n", "line 2 gives 'a' the target '-1'"),
-    ("image,target\na,\n", "line 2 gives 'a' the target ''"),
-    ("image,target\na\n", "line 2 gives 'a' the target None"),
-    ("image,target\n,1\n", "line 2 gives '' the target '1'"),
-    ("image,target\na,1\na,2\n", "line 3 names 'a' again"),
-    ('image,target\n"a"b,1\n', "cannot be read after line 1"),
+    ("", "lacks image, target"),
+    ("image,class\na,1\n", "lacks target"),
+    ("image,target\na,one\n", "line 2 of t.csv has 'one' for a"),
+    ("image,target\na,-1\n", "line 2 of t.csv has '-1' for a"),
+    ("image,target\na,\n", "line 2 of t.csv has '' for a"),
+    ("image,target\na\n", "line 2 of t.csv has '' for a"),
+    ("image,target\n,1\n", "line 2 of t.csv gives '' the target '1'"),
+    ("image,target\na,1\na,2\n", "lines 2 and 3 of t.csv both name a"),
+    ('image,target\n"a"b,1\n', "cannot be read after line 2"),
 ])
 def test_a_damaged_target_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DataError, match="a target file must be a CSV") as caught:
+    with pytest.raises(DataError) as caught:
         load_rule(written(tmp_path / "t.csv", text))
     assert message in str(caught.value)
 
@@ -194,12 +194,6 @@ def test_a_row_that_cannot_serve_an_image_is_refused(tmp_path: Path, image_id: s
     with pytest.raises(DataError) as caught:
         rule.choose([image_id], torch.tensor([label]), torch.zeros(1, 10), seed=0)
     assert message in str(caught.value)
-
-
-def test_only_rules_that_rank_classes_need_the_clean_logits() -> None:
-    needing = [text for text in ("random", "least-likely", "second", "fixed:1", "file:t.csv")
-               if parse_rule(text).needs_logits]
-    assert needing == ["least-likely", "second"]
 
 
 def test_the_identity_of_a_rule_is_its_text() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attack_cases import FEW, RANDOM, few_class_net, predicted, some
+from attack_cases import (FEW, MORE, QUICK, RANDOM, few_class_net, predicted, require_torchattacks,
+                          some, strong_options)
 from torch import nn
 
 from sanrobust.attacks.budget import TABLE10, Budget
@@ -15,20 +16,7 @@ from sanrobust.attacks.targets import parse_rule
 from sanrobust.attacks.torchattacks_adapter import adapt, attack_names
 from sanrobust.errors import ProtocolError
 
-# Options that make the slow attacks quick enough for a test.
-QUICK = {
-    "CW": {"steps": "5"}, "EADEN": {"max_iterations": "10", "binary_search_steps": "2"},
-    "EADL1": {"max_iterations": "10", "binary_search_steps": "2"}, "JSMA": {"gamma": "0.02"},
-    "Square": {"n_queries": "20"}, "SPSA": {"nb_sample": "4"}, "DeepFool": {"steps": "5"},
-    "OnePixel": {"steps": "2", "popsize": "4"}, "Pixle": {"restarts": "2", "max_iterations": "2"},
-    "SparseFool": {"steps": "2"}, "AutoAttack": {"eps": "1.0"}, "FAB": {"steps": "3"},
-    "EOTPGD": {"steps": "3"}, "VMIFGSM": {"steps": "3"}, "VNIFGSM": {"steps": "3"},
-}
-# Options that make the weak attacks strong enough to show a direction.
-MORE = {"Square": {"n_queries": "200"}, "SPSA": {"nb_iter": "10", "nb_sample": "32"},
-        "JSMA": {"gamma": "0.1"}, "Jitter": {"scale": "1"}, "CW": {"c": "100", "steps": "50"},
-        "EADEN": {"max_iterations": "100", "initial_const": "10"},
-        "EADL1": {"max_iterations": "100", "initial_const": "10"}}
+require_torchattacks()
 
 
 @pytest.mark.parametrize("budget", TABLE10, ids=str)
@@ -58,6 +46,8 @@ def test_every_attack_runs_and_repeats_itself_whatever_the_batch(name: str) -> N
     assert torch.equal(last.adversarial, whole.adversarial[2:])
     assert (whole.targets is None) == (whole.hit is None) == (not attack.targeted)
     assert whole.hit_any is None and whole.target_loss is None
+    assert whole.zero_gradient.shape == (3, 1)
+    torch.testing.assert_close(last.zero_gradient, whole.zero_gradient[2:], equal_nan=True)
     # Ball, range and finiteness are the adapter's own checks; the distance shows the unit.
     assert (whole.linf <= (255 if attack.eps is None else attack.eps) + 3e-4).all()
 
@@ -86,12 +76,8 @@ def test_a_targeted_attack_hears_its_target(name: str) -> None:
     net = few_class_net()
     images, labels, ids = predicted(net, 3)
     targets = (labels + 1) % FEW
-    strong = {"eps": "128/255", "alpha": "16/255", "steps": "10", "p_init": "0.9"}
-    if name.endswith("L2"):
-        strong = {"eps": "5", "alpha": "1"}
-    taken = {key: value for key, value in strong.items() if key in adapt(name).parameters}
-    options = {**QUICK.get(name, {}), **taken, **MORE.get(name, {})}
-    result = adapt(name, list(options.items()))(net, images, labels, ids, targets=targets)
+    attack = adapt(name, list(strong_options(name).items()))
+    result = attack(net, images, labels, ids, targets=targets)
     loss = nn.functional.cross_entropy
     assert loss(result.adv_logits, targets) < loss(result.clean_logits, targets)
 

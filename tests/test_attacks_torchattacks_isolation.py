@@ -8,16 +8,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torchattacks
-from attack_cases import FEW, RANDOM, few_class_net, predicted
+from attack_cases import FEW, RANDOM, few_class_net, predicted, require_torchattacks
 from torch import Tensor, nn
-from torchattacks.attack import Attack as Foreign
 
 from sanrobust.attacks.torchattacks_adapter import adapt
-from sanrobust.errors import ModelError, ProtocolError
+from sanrobust.errors import ModelError, NonFiniteError, ProtocolError
+
+torchattacks = require_torchattacks()
 
 
-class Rude(Foreign):  # type: ignore[misc]
+class Rude(torchattacks.attack.Attack):  # type: ignore[misc,name-defined]
     """A fake attack that disturbs everything it can reach, then does what ``ending`` says."""
 
     ending: Callable[[Tensor], object]
@@ -143,7 +143,6 @@ def test_an_exception_inside_an_attack_is_one_sentence(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("ending", "message"), [
     (lambda images: images + 2, "adversarial images must be finite and in"),
-    (lambda images: images / 0, "adversarial images must be finite and in"),
     (lambda images: images[:, :1], "must have the shape and type of the clean ones"),
     (lambda images: None, "must come to an end, but it raised AttributeError"),
 ])
@@ -154,6 +153,17 @@ def test_what_is_no_adversarial_image_is_refused(monkeypatch: pytest.MonkeyPatch
     net = few_class_net()
     images, labels, ids = predicted(net, 1)
     with pytest.raises(ProtocolError, match=message):
+        adapt("FGSM")(net, images.clamp(0.1), labels, ids, targets=(labels + 1) % FEW)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_fails_alone_and_does_not_end_the_run(
+        monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    rude(monkeypatch, lambda images: images * value)
+    net = few_class_net()
+    images, labels, ids = predicted(net, 1)
+    # The evaluation records an image with this error as failed and goes on with the others.
+    with pytest.raises(NonFiniteError, match="torchattacks:FGSM put NaN or infinity into it"):
         adapt("FGSM")(net, images.clamp(0.1), labels, ids, targets=(labels + 1) % FEW)
 
 
@@ -176,6 +186,14 @@ def test_an_attack_that_leaves_its_ball_is_refused(monkeypatch: pytest.MonkeyPat
     images, labels, ids = predicted(net, 1)
     with pytest.raises(ProtocolError, match="must stay within 8/255 of the clean ones"):
         adapt("PGD")(net, images, labels, ids, targets=RANDOM)
+
+
+def test_an_attack_that_leaves_its_l2_ball_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchattacks.PGDL2, "forward", lambda self, images, labels: 1 - images)
+    net = few_class_net()
+    images, labels, ids = predicted(net, 1)
+    with pytest.raises(ProtocolError, match="must stay within an l2 radius of 0.5"):
+        adapt("PGDL2", [("eps", "0.5")])(net, images, labels, ids, targets=RANDOM)
 
 
 def test_a_model_that_fails_inside_keeps_its_own_error() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from attack_cases import RANDOM
+from attack_cases import RANDOM, require_torchattacks
+from conftest import Command
 
 from sanrobust.attacks.build import build_attack
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.torchattacks_adapter import adapt, attack_names
 from sanrobust.errors import ProtocolError, UnknownNameError, UsageError
+
+require_torchattacks()
 
 
 def test_the_wrappers_of_torchattacks_are_no_attacks() -> None:
@@ -22,6 +25,19 @@ def test_a_mistyped_attack_is_refused_with_the_closest_one_and_the_legal_ones() 
     with pytest.raises(UnknownNameError) as caught:
         adapt("MIFGMS")
     assert "did you mean MIFGSM?" in str(caught.value) and "APGD, " in str(caught.value)
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (("--attack", "torchattacks:PDG"), "did you mean PGD?"),
+    (("--attack", "torchattacks:PGD", "-A", "epz=1"), "did you mean eps?"),
+    (("--attack", "torchattacks:PGD", "-A", "eps=8"), "type -A eps=8/255"),
+    (("--attack", "torchattacks:"), "type for example --attack torchattacks:MIFGSM"),
+    (("--attack", "torchattacks:PGD", "--loss", "dlr"), "give that attack its own options with -A"),
+])
+def test_the_command_line_refuses_in_a_sentence(command: Command, words: tuple[str, ...],
+                                                sentence: str) -> None:
+    done = command("pgd", *words)
+    assert done.exit_code == 2 and sentence in done.output
 
 
 def test_an_unknown_attack_of_torchattacks_fails_before_any_image() -> None:
@@ -70,7 +86,7 @@ def test_an_option_of_another_kind_is_refused(name: str, key: str, text: str) ->
 def test_a_radius_in_units_of_one_255th_is_refused(name: str, key: str) -> None:
     with pytest.raises(UsageError) as caught:
         adapt(name, [(key, "8")])
-    assert f"type {key}=8/255 if you mean units of 1/255" in str(caught.value)
+    assert f"type -A {key}=8/255 if you mean units of 1/255" in str(caught.value)
 
 
 def test_a_radius_of_another_norm_may_exceed_one() -> None:

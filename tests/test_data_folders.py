@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.folders import class_folders, labelled_folder
+from sanrobust.data.imageset import ImageRef
 from sanrobust.errors import DataError, SanrobustError, UsageError
 from image_files import class_tree, flat_folder, save_noise, write_lines
 
@@ -89,7 +92,10 @@ def test_labels_may_name_images_in_subfolders(tmp_path: Path) -> None:
     (["a.png,3", "b.JPEG,7", "gone.png,1", "lost.png,1"],
      "2 files are (the first is gone.png) not in"),
     (["a.png,3"], "1 image is (b.JPEG) not in labels.csv"),
-    (["a.png,3", "b.JPEG,7", "a.png,3"], "1 name is (a.png) more than once"),
+    (["a.png,3", "b.JPEG,7", "a.png,3"], "lines 2 and 4 of labels.csv both name a.png"),
+    (["a.png,3", "b.JPEG,7", "./a.png,2"], "lines 2 and 4 of labels.csv both name a.png"),
+    (["a.png,3", "b.JPEG,7", ".//a.png,3"], "lines 2 and 4 of labels.csv both name a.png"),
+    (["a.png,3", "b.JPEG,7", ",1"], "line 4 of labels.csv gives '' the class_index '1'"),
     (["a.png,3", "b.JPEG,-1"], "line 3 of labels.csv has '-1' for b.JPEG"),
     (["a.png,3", "b.JPEG,1.0"], "'1.0'"),
     (["a.png,3", "b.JPEG,1_0"], "'1_0'"),
@@ -104,7 +110,8 @@ def test_a_labels_file_that_does_not_fit_says_where(
     _sentence(caught)
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../flat/a.png", "sub/../a.png", "", "."])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../flat/a.png", "sub/../a.png", "..\\\\a.png",
+                                  "."])
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(
         flat: tuple[Path, Path], name: str) -> None:
     with pytest.raises(DataError, match="inside the folder"):
@@ -112,14 +119,59 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(
 
 
 @pytest.mark.parametrize("linked", ["file", "folder"])
-def test_a_link_that_leads_out_of_the_folder_is_refused(
+def test_a_link_in_the_folder_may_lead_anywhere(
         flat: tuple[Path, Path], tmp_path: Path, linked: str) -> None:
-    outside = save_noise(tmp_path / "outside" / "secret.png")
+    outside = save_noise(tmp_path / "outside" / "far.png")
     source, name = ((outside, "out.png") if linked == "file" else (outside.parent, "out"))
     os.symlink(source, flat[0] / name)
-    row = "out.png,1" if linked == "file" else "out/secret.png,1"
-    with pytest.raises(DataError, match="inside the folder"):
-        labelled_folder(flat[0], _labels(flat[0], "a.png,3", "b.JPEG,7", row))
+    row = "out.png,1" if linked == "file" else "out/far.png,1"
+    images = labelled_folder(flat[0], _labels(flat[0], "a.png,3", "b.JPEG,7", row))
+    assert [ref.label for ref in images.refs] == [3, 7, 1]
+    assert images.load(2).size == (12, 10)
+
+
+def test_a_name_too_long_for_any_disk_and_a_link_to_itself_are_no_files(
+        flat: tuple[Path, Path]) -> None:
+    os.symlink("loop.png", flat[0] / "loop.png")
+    labels = _labels(flat[0], "a.png,3", "b.JPEG,7", "loop.png,1", "n" * 300 + ".png,1")
+    with pytest.raises(DataError, match=re.escape("2 files are (the first is loop.png) not in")):
+        labelled_folder(flat[0], labels)
+
+
+def test_a_pipe_as_labels_file_is_refused_instead_of_waited_for(flat: tuple[Path, Path]) -> None:
+    os.mkfifo(flat[0] / "pipe.csv")
+    with pytest.raises(DataError, match="pipe.csv is not a regular file"):
+        labelled_folder(flat[0], flat[0] / "pipe.csv")
+
+
+@pytest.mark.parametrize("on_disk, in_file", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_the_other_unicode_form_is_found(
+        tmp_path: Path, on_disk: Literal["NFC", "NFD"], in_file: Literal["NFC", "NFD"]) -> None:
+    name, typed = (unicodedata.normalize(form, "caf\u00e9.png") for form in (on_disk, in_file))
+    save_noise(tmp_path / "x" / name)
+    labels = write_lines(tmp_path / "l.csv", ["file,class_index", f"{typed},4"])
+    assert [(ref.id, ref.label) for ref in labelled_folder(tmp_path / "x", labels).refs] \
+        == [(name, 4)]
+    write_lines(labels, ["file,class_index", f"{typed},4", f"{name},5"])
+    with pytest.raises(DataError, match="lines 2 and 3 of l.csv both name"):
+        labelled_folder(tmp_path / "x", labels)
+
+
+def test_two_files_whose_names_look_alike_have_their_own_rows(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "\u00e9.png") for form in ("NFC", "NFD")]
+    for seed, name in enumerate(names):
+        save_noise(tmp_path / "x" / name, seed=seed)
+    labels = write_lines(tmp_path / "l.csv", ["file,class_index",
+                                              *(f"{name},{k}" for k, name in enumerate(names))])
+    found = {ref.id: ref.label for ref in labelled_folder(tmp_path / "x", labels).refs}
+    assert found == {names[0]: 0, names[1]: 1}
+
+
+def test_a_labels_file_written_on_windows_is_read(tmp_path: Path) -> None:
+    save_noise(tmp_path / "x" / "deep" / "a.png")
+    labels = tmp_path / "l.csv"
+    labels.write_bytes(b"\xef\xbb\xbf file , class_index \r\ndeep\\a.png , 4 \r\n\r\n")
+    assert labelled_folder(tmp_path / "x", labels).refs == (ImageRef("deep/a.png", 4),)
 
 
 def test_a_link_within_the_folder_is_allowed(flat: tuple[Path, Path]) -> None:
@@ -132,7 +184,11 @@ def test_a_link_within_the_folder_is_allowed(flat: tuple[Path, Path]) -> None:
     (b"file,label\na.png,3\n", "lacks class_index"),
     (b"name,label\na.png,3\n", "lacks file, class_index"),
     (b"", "lacks file, class_index"),
-    (b"file,class_index\n\xff\xfe,3\n", "is not ('utf-8'"),
+    (b"file;class_index\na.png;3\n", "separated by commas instead of semicolons"),
+    (b"file,class_index,file\na.png,3,b\n", "has file twice"),
+    ("file,class_index\n".encode("utf-16"), "is not UTF-8 text"),
+    (b'file,class_index\n"a.png,3\nb.JPEG,7\n', "cannot be read after line 3"),
+    (b"file,class_index\n\xff\xfe,3\n", "is not UTF-8 text ('utf-8'"),
 ])
 def test_a_file_that_is_no_labels_file_is_refused(
         flat: tuple[Path, Path], content: bytes, told: str) -> None:
@@ -143,7 +199,7 @@ def test_a_file_that_is_no_labels_file_is_refused(
 
 
 def test_a_missing_labels_file_is_named_with_its_option(flat: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError, match="absent.csv is not .*--labels"):
+    with pytest.raises(DataError, match="absent.csv cannot be opened .*--labels"):
         labelled_folder(flat[0], flat[0] / "absent.csv")
 
 

@@ -131,7 +131,7 @@ def test_a_number_of_threads_that_no_machine_has_is_refused(count: int) -> None:
 def test_the_environment_is_plain_facts() -> None:
     facts = device.environment(torch.device("cpu"))
     assert facts["device"] == "cpu" and facts["tf32"] in (True, False)
-    assert set(device.versions()) >= {"python", "torch", "timm"}
+    assert set(device.versions()) >= {"python", "torch", "timm", "numpy"}
 
 
 def test_a_library_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

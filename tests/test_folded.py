@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import UsageError
+from sanrobust.errors import ModelError
 from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.native import library
 from sanrobust.zoo.build import build
@@ -224,7 +224,7 @@ def test_images_too_small_for_the_footprint_are_refused() -> None:
     network = random_san("san10-pair", small=True)
     side = network.smallest_input
     assert FoldedSan(network)(some_images(1, side, side)).shape == (1, 10)
-    with pytest.raises(UsageError, match=f"at least {side}x{side}"):
+    with pytest.raises(ModelError, match=f"at least {side}x{side}"):
         FoldedSan(network)(some_images(1, side, side - 1))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -326,3 +327,24 @@ def test_no_common_image_gives_nan() -> None:
 def test_paired_difference_refuses_other_images() -> None:
     with pytest.raises(OutputError, match=r"1 of them have only one \(i2\)"):
         paired_difference(flags([True, True]), flags([True, True, True]))
+
+
+def test_zero_gradients_are_counted_where_no_step_saw_any() -> None:
+    parts = [[1.0, 1.0], [0.5, 1.0], [0.0, 0.5], None]
+    records = pgd_records(MIXED, budgets=((8.0, 4.0, 2),)).assign(zero_gradient=parts)
+    (summary,) = pgd_summaries(records)
+    assert summary["no_gradient"] == pytest.approx(100 / 3)
+    assert summary["zero_gradient"] == pytest.approx(100 * (1 + 0.75 + 0.25) / 3)
+    (unknown,) = pgd_summaries(records.assign(zero_gradient=[None] * len(parts)))
+    assert "no_gradient" not in unknown
+
+
+def test_excluded_images_are_not_failed_and_reasons_are_counted() -> None:
+    records = rotation_records(5)
+    reasons = {"i1": "excluded: the image's label is the fixed target 3", "i4": "not finite",
+               "i2": "damaged (3 bytes lost)", "i3": "damaged (17 bytes lost)"}
+    records["error"] = records["image"].map(reasons)
+    summary = rotation_summary(records)
+    assert (summary["n"], summary["failed"], summary["excluded"]) == (1, 3, 1)
+    assert json.loads(str(summary["reasons"])) == {"damaged (3 bytes lost)": 2, "not finite": 1}
+    assert summary["none_top1_all"] == pytest.approx(float(str(summary["none_top1"])) / 4)

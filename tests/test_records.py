@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from sanrobust import files
 from sanrobust.errors import OutputError
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.records import Run, RunStore, chunked, column_names, find_runs
+from sanrobust.records import RunStore, chunked, column_names, ids_digest, read_records
+from sanrobust.runs import open_run
 from sanrobust.spec import RunSpec
 
 SPEC = RunSpec(experiment="rotate", model="m.t", weights="00", preprocessing=Preprocessing(),
@@ -30,12 +32,11 @@ def rows(ids: Sequence[str], view: str = "none") -> dict[str, list[object]]:
 
 def test_appended_rows_read_back_in_order(tmp_path: Path) -> None:
     with RunStore(tmp_path, SPEC) as store:
-        store.write_header({"status": "complete"})
         store.append(rows(["b", "a"]))
         store.append(rows(["c"]))
-    (run,) = find_runs(tmp_path, "rotate")
-    assert run.records()["image"].tolist() == ["b", "a", "c"]
-    assert tuple(run.records().columns) == column_names("rotate")
+    table = read_records(store.folder, "rotate")
+    assert table.column("image").to_pylist() == ["b", "a", "c"]
+    assert tuple(table.column_names) == column_names("rotate")
 
 
 def test_recorded_images_survive_reopening_and_leftovers_are_swept(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_fresh_goes_beside_the_old_run_and_resume_takes_the_newest(tmp_path: Pat
     with RunStore(tmp_path, SPEC) as third:
         assert third.folder == second.folder != first.folder
         assert third.recorded() == {"b"}
-    assert Run(first.folder, {"spec": SPEC.as_dict()}).records()["image"].tolist() == ["a"]
+    assert read_records(first.folder, "rotate").column("image").to_pylist() == ["a"]
 
 
 def test_another_specification_gets_another_folder(tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_a_folder_written_for_another_specification_is_refused(tmp_path: Path) -
     with RunStore(tmp_path, SPEC) as store:
         store.write_header({})
         path = store.folder / "run.json"
-    header = json.loads(path.read_text())
-    path.write_text(json.dumps({**header, "spec_digest": "f" * 64}))
+    other = replace(SPEC, weights="02")
+    path.write_text(json.dumps({"spec": other.as_dict(), "spec_digest": other.digest}))
     with pytest.raises(OutputError, match="one specification"), RunStore(tmp_path, SPEC):
         pass
 
@@ -99,7 +100,7 @@ def test_a_damaged_header_is_named(tmp_path: Path, content: str) -> None:
         store.write_header({})
         (store.folder / "run.json").write_text(content)
     with pytest.raises(OutputError, match="run.json does not"):
-        find_runs(tmp_path, "rotate")
+        open_run(store.folder)
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
@@ -111,13 +112,51 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
             store.recorded()
 
 
-def test_a_lost_chunk_is_noticed(tmp_path: Path) -> None:
+def test_images_of_a_lost_chunk_count_as_not_recorded_and_its_number_is_not_used_again(
+        tmp_path: Path) -> None:
     with RunStore(tmp_path, SPEC) as store:
         store.append(rows(["a"]))
         store.append(rows(["b"]))
         (store.folder / "records" / "000000.parquet").unlink()
-        with pytest.raises(OutputError, match="without holes"):
-            store.recorded()
+    with RunStore(tmp_path, SPEC) as store:
+        assert store.recorded() == {"b"}
+        store.append(rows(["a"]))
+    assert sorted(path.name for path in (store.folder / "records").iterdir()) == [
+        "000001.parquet", "000002.parquet"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_second_writer_that_no_lock_stopped_overwrites_nothing(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    with RunStore(tmp_path, SPEC) as store:
+        if not links:
+            monkeypatch.setattr(files.os, "link", refuse)
+        with monkeypatch.context() as patch:
+            patch.setattr("sanrobust.records.FileLock.acquire", lambda *_: None)
+            with RunStore(tmp_path, SPEC) as second:
+                second.append(rows(["a"]))
+        with pytest.raises(OutputError, match="another one has written .*000000.parquet"):
+            store.append(rows(["b"]))
+        assert store.recorded() == {"a"}
+        assert not list(store.folder.rglob("*.tmp"))
+
+
+def test_a_column_that_an_earlier_version_did_not_write_is_null(tmp_path: Path) -> None:
+    spec = replace(SPEC, experiment="pgd")
+    with RunStore(tmp_path, spec) as store:
+        values = {name: [None] for name in column_names("pgd")}
+        store.append({**values, "image": ["a"], "zero_gradient": [[0.5]]})
+        path = store.folder / "records" / "000000.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["zero_gradient"]), path)
+        store.append({**values, "image": ["b"], "zero_gradient": [[0.5]]})
+    assert read_records(store.folder, "pgd").column("zero_gradient").to_pylist() == [None, [0.5]]
+
+
+def test_the_digest_of_ids_does_not_depend_on_their_order() -> None:
+    assert ids_digest(["a", "b"]) == ids_digest(["b", "a"]) != ids_digest(["a", "c"])
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "must have room"),

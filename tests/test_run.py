@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from attack_cases import require_torchattacks
 from conftest import Command
 from sanrobust.errors import Interrupted, ModelError
 from sanrobust.kernels.native import library
-from sanrobust.records import find_runs
+from sanrobust.runs import find_runs
 from sanrobust.run import SWITCHED_OFF
 
 SMALL = "resnet26.untrained-small"
@@ -28,7 +29,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 def records(out: Path, experiment: str) -> pd.DataFrame:
-    (run,) = find_runs(out, experiment)
+    (run,) = find_runs(out, experiment).runs
     assert run.complete
     return run.records()
 
@@ -76,7 +77,9 @@ def test_the_whole_dataset_is_measured_once_per_view(command: Command, tmp_path:
     assert len(rows) == 451 * 5 and not rows.duplicated(["image", "view"]).any()
     header = json.loads(next(tmp_path.glob("runs/*/run.json")).read_text())
     assert header["spec"]["images"] == 451 and header["seconds"] > 0
-    assert header["environment"]["versions"]["torch"] and len(header["spec_digest"]) == 64
+    (start,) = header["starts"]
+    assert start["environment"]["versions"]["torch"] and len(header["spec_digest"]) == 64
+    assert start["command"] == f"sanrobust rotate -m {SMALL} --out {tmp_path}"
 
 
 def test_the_header_says_why_a_network_was_not_folded(command: Command, tmp_path: Path) -> None:
@@ -85,7 +88,8 @@ def test_the_header_says_why_a_network_was_not_folded(command: Command, tmp_path
         out = tmp_path / str(len(reasons))
         command("rotate", "-m", ATTENTION, "--num-samples", 2, "--device", "cpu", "--out", out,
                 *options)
-        reasons.append(json.loads(next(out.glob("runs/*/run.json")).read_text())["not_folded"])
+        header = json.loads(next(out.glob("runs/*/run.json")).read_text())
+        reasons.append(header["starts"][0]["not_folded"])
     assert reasons == [library.refusal(), SWITCHED_OFF]
 
 
@@ -105,6 +109,8 @@ def test_both_budgets_of_table_10_are_the_default(command: Command, tmp_path: Pa
 ], ids=["restarts", "margin", "torchattacks"])
 def test_attack_options_run_through(command: Command, tmp_path: Path,
                                     options: tuple[str, ...]) -> None:
+    if "torchattacks:FGSM" in options:
+        require_torchattacks()
     result = command("pgd", "-m", SMALL, "--num-samples", 6, "--out", tmp_path, *options)
     assert result.exit_code == 0, result.output
     rows = records(tmp_path, "pgd")
@@ -121,7 +127,9 @@ def test_images_of_the_fixed_target_are_excluded_and_counted(command: Command,
     assert rows["image"].nunique() == 40
     assert set(excluded["label"]) == {3} and (rows["label"] == 3).sum() == len(excluded)
     table = pd.read_csv(tmp_path / "pgd.csv")
-    assert (table["n"] + table["failed"]).tolist() == [40, 40]
+    assert (table["n"] + table["excluded"]).tolist() == [40, 40]
+    assert table["failed"].tolist() == [0, 0] and "success_all" not in table
+    assert "label is the class aimed at" in result.output.replace("\n", " ")
 
 
 def test_a_second_run_computes_nothing_and_fresh_computes_again(command: Command,
@@ -130,7 +138,7 @@ def test_a_second_run_computes_nothing_and_fresh_computes_again(command: Command
     command(*arguments)
     assert "already complete" in command(*arguments).output
     assert "already complete" not in command(*arguments, "--fresh").output
-    assert len(find_runs(tmp_path, "rotate")) == 2
+    assert len(find_runs(tmp_path, "rotate").runs) == 2
     assert len(pd.read_csv(tmp_path / "rotation.csv")) == 1
 
 
@@ -138,7 +146,7 @@ def test_changed_preprocessing_never_mixes_into_a_run(command: Command, tmp_path
     arguments = ("rotate", "-m", SMALL, "--num-samples", 20, "--out", tmp_path)
     command(*arguments)
     command(*arguments, "--crop-pct", 0.9)
-    assert len(find_runs(tmp_path, "rotate")) == 2
+    assert len(find_runs(tmp_path, "rotate").runs) == 2
 
 
 def test_corrupt_images_are_recorded_as_failed_and_counted(
@@ -149,7 +157,7 @@ def test_corrupt_images_are_recorded_as_failed_and_counted(
     (folder / "7.png").write_bytes(b"not an image")
     for experiment, table in (("rotate", "rotation.csv"), ("pgd", "pgd.csv")):
         result = command(experiment, "-m", SMALL, "--data", folder, "--labels", labels, "--out",
-                         tmp_path, "-b", 4)
+                         tmp_path, "-b", 4, "--max-failed", 0.2)
         assert result.exit_code == 0, result.output
         rows = records(tmp_path, experiment)
         assert rows["image"].nunique() == 10
@@ -178,7 +186,7 @@ def test_an_image_without_finite_logits_fails_by_itself(
     monkeypatch.syspath_prepend(tmp_path)
     result = command(experiment, "-m", "divider:make", "--data", folder, "--labels", labels,
                      "--out", tmp_path / "out", "-b", 4, "--img-size", 32, "--mean", "0,0,0",
-                     "--std", "1,1,1")
+                     "--std", "1,1,1", "--max-failed", 0.1)
     assert result.exit_code == 0, result.output
     rows = records(tmp_path / "out", experiment)
     assert rows["image"].drop_duplicates().tolist() == [f"{number}.png" for number in range(10)]
@@ -233,6 +241,6 @@ def test_stopped_politely_a_run_saves_says_how_to_go_on_and_exits_130(
     _, told = child.communicate(timeout=60)
     assert child.returncode == Interrupted.exit_code, told
     assert "type the same command again" in told and "Traceback" not in told
-    (run,) = find_runs(tmp_path, "pgd")
+    (run,) = find_runs(tmp_path, "pgd").runs
     assert run.header["status"] == "interrupted"
     assert 0 < run.records()["image"].nunique() < 400

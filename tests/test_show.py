@@ -264,7 +264,7 @@ def test_every_command_has_help(command: Command, words: tuple[str, ...]) -> Non
     (("--image", "no.png"), 3, "no.png: the file is missing"),
     (("--image", "text.png"), 3, "not an image"),
     (("--image", "digits/1797"), 3, "digits/1796"),
-    (("--img-size", "8"), 2, "--img-size"),
+    (("--img-size", "8"), 4, "--img-size"),
     (("--checkpoint", "no.pth"), 4, "no.pth"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else None)
 def test_impossible_choices_are_one_sentence(command: Command, tmp_path: Path,

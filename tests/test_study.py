@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 from conftest import Command
 from sanrobust import study
 from sanrobust.design import Design
-from sanrobust.errors import Interrupted, UnknownNameError, UsageError
+from sanrobust.errors import Interrupted, ProtocolError, UnknownNameError, UsageError
 from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
@@ -57,6 +57,18 @@ def test_runs_of_an_architecture_are_averaged_per_budget() -> None:
         ("b", 2.0, 27.0), ("b", 4.0, 29.0), ("a(x=1)", 2.0, 7.0), ("a(x=1)", 4.0, 9.0)]
     assert found[0]["failed"] == 5 and found[0]["mean_linf"] == 8.5 and found[0]["seeds"] == 2
     assert found[2]["success_low"] == 0.0 and 50 < float(str(found[2]["success_high"])) <= 100
+
+
+def test_an_average_is_over_one_dataset_and_counts_each_training_run_once() -> None:
+    rows = pd.DataFrame([
+        {"model": f"b.s{seed}", "data": data, "n": 10, "failed": 0, "none_top1": top1 + seed,
+         "none_top1_low": 0.0, "none_top1_high": 100.0}
+        for data, top1 in (("d", 10.0), ("e", 90.0)) for seed in (0, 1)])
+    found = average(rows, ["b"])
+    assert [(row["data"], row["none_top1"], row["seeds"]) for row in found] == [
+        ("d", 10.5, 2), ("e", 90.5, 2)]
+    with pytest.raises(ProtocolError, match="b.s0 stands twice"):
+        average(pd.concat([rows, rows.iloc[:1]]), ["b"])
 
 
 def test_the_design_space_is_tables_4_and_8_and_the_convolution() -> None:

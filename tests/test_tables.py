@@ -261,7 +261,7 @@ def test_unknown_numbers_are_a_dash() -> None:
 def test_zero_images_render_as_dashes_and_say_so() -> None:
     text = to_markdown(TABLES["nothing known"])
     assert "| x | – |" in text
-    assert "0 images" in text and "not counted: 7 (x)" in text
+    assert "0 images" in text and "Images that failed: 7 of 7 (x)" in text
 
 
 def test_a_tag_shows_only_where_it_tells_two_rows_apart() -> None:
@@ -305,7 +305,7 @@ def test_caption_says_what_the_numbers_rest_on() -> None:
         rotation_row("resnet26", failed=2, weights="0" * 64, seed=0),
         rotation_row("san10-pair", n=100, weights="digits", seed=1)])).split("\n\n")[0]
     assert "Data: digits, 200 images (ResNet26); 100 images (SAN10-pair)." in text
-    assert "not counted: 2 (ResNet26)." in text
+    assert "Images that failed: 2 of 202 (ResNet26)." in text
     assert "Weights: 000000000000 (ResNet26); digits (SAN10-pair)." in text
     assert "Not the same in all rows: seed: 0 (ResNet26); 1 (SAN10-pair)." in text
 
@@ -403,7 +403,7 @@ def test_escaped_markdown_gives_the_text_back(text: str) -> None:
 
 def test_the_screen_shows_every_number_of_the_paper_in_aligned_columns() -> None:
     table = paper_tables()["rotation"]
-    lines = to_text(table).splitlines()
+    lines = to_text(table, width=200).splitlines()
     rows = [line for line in lines if line.startswith(("ResNet", "SAN"))]
     assert len(rows) == 9 and "49.1(24.5)" in rows[0] and "*78.2" in rows[-1]
     # Right-aligned columns end at the same places in every row and under their headings.
@@ -415,3 +415,72 @@ def test_the_screen_widens_columns_for_long_headings() -> None:
     lines = to_text(paper_tables()["pgd"]).splitlines()
     assert lines[0].split() == ["clean", "attack", "n", "=", "2", "attack", "n", "=", "4"]
     assert lines[0].index("attack n = 4") > lines[0].index("attack n = 2") + len("attack n = 2")
+
+
+PGD = {"attack": "pgd", "targets": "random", "seed": 0, "random_start": False, "restarts": 1,
+       "loss": "ce"}
+CW = {"attack": "torchattacks:CW", "targets": "random", "seed": 0, "targeted": True,
+      "options": {"c": "1", "steps": "100"}, "norm": "l2", "radius": None, "version": "3.5.1"}
+L2 = {**CW, "attack": "torchattacks:PGDL2", "radius": 0.5, "options": {"eps": "0.5"}}
+MIXED = pgd_table([
+    pgd_row("a", (8, 4, 2), success=30.0, **PGD), pgd_row("b", (8, 4, 2), success=20.0, **PGD),
+    pgd_row("a", (None, None, None), success=90.0, **CW),
+    pgd_row("a", (None, None, None), success=60.0, **L2)])
+
+
+def test_the_attack_is_a_column_where_there_are_several() -> None:
+    text = to_text(MIXED, width=200)
+    lines = [line.split() for line in text.splitlines() if line.startswith(("a  ", "b  "))]
+    assert [line[1] for line in lines] == ["PGD", "PGD", "CW", "PGDL2"]
+    assert "l2 ε = 0.5" in text and "| Method | Attack |" in to_markdown(MIXED)
+    assert "Attack" not in to_text(TABLES["three attacks"]).splitlines()[1]
+
+
+def test_no_star_is_given_across_attacks() -> None:
+    starred = [line for line in to_text(MIXED, width=200).splitlines() if "*" in line]
+    assert {tuple(line.split()[:2]) for line in starred} == {("a", "PGD"), ("b", "PGD")}
+
+
+def test_a_caption_says_what_each_attack_did() -> None:
+    words = " ".join(to_text(MIXED).split())
+    assert words.count("Attack (") == 3 and "Robustness to adversarial attacks." in words
+    assert "Attack (PGD): White-box PGD in the L-inf ball, targeted at a random wrong" in words
+    assert "c = 1, steps = 100" in words and "Not the same in all rows" not in words
+    alone = pgd_table([pgd_row("a", (None, None, None), **CW)])
+    assert "white-box targeted PGD" not in to_markdown(alone)
+    assert to_markdown(alone).startswith("Robustness to CW")
+    assert "1/255" not in to_markdown(alone).partition("Data:")[0]
+
+
+def test_a_name_of_many_letters_stays_out_of_the_rows() -> None:
+    many = {f"option{number}": str(number) for number in range(30)}
+    rows = [pgd_row("a", (None, None, None), **{**CW, "options": options})
+            for options in (many, {**many, "option3": "4"}, {})]
+    lines = to_text(pgd_table(rows), width=200).partition("Robustness")[0].splitlines()
+    assert max(map(len, lines)) < 120
+
+
+def test_a_table_too_wide_for_its_screen_is_cut_between_headings() -> None:
+    table = paper_tables()["rotation"]
+    for width in (60, 80, 100, 135):
+        body = to_text(table, width=width).partition("Zero-shot")[0]
+        assert max(map(len, body.splitlines())) <= width
+        panels = body.strip("\n").split("\n\n\n")
+        assert all(panel.count("SAN19-patch") == 1 for panel in panels)
+        assert sum(panel.count("clockwise") for panel in panels) == 3
+    assert "49.1(24.5)" in to_text(table, width=10)
+
+
+def test_columns_that_have_nothing_to_say_are_not_written() -> None:
+    facts = {"data_digest": "a" * 64, "preprocessing": "{}", "code": None, "source": "x",
+             "remarks": "", "weights": "w"}
+    alike = to_csv(rotation_table([rotation_row("m", **facts), rotation_row("n", **facts)]))
+    assert not set(pd.read_csv(io.StringIO(alike))) & {*facts} - {"weights"}
+    other = {**facts, "data_digest": "b" * 64, "remarks": '["m: it is random"]'}
+    apart = to_csv(rotation_table([rotation_row("m", **facts), rotation_row("m", **other)]))
+    assert {"data_digest", "remarks"} < set(pd.read_csv(io.StringIO(apart)))
+
+
+def test_whole_numbers_stay_whole_beside_rows_without_them() -> None:
+    rows = pd.read_csv(io.StringIO(to_csv(MIXED)), dtype=str)
+    assert rows["restarts"].dropna().tolist() == ["1", "1"]

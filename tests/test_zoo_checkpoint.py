@@ -18,9 +18,10 @@ from torch import nn
 from sanrobust.errors import CheckpointError
 from sanrobust.zoo.build import build
 from sanrobust.zoo.checkpoint import (
-    METADATA_KEY, fitting, head_classes, load_strict, read_facts, read_metadata, read_state_dict,
-    save_safetensors, state_digest,
+    METADATA_KEY, read_facts, read_metadata, read_state_dict, save_safetensors,
 )
+from sanrobust.zoo.digest import state_digest
+from sanrobust.zoo.fit import fitting, head_classes, load_strict
 from sanrobust.zoo.forms import imagenet_form, small_form
 from zoo_files import SMALL, official_layout, trained
 
@@ -264,7 +265,7 @@ def test_says_which_model_a_deeper_networks_weights_fit() -> None:
         load_strict(build(SMALL), state, name="san10-pair", source="file")
 
 
-@pytest.mark.parametrize("arch", ["resnet26", "san15-pair", "san19-patch"])
+@pytest.mark.parametrize("arch", ["resnet26", "san15-pair", "san19-patch", "san10-sasa", "sasa38"])
 def test_recognises_a_state_by_its_names_and_shapes(arch: str) -> None:
     with torch.device("meta"):
         full, small = build(imagenet_form(arch, 7)), build(small_form(arch, 3))
@@ -275,7 +276,7 @@ def test_recognises_a_state_by_its_names_and_shapes(arch: str) -> None:
 
 def test_says_how_many_classes_differ() -> None:
     with pytest.raises(CheckpointError, match="file has 10 classes where the model has 4: "
-                       "give --num-classes 10"):
+                       "give weights with the model's number of classes"):
         load_strict(build(small_form("san10-pair", 4)), trained(), name="x", source="file")
 
 
@@ -285,7 +286,8 @@ def test_names_what_is_missing_and_reshaped_when_no_model_fits() -> None:
     state["bn_in.weight"] = torch.ones(5)
     with pytest.raises(CheckpointError, match=r"1 of \d+ names are missing \(first conv_in.weight"
                        r"\), 1 have another shape \(first bn_in.weight: \(5,\) where the model "
-                       r"has \(32,\)\): it fits none"):
+                       r"has \(32,\)\): check that the file holds weights "
+                       "of x"):
         load_strict(build(SMALL), state, name="x", source="file")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sanrobust.errors import ModelError
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.zoo.checkpoint import state_digest
+from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.classifier import Classifier, Normalize
 
 PREPROCESSING = Preprocessing(img_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
@@ -137,6 +137,40 @@ def test_passes_on_why_a_network_refuses_the_size() -> None:
     def refuse(images: Tensor) -> Tensor:
         raise AssertionError("needs 224\nand more words")
 
-    with pytest.raises(ModelError, match=r"8 x 8 pixels, but it stopped with: needs 224: give "
-                       r"the size that it was made for with --img-size"):
+    with pytest.raises(ModelError, match=r"8 x 8 pixels, but it stopped with: needs 224: check "
+                       r"that its forward"):
         classifier(refuse)
+
+
+def test_names_a_size_that_a_network_does_take() -> None:
+    def picky(images: Tensor) -> Tensor:
+        if images.shape[-1] != 96:
+            raise AssertionError("not 96")
+        return images.mean((2, 3))
+
+    with pytest.raises(ModelError, match="it takes 96 pixels: give --img-size 96"):
+        classifier(picky)
+
+
+def test_a_dtype_that_a_network_cannot_take_is_no_matter_of_size() -> None:
+    with pytest.raises(ModelError, match="float32 images") as caught:
+        classifier(lambda images: torch.nn.functional.linear(
+            images.mean((2, 3)), torch.zeros(4, 3).half()))
+    assert "--img-size" not in str(caught.value)
+
+
+def test_logits_without_gradients_are_refused_where_they_are_wanted() -> None:
+    model = classifier(lambda images: images.mean((2, 3)).detach(), num_classes=3)
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+    with pytest.raises(ModelError, match="none reach the pixels"):
+        model(torch.zeros(1, 3, 8, 8, requires_grad=True))
+
+
+def test_a_network_of_ones_own_that_fails_in_the_middle_is_a_sentence() -> None:
+    def alone(images: Tensor) -> Tensor:
+        if len(images) > 1:
+            raise KeyError("batch")
+        return images.mean((2, 3))
+
+    with pytest.raises(ModelError, match="must take 2 float32 images .* 'batch'"):
+        classifier(alone)(torch.zeros(2, 3, 8, 8))

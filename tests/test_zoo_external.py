@@ -19,8 +19,9 @@ from sanrobust.errors import (
 )
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo import external
-from sanrobust.zoo.checkpoint import state_digest
-from sanrobust.zoo.external import create_external, from_config, is_external
+from sanrobust.zoo.digest import state_digest
+from sanrobust.zoo.config import from_config, from_transforms
+from sanrobust.zoo.external import create_external, is_external
 from zoo_files import ban_network
 
 FACTORY = '''
@@ -139,7 +140,7 @@ def test_overrides_replace_the_models_preprocessing(tmp_path: Path) -> None:
 def test_the_preprocessing_of_every_torchvision_weight_is_exact(name: str) -> None:
     for weights in torchvision.models.get_model_weights(name):
         transforms = weights.transforms()
-        found = external._from_torchvision(transforms)
+        found = from_config(name, from_transforms(transforms))
         assert [found.img_size] == transforms.crop_size
         assert [found.resize_size] == transforms.resize_size
 
@@ -195,7 +196,8 @@ def test_a_timm_model_without_published_weights_says_so() -> None:
 
 @pytest.mark.parametrize(("config", "said"), [
     ({"input_size": (3, 224, 192)}, "224 x 192"), ({"input_size": (1, 28, 28)}, "1 channels"),
-    ({"crop_mode": "squash"}, "crop mode is 'squash'"),
+    ({"crop_mode": "fill"}, "crop mode is 'fill'"), ({"input_size": 224}, "it is 224"),
+    ({"mean": (0.5, float("nan"), 0.5)}, "--mean must be"),
     ({"interpolation": "random"}, "interpolation is 'random'"),
 ])
 def test_preprocessing_that_cannot_be_honoured_is_refused(config: dict[str, Any],

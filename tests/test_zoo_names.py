@@ -12,6 +12,7 @@ import torch
 
 from sanrobust.design import PAIRWISE, Design
 from sanrobust.errors import UnknownNameError
+from sanrobust.kernels import relations
 from sanrobust.zoo import catalog, names
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
 from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
@@ -23,7 +24,9 @@ from zoo_files import ban_network
 
 HADAMARD = "san10-pair(relation=hadamard)"
 SANS = ("san10-pair", "san10-patch", "san10-scalar", "san10-sasa")
-SHALLOW = (*SANS, "resnet26", "sasa26")
+# The first network of each family that has its own options.
+SHALLOW = tuple({(names.options(network), imagenet_form(network).kind): network
+                 for network in reversed(names.NETWORKS)}.values())
 LARGE_ALONE = {"san10-sasa(heads=8)", "san10-scalar(heads=4)",
                *(f"sasa26(heads={heads})" for heads in (8, 16, 32)),
                *(f"{network}(footprints=3-7-7-7-{side})" for network in SANS for side in (9, 11))}
@@ -101,8 +104,8 @@ LEGAL_PAIR = "relation, mapping, transforms, footprint, footprints, position"
 @pytest.mark.parametrize(("typed", "answer"), [
     ("san10-pair(relatoin=dot)", r"there is none called 'relatoin': did you mean relation\? they "
                                  rf"are {LEGAL_PAIR}"),
-    ("san10-pair(relation=hadamar)", r"one of subtraction, summation, concatenation, hadamard, "
-                                     r"dot, but it is 'hadamar': did you mean hadamard\?"),
+    ("san10-pair(relation=hadamar)", rf"one of {', '.join(relations.names('pairwise'))}, but it "
+                                     r"is 'hadamar': did you mean hadamard\?"),
     ("san10-patch(relation=dot)", "one of concatenation, star, clique"),
     ("san10-patch(position=none)", "position means nothing to it: they are relation, mapping"),
     ("san10-pair(heads=4)", f"heads means nothing to it: they are {LEGAL_PAIR}"),
@@ -139,6 +142,13 @@ def test_a_wrong_name_is_answered_with_what_is_legal(typed: str, answer: str) ->
 def test_options_do_not_make_a_model_from_elsewhere(typed: str) -> None:
     assert not is_external(typed)
     assert is_external("torchvision/x(y)") and is_external("package.module:callable")
+
+
+def test_a_network_without_options_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_OPTIONS", dict.fromkeys(names.NETWORKS, tuple))
+    for typed, seen in (("resnet26(kernal=5)", "none called 'kernal'"), ("resnet26(5)", "is '5'")):
+        with pytest.raises(UnknownNameError, match=f"{seen}: it has none$"):
+            canonical(typed)
 
 
 def test_an_architecture_is_named_without_weights() -> None:
@@ -205,7 +215,7 @@ def test_options_reach_the_other_networks() -> None:
 
 @pytest.mark.parametrize("typed", [*names.NETWORKS, *choices()])
 def test_everything_that_can_be_named_can_be_built_for_imagenet(typed: str) -> None:
-    assert parameter_shapes(imagenet_form(typed))["fc.weight"] == (1000, 2048)
+    assert parameter_shapes(imagenet_form(typed))["fc.weight"][0] == 1000
 
 
 def test_only_large_footprints_and_many_heads_are_refused_for_small_images() -> None:

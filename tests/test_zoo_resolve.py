@@ -16,7 +16,8 @@ from sanrobust.errors import (
 )
 from sanrobust.files import sha256_file
 from sanrobust.zoo import catalog, resolve, store
-from sanrobust.zoo.checkpoint import METADATA_KEY, save_safetensors, state_digest
+from sanrobust.zoo.checkpoint import METADATA_KEY, save_safetensors
+from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import Entry, Remote
 from sanrobust.zoo.facts import facts as facts_of

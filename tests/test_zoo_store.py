@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import Command
 from sanrobust.errors import CheckpointError, UnknownNameError, UsageError
 from sanrobust.files import sha256_file
 from sanrobust.zoo import catalog, store
 from sanrobust.zoo.checkpoint import (
-    METADATA_KEY, read_facts, read_state_dict, save_safetensors, state_digest,
+    METADATA_KEY, read_facts, read_state_dict, save_safetensors,
 )
+from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.entry import SanConfig, Stored
 from sanrobust.zoo.facts import entry_from_facts, facts as facts_of
 from sanrobust.zoo.forms import small_form
@@ -140,12 +142,15 @@ def test_refuses_a_checkpoint_without_a_classifier(tmp_path: Path) -> None:
         store.add("san10-pair.mine", tmp_path / "a.pth")
 
 
-def test_adding_again_replaces_and_leaves_one_file(folder: Path, weights: Path,
-                                                   tmp_path: Path) -> None:
-    store.add("san10-pair.mine", weights, like=catalog.find(LIKE))
+def test_a_name_is_replaced_only_when_that_is_asked_for(folder: Path, weights: Path,
+                                                        tmp_path: Path) -> None:
+    first = store.add("san10-pair.mine", weights, like=catalog.find(LIKE))
     other = tmp_path / "b.pth"
     torch.save(trained(seed=5), other)
-    record = store.add("san10-pair.mine", other, like=catalog.find(LIKE))
+    with pytest.raises(UsageError, match="in the store already.*--overwrite"):
+        store.add("san10-pair.mine", other, like=catalog.find(LIKE))
+    assert store.records() == {"san10-pair.mine": first}
+    record = store.add("san10-pair.mine", other, like=catalog.find(LIKE), overwrite=True)
     assert store.records() == {"san10-pair.mine": record}
     assert record.state_digest == state_digest(trained(seed=5))
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -196,8 +201,12 @@ def test_a_row_that_was_tampered_with_is_refused(folder: Path, weights: Path, na
     row = content["entries"].pop("san10-pair.mine")
     content["entries"][name] = {**row, **change}
     (folder / "index.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError):
-        store.records()
+    assert name not in store.records() and set(store.damaged()) == {name}
+    assert all(entry.name != name for entry in catalog.entries())
+    assert catalog.find("san10-pair.digits").name == "san10-pair.digits"
+    if "/" not in name:
+        with pytest.raises(CheckpointError, match="add the weights again"):
+            catalog.find(name)
 
 
 @pytest.mark.parametrize(("key", "value"), [
@@ -253,3 +262,34 @@ def test_a_damaged_pin_is_not_taken_for_none(tmp_path: Path) -> None:
     (tmp_path / "a.pth.sha256").write_text("")
     with pytest.raises(CheckpointError, match="must be a SHA-256"):
         store.pinned(tmp_path / "a.pth")
+
+
+def test_the_store_lies_where_the_environment_says(tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert store.home() == tmp_path / "home"  # named by SANROBUST_HOME
+    monkeypatch.delenv("SANROBUST_HOME")
+    assert store.home() == tmp_path / "cache" / "sanrobust"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert store.home() == tmp_path / ".cache" / "sanrobust"
+
+
+def test_a_home_of_nobody_is_a_sentence(command: Command,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANROBUST_HOME", "~nosuchuser/store")
+    result = command("zoo", "list")
+    assert result.exit_code == 2 and "set SANROBUST_HOME to a folder" in result.output
+
+
+def test_the_list_says_what_its_columns_are(command: Command) -> None:
+    assert command("zoo", "list").output.splitlines()[0].split() == ["name", "top-1", "weights"]
+
+
+def test_the_command_keeps_weights_until_it_is_told_to_replace_them(
+        command: Command, weights: Path) -> None:
+    words = ("zoo", "add", "san10-pair.mine", weights, "--like", LIKE)
+    assert command(*words).exit_code == 0
+    result = command(*words)
+    assert result.exit_code == 2 and "--overwrite" in result.output
+    assert command(*words, "--overwrite").exit_code == 0

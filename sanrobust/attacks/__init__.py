@@ -1,5 +1,5 @@
-"""Attacks on classifiers: one targeted L-inf PGD, and a guarded door to torchattacks.
+"""Attacks on classifiers: our targeted L-inf PGD, and those of torchattacks.
 
-Importing this package loads no torch; `budget`, `targets` and `settings` stay free of it so that
-a command line can be read and refused before anything heavy is loaded.
+Importing this package loads no torch; `budget`, `losses`, `targets`, `settings` and `describe` stay
+free of it, so that a command line is read and refused before anything heavy is loaded.
 """

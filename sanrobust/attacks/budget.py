@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from sanrobust.errors import UsageError
 
 LEVELS = 255
+FIELDS = ("eps", "step", "iters")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
@@ -32,9 +36,8 @@ class Budget:
         # 8 and 8.0 are one budget and must have one spelling in a run's specification.
         object.__setattr__(self, "eps", _level(self.eps, "eps"))
         object.__setattr__(self, "step", _level(self.step, "step"))
-        if isinstance(self.iters, bool) or not isinstance(self.iters, int) or self.iters < 0:
-            raise UsageError("iters must be a whole number of steps, 0 or more",
-                             seen=f"it is {self.iters!r}", hint="type for example --iters 2")
+        iters = whole_number(self.iters, "iters", least=0, example="--iters 2")
+        object.__setattr__(self, "iters", iters)
         if self.step == 0 and self.eps > 0 and self.iters > 0:
             raise UsageError("step must be above 0 when eps and iters are", seen="it is 0",
                              hint="give a step such as 2, or --iters 0 to score the start alone")
@@ -60,6 +63,62 @@ class Budget:
         return f"eps={self.eps:g} step={self.step:g} iters={self.iters}"
 
 
+def as_budget(value: object) -> Budget:
+    """Return a budget given as a `Budget`, as (eps, step, iters) or as a mapping of these names.
+
+    Levels are numbers of 1/255 or texts as `parse_level` reads them. As there, a level strictly
+    between 0 and 1 is refused, since ``8/255`` is 0.031 in Python; ``Budget(0.5, 0.5, 1)`` says
+    that it is meant.
+
+    Raises UsageError for anything else.
+    """
+    if isinstance(value, Budget):
+        return value
+    if isinstance(value, Mapping):
+        fields = [value[name] for name in FIELDS if name in value]
+        known = len(value) == len(FIELDS)
+    else:
+        known = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+        fields = list(value) if known else []  # type: ignore[call-overload]
+    if not known or len(fields) != len(FIELDS):
+        raise UsageError("a budget must be (eps, step, iters), a mapping of them or a Budget",
+                         seen=f"it is {value!r}", hint="give for example budgets=[(8, 2, 4)]")
+    eps, step, iters = fields
+    return Budget(eps=_given_level(eps, "eps"), step=_given_level(step, "step"), iters=iters)
+
+
+def whole_number(value: object, name: str, *, least: int, example: str) -> int:
+    """Return a whole number, of numpy too, as an int; raises UsageError for anything else.
+
+    Args:
+        value: what was given.
+        name: what it is, for the message.
+        least: the smallest legal value.
+        example: what can be typed instead.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise UsageError(f"{name} must be a whole number, {least} or more",
+                         seen=f"it is {value!r}", hint=f"type for example {example}")
+    return number
+
+
+def as_budgets(values: object) -> tuple[Budget, ...]:
+    """Return the budgets of a sequence, each in a form that `as_budget` takes; one may stand alone.
+
+    Raises UsageError for anything else.
+    """
+    if isinstance(values, (Budget, Mapping)):
+        return (as_budget(values),)
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise UsageError("budgets must be a sequence of budgets", seen=f"it is {values!r}",
+                         hint="give for example budgets=[(8, 2, 4)]")
+    return tuple(as_budget(value) for value in values)
+
+
 def parse_level(text: str, option: str) -> float:
     """Read a pixel distance such as ``8``, ``8.0`` or ``8/255`` and return it in units of 1/255.
 
@@ -77,10 +136,25 @@ def parse_level(text: str, option: str) -> float:
         raise _not_a_level(text, option)
     level = float(numerator)
     if 0 < level < 1 and not slash:
-        likely = max(1, round(level * LEVELS))
+        likely = _likely(level)
         raise UsageError(f"{option} must be in units of 1/255", seen=f"{text} was seen",
                          hint=f"type {likely} or {likely}/255 (or {text}/255 if that is meant)")
     return _level(level, option)
+
+
+def _given_level(value: object, name: str) -> float:
+    if isinstance(value, str):
+        return parse_level(value, name)
+    level = _level(value, name)
+    if 0 < level < 1:
+        raise UsageError(f"{name} must be in units of 1/255", seen=f"{level:g} was seen",
+                         hint=f"give {_likely(level)}, or Budget(...) if {level:g}/255 is meant")
+    return level
+
+
+def _likely(level: float) -> int:
+    """Return the whole level that a value of the pixel range is nearly always meant to be."""
+    return max(1, round(level * LEVELS))
 
 
 def _not_a_level(text: str, option: str) -> UsageError:
@@ -88,11 +162,14 @@ def _not_a_level(text: str, option: str) -> UsageError:
                       seen=f"{text!r} was seen", hint=f"type for example {option} 8 or 8/255")
 
 
-def _level(level: float, name: str) -> float:
-    if (isinstance(level, bool) or not isinstance(level, (int, float))
-            or not math.isfinite(level) or not 0 <= level <= LEVELS):
+def _level(level: object, name: str) -> float:
+    try:
+        number = float(level) if isinstance(level, Real) else math.nan
+    except OverflowError:
+        number = math.inf
+    if isinstance(level, bool) or not 0 <= number <= LEVELS:
         raise _not_a_level(str(level), name)
-    return float(level)
+    return number
 
 
 # The two columns of Table 10 in the SAN paper (Zhao et al. 2020), in its order.

@@ -1,4 +1,6 @@
-"""The rules of the experiment that an attack holds itself to; a broken one stops the run.
+"""The rules of the experiment that an attack holds itself to.
+
+A broken rule stops the run. Logits or gradients that are not finite only fail their image.
 
 Letters: B images, H rows, W columns, K classes.
 """
@@ -106,7 +108,7 @@ def check_gradient(gradient: Tensor) -> None:
     """Require a gradient without NaN; raises NonFiniteError."""
     if torch.isnan(gradient).any():
         raise NonFiniteError("the gradient must be a number everywhere", seen="some of it is NaN",
-                             hint="use full precision, or another loss or backend")
+                             hint="try another --loss, or --backend reference")
 
 
 def check_adversarial(adversarial: Tensor, images: Tensor, eps: float | None) -> None:
@@ -129,6 +131,22 @@ def check_adversarial(adversarial: Tensor, images: Tensor, eps: float | None) ->
     if far > allowed:
         raise ProtocolError(f"adversarial images must stay within {eps:g}/255 of the clean ones",
                             seen=f"a pixel moved {far * LEVELS:g}/255",
+                            hint="report this attack as broken")
+
+
+def check_l2(adversarial: Tensor, images: Tensor, radius: float) -> None:
+    """Require each change to be within an L2 radius; raises ProtocolError.
+
+    Args:
+        adversarial: (B, 3, H, W).
+        images: (B, 3, H, W), the clean images.
+        radius: the longest legal change, in the pixel range [0, 1].
+    """
+    far = float((adversarial - images).flatten(1).norm(dim=1).max())
+    # A sum over all pixels rounds more than one pixel does.
+    if far > radius * (1 + 1e-3) + TOLERANCE:
+        raise ProtocolError(f"adversarial images must stay within an l2 radius of {radius:g}",
+                            seen=f"one is {far:g} away from the clean one",
                             hint="report this attack as broken")
 
 

@@ -1,25 +1,30 @@
-"""What a targeted attack descends: one small value per image, low where the target wins.
+"""What a targeted attack descends: one value per image, low where the target wins.
 
+Importing this module loads no torch, so that a command can list the losses in its help.
 Letters: B images, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sanrobust.errors import UsageError
 from sanrobust.registry import Registry
 
-# (logits (B, K), targets (B,), labels (B,)) -> loss (B,), to be made small.
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    # (logits (B, K), targets (B,), labels (B,)) -> loss (B,), to be made small.
+    Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 _DLR_CLASSES = 4
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """Return the cross entropy toward the target, (B,) in nats, at least 0."""
+    import torch.nn.functional as F
+
     del labels
     return F.cross_entropy(logits, targets, reduction="none")
 
@@ -55,5 +60,6 @@ def dlr(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
 
 
 LOSSES: Registry[Loss] = Registry("loss", listing="sanrobust pgd --help")
-for _name, _loss in (("ce", cross_entropy), ("margin", margin), ("dlr", dlr)):
-    LOSSES.add(_name, _loss)
+LOSSES.add("ce", cross_entropy)
+LOSSES.add("margin", margin)
+LOSSES.add("dlr", dlr)

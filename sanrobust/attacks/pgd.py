@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sanrobust.attacks import guards
 from sanrobust.attacks.budget import LEVELS, Budget
-from sanrobust.attacks.losses import LOSSES, Loss, cross_entropy
+from sanrobust.attacks.losses import LOSSES, cross_entropy
 from sanrobust.attacks.randomness import symmetric_noise
-from sanrobust.attacks.result import BudgetResult, distance
+from sanrobust.attacks.result import BudgetResult, distance, zero_share
 from sanrobust.attacks.targets import TargetRule
 from sanrobust.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from sanrobust.attacks.losses import Loss
 
 Classifier = guards.Classifier
 
@@ -47,8 +51,8 @@ def targeted_pgd(model: Classifier, images: Tensor, labels: Tensor, ids: Sequenc
     Returns:
         One result per budget, in their order.
 
-    Raises ProtocolError, ModelError, UsageError or DataError when a rule of the experiment is
-    broken.
+    Raises NonFiniteError when logits or gradients are not finite, and ProtocolError, ModelError,
+    UsageError or DataError when another rule of the experiment is broken.
     """
     if restarts < 1 or (restarts > 1 and not random_start):
         raise UsageError("restarts must be 1, or more with a random start",
@@ -139,7 +143,7 @@ class _Objective:
 
 
 class _Ball:
-    """The legal images around a batch, and the only two ways to move among them."""
+    """The legal images around a batch: where a walk starts and how it moves among them."""
 
     def __init__(self, images: Tensor, budget: Budget, *, snap: bool) -> None:
         self._images = images
@@ -205,7 +209,7 @@ def _walk(objective: _Objective, ball: _Ball, clean: _Point, start: _Point,
     hit = hit_any = objective.hits(start)
     for step in range(budget.iters):
         assert point.gradient is not None
-        zeros.append(_zero_fraction(point.gradient))
+        zeros.append(zero_share(point.gradient))
         moved = ball.step(point.pixels, point.gradient)
         point = objective.point(moved, with_gradient=step + 1 < budget.iters)
         losses.append(point.target_loss)
@@ -224,7 +228,6 @@ def _better(old: BudgetResult, new: BudgetResult) -> BudgetResult:
     """Keep the better restart of each image; the earlier one when they tie."""
     assert old.hit is not None and old.hit_any is not None and old.target_loss is not None
     assert new.hit is not None and new.hit_any is not None and new.target_loss is not None
-    assert old.zero_gradient is not None and new.zero_gradient is not None
     closer = new.target_loss[:, -1] < old.target_loss[:, -1]
     take = ~old.hit & (new.hit | closer)
 
@@ -238,10 +241,6 @@ def _better(old: BudgetResult, new: BudgetResult) -> BudgetResult:
         target_loss=pick(old.target_loss, new.target_loss),
         zero_gradient=pick(old.zero_gradient, new.zero_gradient),
     )
-
-
-def _zero_fraction(gradient: Tensor) -> Tensor:
-    return 1 - torch.count_nonzero(gradient, dim=(1, 2, 3)).float() / gradient[0].numel()
 
 
 def _levels(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sanrobust.attacks.budget import LEVELS, Budget
@@ -30,8 +31,10 @@ class BudgetResult:
             image and budget lie on the 8-bit grid, else within 3e-4 of the radius.
         target_loss: (B, N + 1) float32, cross entropy toward the target at the start and after
             each step of the restart that counts; None when the attack does not show it.
-        zero_gradient: (B, N) float32, part of the gradient that was exactly zero at each step,
-            near 1 where the model hides its gradient; None when the attack does not show it.
+        zero_gradient: (B, N) float32, part of the gradient's entries that were exactly zero at
+            each step of the restart that counts: 1 where no pixel could be moved, as behind a
+            rounded input. For an attack of torchattacks (B, 1), the least of all gradients that
+            it took of the image, nan where it took none.
     """
 
     budget: Budget | None
@@ -44,7 +47,7 @@ class BudgetResult:
     hit_any: Tensor | None
     linf: Tensor
     target_loss: Tensor | None
-    zero_gradient: Tensor | None
+    zero_gradient: Tensor
 
     @property
     def clean_pred(self) -> Tensor:
@@ -61,3 +64,12 @@ def distance(adversarial: Tensor, images: Tensor) -> Tensor:
     """Return the L-inf distance of two batches (B, 3, H, W) in units of 1/255, (B,) float32."""
     change = (adversarial - images).abs().flatten(1)
     return change.amax(1) * LEVELS
+
+
+def zero_share(gradient: Tensor) -> Tensor:
+    """Return the part of each image's entries of (B, 3, H, W) that are exactly zero, (B,) float32.
+
+    It is 1 only where every entry is zero and 0 only where none is, up to 2**24 entries.
+    """
+    entries = gradient[0].numel()
+    return (entries - torch.count_nonzero(gradient.flatten(1), dim=1)).float() / entries

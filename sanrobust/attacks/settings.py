@@ -1,18 +1,20 @@
-"""What attack a run makes: one frozen value, complete before torch is loaded."""
+"""What attack a run makes: one frozen value, checked before torch is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sanrobust.attacks.budget import TABLE10, Budget
+from sanrobust.attacks.budget import TABLE10, Budget, as_budgets, whole_number
+from sanrobust.attacks.losses import LOSSES
 from sanrobust.attacks.targets import TargetRule, load_rule, parse_rule
 from sanrobust.errors import UsageError
 from sanrobust.registry import unknown_name
 
 PGD = "pgd"
+OWN = (PGD,)
+"""Names of our own attacks, which take budgets."""
 ADAPTED = "torchattacks:"
-LOSS_NAMES = ("ce", "margin", "dlr")
 _LISTING = "sanrobust pgd --help"
 
 
@@ -22,12 +24,12 @@ class AttackSettings:
 
     Attributes:
         attack: ``pgd`` (ours) or ``torchattacks:NAME``.
-        budgets: budgets of ``pgd``, Table 10's two when none is given; empty for torchattacks,
-            whose attacks take their strength from ``options``.
+        budgets: budgets of ``pgd``, in any form that `as_budgets` takes, Table 10's two when none
+            is given; empty for torchattacks, whose attacks take their strength from ``options``.
         targets: rule text, see `sanrobust.attacks.targets`.
         random_start: start from a uniform point of the ball instead of the clean image.
         restarts: number of starts, of which the best one counts; above 1 needs a random start.
-        loss: what ``pgd`` descends: ``ce``, ``margin`` or ``dlr``.
+        loss: what ``pgd`` descends, a name of `LOSSES`.
         seed: seed of random targets, random starts and torchattacks' own draws.
         options: (key, value) texts for torchattacks, sorted by key.
 
@@ -47,9 +49,12 @@ class AttackSettings:
     _PGD_ONLY: ClassVar[dict[str, object]] = {"random_start": False, "restarts": 1, "loss": "ce"}
 
     def __post_init__(self) -> None:
+        self._check_texts()
         object.__setattr__(self, "options", tuple(sorted(self.options)))
-        if self.attack == PGD and not self.budgets:
-            object.__setattr__(self, "budgets", TABLE10)
+        budgets = as_budgets(self.budgets)
+        if self.attack in OWN and not budgets:
+            budgets = TABLE10
+        object.__setattr__(self, "budgets", budgets)
         self._check_attack()
         self._check_numbers()
         parse_rule(self.targets)
@@ -70,9 +75,14 @@ class AttackSettings:
     def as_dict(self, rule: TargetRule | None = None) -> dict[str, object]:
         """Return plain values for a run's specification; a target file enters by its SHA-256.
 
+        An attack of torchattacks adds its norm, its radius in the pixel range, whether it is given
+        targets, and the version of torchattacks.
+
         Args:
             rule: the rule as loaded for the run, so that the hash is that of the table in use;
                 None reads the file here.
+
+        Raises UsageError for an attack or option that torchattacks does not have.
         """
         shown: dict[str, object] = {
             "attack": self.attack,
@@ -80,7 +90,10 @@ class AttackSettings:
             "seed": self.seed,
         }
         if self.adapted is not None:
-            return {**shown, "options": dict(self.options)}
+            # The adapter needs torch, which settings do without until a run begins.
+            from sanrobust.attacks.torchattacks_adapter import adapt
+            facts = adapt(self.adapted, self.options).facts()
+            return {**shown, "options": dict(self.options), **facts}
         return {
             **shown,
             "budgets": [budget.as_dict() for budget in self.budgets],
@@ -90,20 +103,27 @@ class AttackSettings:
         }
 
     def _check_attack(self) -> None:
-        if self.attack == PGD or self.adapted:
+        if self.attack in OWN or self.adapted:
             return
         if self.adapted == "":
             raise UsageError("an attack of torchattacks must be named", seen=f"{self.attack!r} "
-                             "was seen", hint="type for example torchattacks:MIFGSM")
-        raise unknown_name("attack", self.attack, (PGD, ADAPTED + "NAME"), listing=_LISTING)
+                             "was seen", hint="type for example --attack torchattacks:MIFGSM")
+        raise unknown_name("attack", self.attack, (*OWN, ADAPTED + "NAME"), listing=_LISTING)
+
+    def _check_texts(self) -> None:
+        for name in ("attack", "targets", "loss"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise UsageError(f"{name} must be a name", seen=f"it is {value!r}",
+                                 hint=f"see {_LISTING}")
 
     def _check_numbers(self) -> None:
-        if not _whole(self.seed, 0):
-            raise UsageError("the seed must be a whole number, 0 or more",
-                             seen=f"it is {self.seed!r}", hint="type for example --seed 0")
-        if not _whole(self.restarts, 1):
-            raise UsageError("restarts must be a whole number, 1 or more",
-                             seen=f"it is {self.restarts!r}", hint="type for example --restarts 5")
+        for name, least, example in (("seed", 0, "--seed 0"), ("restarts", 1, "--restarts 5")):
+            number = whole_number(getattr(self, name), name, least=least, example=example)
+            object.__setattr__(self, name, number)
+        if not isinstance(self.random_start, bool):
+            raise UsageError("random_start must be True or False",
+                             seen=f"it is {self.random_start!r}", hint="leave it out for False")
         keys = [key for key, _ in self.options]
         for key in keys:
             if keys.count(key) > 1:
@@ -115,8 +135,7 @@ class AttackSettings:
         if len(set(self.budgets)) < len(self.budgets):
             raise UsageError("the budgets of a run must differ", seen="one of them is given twice",
                              hint="leave the second one out")
-        if self.loss not in LOSS_NAMES:
-            raise unknown_name("loss", self.loss, LOSS_NAMES, listing=_LISTING)
+        LOSSES.get(self.loss)
         if self.restarts > 1 and not self.random_start:
             raise UsageError("several restarts must start at random points",
                              seen=f"restarts is {self.restarts} and every start is the clean image",
@@ -130,10 +149,6 @@ class AttackSettings:
         given = [name for name, unset in self._PGD_ONLY.items() if getattr(self, name) != unset]
         given += ["budgets"] if self.budgets else []
         if given:
-            raise UsageError(f"{given[0].replace('_', '-')} must be a setting of pgd",
+            raise UsageError(f"{given[0].replace('_', '-')} must come with our own attack, pgd",
                              seen=f"the attack is {self.attack}",
-                             hint="give that attack its own options as NAME=VALUE instead")
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+                             hint="give that attack its own options with -A key=value")

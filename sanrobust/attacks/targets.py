@@ -5,24 +5,25 @@ Letters: B images, K classes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sanrobust.attacks.randomness import hashed
+from sanrobust.csvfiles import CsvKind, by_name, parse, read_bytes, same_form
 from sanrobust.errors import DataError, UsageError
-from sanrobust.registry import unknown_name
+from sanrobust.registry import Registry, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RuleKind = Literal["random", "least-likely", "second", "fixed", "file"]
-RULES = ("random", "least-likely", "second", "fixed:C", "file:CSV")
-COLUMNS = ("image", "target")
+    # (ids, labels (B,), clean logits (B, K), seed) -> a wrong class for each image, (B,) int64.
+    Choice = Callable[[Sequence[str], Tensor, Tensor, int], Tensor]
+
+_FILE = CsvKind("target file", ("image", "target"), "--targets file:CSV")
 _LISTING = "sanrobust pgd --help"
 
 
@@ -44,25 +45,19 @@ class TargetRule:
     """How a target follows from an image; made by `parse_rule` or `load_rule`.
 
     Attributes:
-        kind: ``random`` (uniform over the wrong labels, from seed and image id), ``least-likely``
-            (lowest clean logit), ``second`` (highest clean logit), both over the wrong labels,
-            ``fixed`` (one class for all) or ``file`` (one class per image).
+        kind: a name of `TARGETS`, ``fixed`` (one class for all) or ``file`` (one class per
+            image).
         label: the class of a ``fixed`` rule.
         path: the CSV of a ``file`` rule.
-        table: target of each image id, read from ``path``.
+        table: target of each image id, in the form of `same_form`, read from ``path``.
         sha256: hash of the bytes that ``table`` was read from; empty until they are read.
     """
 
-    kind: RuleKind
+    kind: str
     label: int | None = None
     path: Path | None = field(default=None, compare=False)
     table: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
     sha256: str = ""
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the targets depend on the model's clean logits."""
-        return self.kind in ("least-likely", "second")
 
     def identity(self) -> str:
         """Return the rule's text for a run's specification; a file enters by its hash."""
@@ -92,7 +87,8 @@ class TargetRule:
         """
         if self.kind == "fixed" and not 0 <= (self.label or 0) < num_classes:
             raise UsageError(f"the fixed target must be a class from 0 to {num_classes - 1}",
-                             seen=f"it is {self.label}", hint="name a class of the model")
+                             seen=f"it is {self.label}",
+                             hint="type --targets fixed:C with a class C of the model")
         if self.kind == "file":
             for image_id, label in zip(ids, labels, strict=True):
                 self._check_row(image_id, int(label), num_classes)
@@ -103,7 +99,7 @@ class TargetRule:
         Args:
             ids: B image ids.
             labels: (B,) int64, the true classes; no image may be one that `refusal` names.
-            logits: (B, K), the clean logits; their values matter only where `needs_logits`.
+            logits: (B, K), the clean logits; all rules read K, some the values.
             seed: seed of the ``random`` rule.
 
         Returns:
@@ -111,22 +107,15 @@ class TargetRule:
 
         Raises UsageError and DataError as `check` does.
         """
-        true = [int(label) for label in labels.tolist()]
-        num_classes = logits.shape[1]
-        self.check(ids, true, num_classes)
-        if self.kind == "least-likely":
-            return _without(logits, labels, float("inf")).argmin(1)
-        if self.kind == "second":
-            return _without(logits, labels, float("-inf")).argmax(1)
-        if self.kind == "random":
-            return labels.new_tensor([random_target(image_id, label, num_classes, seed=seed)
-                                      for image_id, label in zip(ids, true, strict=True)])
+        self.check(ids, labels.tolist(), logits.shape[1])
         if self.kind == "file":
-            return labels.new_tensor([self.table[image_id] for image_id in ids])
-        return labels.new_full((len(true),), self.label or 0)
+            return labels.new_tensor([self.table[same_form(image_id)] for image_id in ids])
+        if self.kind == "fixed":
+            return labels.new_full((len(ids),), self.label or 0)
+        return TARGETS.get(self.kind)(ids, labels, logits, seed)
 
     def _check_row(self, image_id: str, label: int, num_classes: int) -> None:
-        target = self.table.get(image_id)
+        target = self.table.get(same_form(image_id))
         if target is None:
             raise DataError("the target file must name every image",
                             seen=f"{self.path} has no row for image {image_id!r}",
@@ -148,6 +137,37 @@ def random_target(image_id: str, label: int, num_classes: int, *, seed: int) -> 
     return draw + (draw >= label)
 
 
+def _random(ids: Sequence[str], labels: Tensor, logits: Tensor, seed: int) -> Tensor:
+    """Choose uniformly among the wrong labels, from (seed, image id) alone."""
+    return labels.new_tensor([
+        random_target(image_id, label, logits.shape[1], seed=seed)
+        for image_id, label in zip(ids, labels.tolist(), strict=True)])
+
+
+def _least_likely(ids: Sequence[str], labels: Tensor, logits: Tensor, seed: int) -> Tensor:
+    """Choose the wrong label with the lowest clean logit."""
+    del ids, seed
+    return logits.scatter(1, labels.unsqueeze(1), float("inf")).argmin(1)
+
+
+def _second(ids: Sequence[str], labels: Tensor, logits: Tensor, seed: int) -> Tensor:
+    """Choose the wrong label with the highest clean logit."""
+    del ids, seed
+    return logits.scatter(1, labels.unsqueeze(1), float("-inf")).argmax(1)
+
+
+# The rules that are a name alone; ``fixed:C`` and ``file:CSV`` carry a value.
+TARGETS: Registry[Choice] = Registry("target rule", listing=_LISTING)
+TARGETS.add("random", _random)
+TARGETS.add("least-likely", _least_likely)
+TARGETS.add("second", _second)
+
+
+def rule_forms() -> tuple[str, ...]:
+    """Return how the rules are typed, for help texts."""
+    return (*TARGETS.names(), "fixed:C", "file:CSV")
+
+
 def parse_rule(text: str) -> TargetRule:
     """Read a rule such as ``random``, ``fixed:7`` or ``file:targets.csv`` without opening a file.
 
@@ -157,72 +177,31 @@ def parse_rule(text: str) -> TargetRule:
     if name == "fixed":
         if not re.fullmatch(r"[0-9]{1,9}", value):
             raise UsageError("a fixed target must be a class index", seen=f"{text!r} was seen",
-                             hint="type for example fixed:7")
+                             hint="type for example --targets fixed:7")
         return TargetRule("fixed", label=int(value))
     if name == "file":
         if not value:
             raise UsageError("a target file must have a path", seen=f"{text!r} was seen",
-                             hint="type for example file:targets.csv")
+                             hint="type for example --targets file:targets.csv")
         return TargetRule("file", path=Path(value))
-    for kind in _PLAIN:
-        if text.strip() == kind:
-            return TargetRule(kind)
-    names = (*_PLAIN, "fixed", "file")
-    if name in names and colon:
+    if name not in TARGETS:
+        raise unknown_name("target rule", text, (*TARGETS.names(), "fixed", "file"),
+                           listing=_LISTING)
+    if colon:
         raise UsageError(f"the rule {name} must stand alone", seen=f"{text!r} was seen",
-                         hint=f"type {name}")
-    raise unknown_name("target rule", text, names, listing=_LISTING)
+                         hint=f"type --targets {name}")
+    return TargetRule(name)
 
 
 def load_rule(text: str) -> TargetRule:
     """Read a rule as `parse_rule` does and, for a file rule, its table and hash.
 
     Raises DataError when the file is missing, is not UTF-8 text, lacks the columns ``image`` and
-    ``target``, holds an image twice or a target that is not a whole number.
+    ``target``, names an image twice or holds a target that is not a whole number.
     """
     rule = parse_rule(text)
     if rule.path is None:
         return rule
-    try:
-        content = rule.path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is not UTF-8 text" if isinstance(error, ValueError) else _why(error)
-        raise _bad_file(rule.path, reason) from error
-    table = _read_table(rule.path, lines)
+    content = read_bytes(rule.path, _FILE)
+    table = by_name(parse(content, rule.path, _FILE), rule.path, _FILE, meant=same_form)
     return replace(rule, table=table, sha256=hashlib.sha256(content).hexdigest())
-
-
-_PLAIN: tuple[RuleKind, ...] = ("random", "least-likely", "second")
-
-
-def _read_table(path: Path, lines: list[str]) -> dict[str, int]:
-    table: dict[str, int] = {}
-    reader = csv.DictReader(lines, strict=True)
-    try:
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise _bad_file(path, f"has the columns {','.join(reader.fieldnames or ()) or 'none'}")
-        for row in reader:
-            image_id, target = row["image"], row["target"]
-            if not image_id or not re.fullmatch(r"\s*[0-9]{1,9}\s*", target or ""):
-                raise _bad_file(path, f"line {reader.line_num} gives {image_id!r} the target "
-                                      f"{target!r}")
-            if image_id in table:
-                raise _bad_file(path, f"line {reader.line_num} names {image_id!r} again")
-            table[image_id] = int(target)
-    except csv.Error as error:
-        raise _bad_file(path, f"cannot be read after line {reader.line_num} ({error})") from error
-    return table
-
-
-def _bad_file(path: Path, seen: str) -> DataError:
-    return DataError("a target file must be a CSV with the columns image,target, one row per image",
-                     seen=f"{path} {seen}", hint="mend the file or name another with file:CSV")
-
-
-def _why(error: Exception) -> str:
-    return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
-
-
-def _without(logits: Tensor, labels: Tensor, fill: float) -> Tensor:
-    return logits.scatter(1, labels.unsqueeze(1), fill)

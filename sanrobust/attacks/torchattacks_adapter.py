@@ -1,8 +1,10 @@
 """The attacks of the torchattacks package, run so that its known faults cannot reach the numbers.
 
-The classifier normalises by itself, so torchattacks' normalisation flag is never set; the model's
-flags and every global random state are given back also after a failure; images are attacked one
-by one, each with draws of its own, so that no split into batches changes a result.
+The classifier normalises by itself, so torchattacks' normalisation flag is never set. The model's
+flags and every global random state are given back, also after a failure. Images are attacked one
+by one, each with draws of its own, so that no split into batches changes a result. What an attack
+sees of the classifier is in `torchattacks_shell`. torchattacks is an extra: it is imported when an
+attack is looked up, not with this module.
 
 Letters: B images, H rows, W columns, K classes.
 """
@@ -12,37 +14,29 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import math
-import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sanrobust.attacks import guards
 from sanrobust.attacks.budget import LEVELS
-from sanrobust.attacks.randomness import hashed
+from sanrobust.attacks.randomness import hashed, seeded
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.targets import TargetRule
-from sanrobust.errors import ProtocolError, SanrobustError, UsageError
-from sanrobust.registry import closest, unknown_name
+from sanrobust.attacks.torchattacks_options import (Option, check_radii, norm_of, radius_of,
+                                                    read_option)
+from sanrobust.attacks.torchattacks_shell import Shell
+from sanrobust.errors import NonFiniteError, ProtocolError, SanrobustError, UsageError
+from sanrobust.registry import unknown_name
 
-Option = bool | int | float | str | tuple[float, ...]
-# Attacks whose eps is an L-inf radius although their constructor has no `norm` to say so.
-_LINF = frozenset((
-    "FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "UPGD", "DIFGSM", "TIFGSM",
-    "Jitter", "NIFGSM", "PGDRS", "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP",
-))
+PACKAGE = "torchattacks"
 # Attacks that accept a target and then ignore it: FAB takes every image that is not yet classified
 # as its target for one that is already fooled, and returns it unchanged.
-_DEAF = frozenset(("FAB",))
-_RADII = ("eps", "max_epsilon")
-_NUMBER = re.compile(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)(?:/([0-9.]+))?", re.IGNORECASE)
+_IGNORES_TARGET = frozenset(("FAB",))
 
 
 class _Foreign(Protocol):
@@ -77,13 +71,29 @@ class TorchattacksAttack:
     targeted: bool
 
     @property
+    def norm(self) -> str | None:
+        """Norm of the ball: ``linf`` or ``l2``; None when the attack has no ball."""
+        return norm_of(self.name, self._settings)
+
+    @property
+    def radius(self) -> float | None:
+        """Radius of the ball in the pixel range [0, 1]; None when the attack has none."""
+        return radius_of(self._settings)
+
+    @property
     def eps(self) -> float | None:
         """L-inf radius in units of 1/255; None when the attack has none."""
-        settings = {**self.parameters, **self.options}
-        radius = next((settings[key] for key in _RADII if key in settings), None)
-        if not _linf(self.name, settings) or not isinstance(radius, (int, float)):
-            return None
-        return round(radius * LEVELS, 9)
+        radius = self.radius if self.norm == "linf" else None
+        return None if radius is None else round(radius * LEVELS, 9)
+
+    def facts(self) -> dict[str, object]:
+        """Return what a run's specification says of the attack besides its name and options."""
+        return {"norm": self.norm, "radius": self.radius, "targeted": self.targeted,
+                "version": str(getattr(_package(), "__version__", "unknown"))}
+
+    @property
+    def _settings(self) -> dict[str, object]:
+        return {**self.parameters, **self.options}
 
     def __call__(self, model: guards.Classifier, images: Tensor, labels: Tensor,
                  ids: Sequence[str], *, targets: TargetRule | Tensor,
@@ -98,8 +108,9 @@ class TorchattacksAttack:
             targets: a rule, or (B,) int64 wrong classes; not read when the attack is untargeted.
             seed: seed of random targets and of the attack's own draws.
 
-        Raises ProtocolError when the attack fails or breaks a rule, ModelError for a model that
-        is no classifier, UsageError or DataError for targets that cannot be used.
+        Raises ProtocolError when the attack fails or breaks a rule, NonFiniteError when it makes
+        an image that is not finite, ModelError for a model that is no classifier, UsageError or
+        DataError for targets that cannot be used.
         """
         guards.check_batch(images, labels, ids)
         guards.check_eval(model)
@@ -109,18 +120,22 @@ class TorchattacksAttack:
             guards.check_labels(labels, clean.shape[1])
             chosen = self._targets(targets, ids, labels, clean, seed)
             aims = labels if chosen is None else chosen
-            adversarial = torch.cat([
+            products = [
                 self._attack_one(model, images[i:i + 1], aims[i:i + 1], clean.shape[1],
                                  hashed(seed, "torchattacks", image_id))
                 for i, image_id in enumerate(ids)
-            ])
+            ]
+            adversarial = torch.cat([product for product, _ in products])
             guards.check_adversarial(adversarial, images, self.eps)
+            if self.norm == "l2" and self.radius is not None:
+                guards.check_l2(adversarial, images, self.radius)
             attacked = _logits(model, adversarial, clean.shape[1])
         return BudgetResult(
             budget=None, eps=self.eps, adversarial=adversarial, clean_logits=clean,
             adv_logits=attacked, targets=chosen,
             hit=None if chosen is None else attacked.argmax(1) == chosen, hit_any=None,
-            linf=distance(adversarial, images), target_loss=None, zero_gradient=None,
+            linf=distance(adversarial, images), target_loss=None,
+            zero_gradient=images.new_tensor([[share] for _, share in products]),
         )
 
     def _targets(self, targets: TargetRule | Tensor, ids: Sequence[str], labels: Tensor,
@@ -133,18 +148,23 @@ class TorchattacksAttack:
         return chosen
 
     def _attack_one(self, model: guards.Classifier, image: Tensor, aim: Tensor,
-                    num_classes: int, draw: int) -> Tensor:
+                    num_classes: int, draw: int) -> tuple[Tensor, float]:
+        """Return an image's adversarial (1, 3, H, W) and how much of its gradients was zero."""
+        shell = Shell(model, self.name)
         # Sealed once more, so that what one image's attack disturbs is mended before the next.
-        with (guards.sealed(model), _own_randomness(draw, image.device), _no_chatter(),
-              self._failures()):
-            attack = self.factory(_Shell(model), **self._arguments(num_classes, draw))
+        with guards.sealed(model), seeded(draw, image.device), _no_chatter(), self._failures():
+            attack = self.factory(shell, **self._arguments(num_classes, draw))
             attack.set_device(image.device)
             if self.targeted:
                 attack.set_mode_targeted_by_label(quiet=True)
             adversarial = attack(image.clone(), aim.clone()).detach().to(image)
             adversarial = _clipped(adversarial)
+        if not torch.isfinite(adversarial).all():
+            raise NonFiniteError("the adversarial image must be finite",
+                                 seen=f"torchattacks:{self.name} put NaN or infinity into it",
+                                 hint="give it other options or use another attack")
         guards.check_adversarial(adversarial, image, None)
-        return adversarial
+        return adversarial, shell.zero_gradient()
 
     def _arguments(self, num_classes: int, draw: int) -> dict[str, object]:
         """Complete the options by what the run knows better than torchattacks' defaults."""
@@ -167,27 +187,6 @@ class TorchattacksAttack:
             raise _failed(self.name, error) from error
 
 
-class _Shell(nn.Module):
-    """The classifier as torchattacks wants it, deaf to requests for another mode.
-
-    An attack that reaches past it and runs the classifier in train mode ends the run.
-    """
-
-    def __init__(self, model: guards.Classifier) -> None:
-        super().__init__()
-        self.training = False
-        self.inner = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        guards.check_eval(self.inner)
-        logits = self.inner(images)
-        guards.check_logits(logits, len(images))
-        return logits.float()
-
-    def train(self, mode: bool = True) -> _Shell:
-        return self
-
-
 def adapt(name: str, options: Sequence[tuple[str, str]] = ()) -> TorchattacksAttack:
     """Find an attack of torchattacks and read its options.
 
@@ -197,35 +196,48 @@ def adapt(name: str, options: Sequence[tuple[str, str]] = ()) -> TorchattacksAtt
             ``0.03137`` here.
 
     Raises UnknownNameError with the closest match for another name, UsageError for an option that
-    the constructor does not take or a value that is not of the default's kind.
+    the constructor does not take, a value that is not of the default's kind, or when torchattacks
+    is not installed.
     """
-    import torchattacks
-
-    factories = _factories(torchattacks)
+    factories = _factories()
     if name not in factories:
         raise unknown_name("torchattacks attack", name, factories,
                            listing=f"the legal ones: {', '.join(factories)}")
     parameters = _parameters(factories[name])
-    values = {key: _option(name, key, text, parameters) for key, text in options}
-    _check_radii(name, {**parameters, **values})
+    values = {key: read_option(name, key, text, parameters) for key, text in options}
+    check_radii(name, {**parameters, **values})
     with _no_chatter():
         try:
-            probe = factories[name](_Shell(nn.Identity()), **values)
+            probe = factories[name](Shell(nn.Identity(), name), **values)
         except Exception as error:
             raise _failed(name, error) from error
     return TorchattacksAttack(name, values, parameters, factories[name],
-                              targeted="targeted" in probe.supported_mode and name not in _DEAF)
+                              targeted="targeted" in probe.supported_mode
+                              and name not in _IGNORES_TARGET)
 
 
 def attack_names() -> tuple[str, ...]:
-    """Return the torchattacks attacks that need nothing but a model and options, sorted."""
-    import torchattacks
+    """Return the torchattacks attacks that need nothing but a model and options, sorted.
 
-    return tuple(_factories(torchattacks))
+    Raises UsageError when torchattacks is not installed.
+    """
+    return tuple(_factories())
 
 
-def _factories(package: ModuleType) -> dict[str, Callable[..., _Foreign]]:
+def _package() -> ModuleType:
+    """Return torchattacks, an extra that nothing else needs; raises UsageError without it."""
+    try:
+        import torchattacks
+    except ModuleNotFoundError as error:
+        raise UsageError("--attack torchattacks:NAME must find the package torchattacks",
+                         seen=f"{error.name} is not installed",
+                         hint=f"type pip install 'sanrobust[{PACKAGE}]'") from error
+    return torchattacks  # type: ignore[no-any-return]
+
+
+def _factories() -> dict[str, Callable[..., _Foreign]]:
     """Return the exported attacks; a wrapper, which needs other attacks or data, is not one."""
+    package = _package()
     found = {name: getattr(package, name) for name in sorted(package.__all__)}
     return {name: factory for name, factory in found.items() if _needs_model_alone(factory)}
 
@@ -238,63 +250,6 @@ def _needs_model_alone(factory: Callable[..., object]) -> bool:
 def _parameters(factory: Callable[..., object]) -> dict[str, object]:
     parameters = inspect.signature(factory).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _option(name: str, key: str, text: str, parameters: Mapping[str, object]) -> Option:
-    if key not in parameters:
-        match = closest(key, parameters)
-        legal = ", ".join(parameters) or "no options"
-        raise UsageError(f"an option of {name} must be one that it takes",
-                         seen=f"it has no option {key!r}",
-                         hint=f"{f'did you mean {match}? ' if match else ''}it takes {legal}")
-    value = _value(text.strip(), parameters[key])
-    if value is None:
-        raise UsageError(f"{key} of {name} must be of the kind of its default "
-                         f"{parameters[key]!r}", seen=f"{text!r} was seen",
-                         hint="give a number such as 10, 0.5 or 8/255, true or false, or a name "
-                         "where the default is one")
-    return value
-
-
-def _value(text: str, default: object) -> Option | None:
-    if isinstance(default, bool):
-        return {"true": True, "false": False}.get(text.casefold())
-    if isinstance(default, str):
-        return text or None
-    if isinstance(default, tuple):
-        numbers = [_number(part.strip()) for part in text.split(",")]
-        known = tuple(number for number in numbers if number is not None)
-        return known if len(known) == len(numbers) else None
-    number = _number(text)
-    return (text or None) if number is None and default is None else number
-
-
-def _number(text: str) -> int | float | None:
-    """Read ``10``, ``0.5``, ``1e-3`` or ``8/255``; None for anything else."""
-    if re.fullmatch(r"[-+]?[0-9]{1,18}", text):
-        return int(text)
-    parts = _NUMBER.fullmatch(text)
-    if parts is None:
-        return None
-    try:
-        value = float(parts[1]) / float(parts[2] or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _linf(name: str, settings: Mapping[str, object]) -> bool:
-    """Return whether the attack's radius is one of L-inf."""
-    return settings["norm"] == "Linf" if "norm" in settings else name in _LINF
-
-
-def _check_radii(name: str, settings: Mapping[str, object]) -> None:
-    for key in (*_RADII, "alpha") if _linf(name, settings) else ():
-        value = settings.get(key, 0)
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UsageError(f"{key} of torchattacks:{name} must be in [0, 1], the pixel range",
-                             seen=f"it is {value}",
-                             hint=f"type {key}={value}/255 if you mean units of 1/255")
 
 
 def _failed(name: str, error: Exception) -> ProtocolError:
@@ -322,22 +277,6 @@ def _logits(model: guards.Classifier, images: Tensor, num_classes: int | None = 
         logits = model(images.clone())
     guards.check_logits(logits, len(images), num_classes)
     return logits.float()
-
-
-@contextlib.contextmanager
-def _own_randomness(draw: int, device: torch.device) -> Iterator[None]:
-    """Seed every global generator for one image and give all of them back afterwards."""
-    python, arrays = random.getstate(), np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        try:
-            torch.manual_seed(draw % 2**63)
-            np.random.seed(draw % 2**32)
-            random.seed(draw)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
 
 
 def _no_chatter() -> contextlib.redirect_stdout[io.StringIO]:

@@ -30,7 +30,8 @@ from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, Ve
 from sanrobust.zoo import catalog
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.external import find_callable, is_external
+from sanrobust.zoo.external import is_external
+from sanrobust.zoo.factory import find_callable
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.forms import smallest_input
 from sanrobust.zoo.resolve import create_model
@@ -151,7 +152,7 @@ def _unfold(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
 def find_formulation(name: str) -> Formulation:
     """Return the function ``module:function`` of an attention layer and its input (B, C, H, W).
 
-    Raises what `sanrobust.zoo.external.find_callable` raises.
+    Raises what `sanrobust.zoo.factory.find_callable` raises.
     """
     return find_callable(name, "name a function that takes an attention layer and its features")
 

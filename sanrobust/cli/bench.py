@@ -9,6 +9,7 @@ import click
 
 from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS, Settings,
                                       Shape)
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 from sanrobust.errors import UsageError
 from sanrobust.zoo.names import canonical
@@ -16,7 +17,7 @@ from sanrobust.zoo.names import canonical
 _DEFAULT = Settings()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS),
                 metavar="[operators] [models] [memory]")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 from sanrobust.complexity.settings import CONVENTIONS, IMG_SIZE, TABLES, Convention
 from sanrobust.errors import UsageError
+from sanrobust.preprocessing import LARGEST_SIDE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,14 +21,14 @@ if TYPE_CHECKING:
 _ALL = "all"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
               help="As in the other commands; an architecture alone is its form for ImageNet; "
                    "repeatable. [default: the paper's nine]")
 @click.option("--table", "tables", multiple=True, type=click.Choice((*TABLES, _ALL)),
               metavar=f"{'|'.join(TABLES)}|{_ALL}",
               help="Print a table of the paper, ours beside the printed figures; repeatable.")
-@click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
+@click.option("--img-size", type=click.IntRange(min=1, max=LARGEST_SIDE), metavar="PIXELS",
               help="Side of the image. [default: the model's own]")
 @click.option("--convention", type=click.Choice(tuple(CONVENTIONS)), default="paper",
               show_default=True, help="What counts.")

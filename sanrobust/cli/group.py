@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from sanrobust.errors import SanrobustError
 from sanrobust.registry import closest
 
+_TYPED = "sanrobust.command"
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice: the last one would win without a word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words behind the command's name."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param in order:
+            once = isinstance(param, click.Option) and not (param.multiple or param.count)
+            if once and order.count(param) > 1:
+                raise click.UsageError(f"{param.opts[-1]} must be given once, but it was given "
+                                       f"{order.count(param)} times: leave all but one out.", ctx)
+        return super().parse_args(ctx, args)
+
 
 class ErrorGroup(click.Group):
     """A group that turns `SanrobustError` into a message and an exit code."""
+
+    command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words behind the group's name; the first group remembers them all."""
+        if ctx.parent is None:
+            ctx.meta[_TYPED] = shlex.join(["sanrobust", *args])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
@@ -28,3 +54,8 @@ class ErrorGroup(click.Group):
             hint = f" Did you mean {match}?" if match else ""
             ctx.fail(f"There is no command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
+
+
+def typed() -> str:
+    """Return the whole command as the user typed it, quoted for a shell."""
+    return str(click.get_current_context().meta.get(_TYPED, ""))

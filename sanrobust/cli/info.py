@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from sanrobust.cli.group import Command
 
-@click.command()
+
+@click.command(cls=Command)
 def info() -> None:
     """Print versions, devices, kernel backends and where files are kept."""
     import torch

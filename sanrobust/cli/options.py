@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.cli.group import typed
 from sanrobust.errors import UsageError
-from sanrobust.preprocessing import INTERPOLATIONS
+from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -83,13 +84,19 @@ def model_options(command: Command) -> Command:
                           "torchvision/NAME, timm/NAME or package.module:callable; repeatable. "
                           "[default: the paper's nine]"),
         click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights of the one model."),
+        click.option("--use-ema", is_flag=True,
+                     help="Take the averaged weights of a --checkpoint that has both."),
         click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
                      help="Side of the centre crop."),
         click.option("--crop-pct", type=float, metavar="PART",
-                     help="Crop side over resized short side."),
+                     help="Crop side over resized side."),
+        click.option("--crop-mode", type=click.Choice(CROP_MODES),
+                     help="Resize the short side, both sides, or the long side with a border."),
         click.option("--interpolation", type=click.Choice(INTERPOLATIONS)),
         click.option("--mean", type=Triple(), help="Normalisation mean per channel."),
         click.option("--std", type=Triple(), help="Normalisation deviation per channel."),
+        click.option("--no-normalize", is_flag=True,
+                     help="The model takes pixels in [0, 1]: mean 0, deviation 1."),
     )(command)
 
 
@@ -103,11 +110,17 @@ def run_options(command: Command) -> Command:
         click.option("-j", "--workers", type=click.IntRange(min=0), default=0, show_default=True,
                      metavar="N", help="Processes that decode images."),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                     help="Threads of the CPU. [default: torch's own number]"),
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
         click.option("--fold/--no-fold", default=True, show_default=True,
                      help="Compute a SAN as a whole where the native kernels can."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
+        click.option("--max-failed", type=click.FloatRange(0, 1), default=HowToRun.max_failed,
+                     show_default=True, metavar="PART",
+                     help="Part of the images that may fail; beyond it the exit code is 9, and the "
+                          "table the same."),
     )(command)
 
 
@@ -120,20 +133,32 @@ def take_data(values: dict[str, Any]) -> DataChoice:
 
 
 def take_models(values: dict[str, Any]) -> ModelChoice:
-    """Take the values of `model_options` out of a command's parameters."""
-    fields = ("img_size", "crop_pct", "interpolation", "mean", "std")
-    given = {name: values.pop(name) for name in fields}
+    """Take the values of `model_options` out of a command's parameters.
+
+    Raises UsageError when two of them exclude each other.
+    """
+    fields = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    given = {name: value for name in fields if (value := values.pop(name)) is not None}
+    if values.pop("no_normalize"):
+        given |= _unnormalised(given)
     return ModelChoice(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
-                       overrides={name: value for name, value in given.items()
-                                  if value is not None})
+                       use_ema=values.pop("use_ema"), overrides=given)
+
+
+def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
+    twice = [f"--{name}" for name in ("mean", "std") if name in given]
+    if twice:
+        raise UsageError("--no-normalize must stand without --mean and --std",
+                         seen=f"{' and '.join(twice)} is given too",
+                         hint="leave out one or the other")
+    return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def take_how(values: dict[str, Any]) -> HowToRun:
     """Take the values of `run_options` out of a command's parameters."""
-    return HowToRun(out=values.pop("out"), batch_size=values.pop("batch_size"),
-                    workers=values.pop("workers"), device=values.pop("device"),
-                    backend=values.pop("backend"), fresh=values.pop("fresh"),
-                    fold=values.pop("fold"))
+    fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh", "fold",
+              "max_failed")
+    return HowToRun(**{name: values.pop(name) for name in fields}, command=typed())
 
 
 def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:

@@ -41,6 +41,9 @@ class Bar:
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], images)
 
+    def beat(self) -> None:
+        """Do nothing: the bar's clock runs by itself."""
+
     def end(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
@@ -53,7 +56,8 @@ class Lines:
     def begin(self, title: str, *, total: int, done: int) -> None:
         """Say what starts and how much of it is there already."""
         self._title, self._total, self._done, self._new = title, total, done, 0
-        self._start = self._last = time.monotonic()
+        self._start = self._last = self._batch = time.monotonic()
+        self._passes = 0
         if done:
             self._say(f"{title}: going on after {done} of {total} images")
 
@@ -62,12 +66,22 @@ class Lines:
         self._done += images
         self._new += images
         now = time.monotonic()
+        self._passes, self._batch = 0, now
         if now - self._last >= LINE_SECONDS:
             self._last = now
             rate = self._new / (now - self._start)
             left = (self._total - self._done) / rate
             self._say(f"{self._title}: {self._done}/{self._total} images, "
                       f"{rate:.1f} images/s, {left:.0f} s left")
+
+    def beat(self) -> None:
+        """Count a pass of the model and, when a batch takes long, say that it is alive."""
+        self._passes += 1
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS:
+            self._last = now
+            self._say(f"{self._title}: {self._done}/{self._total} images, the next batch after "
+                      f"{self._passes} passes of the model and {now - self._batch:.0f} s")
 
     def end(self) -> None:
         """Say how the run ended."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import click
 
 from sanrobust import allocator
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.progress import progress
+from sanrobust.errors import SanrobustError, UsageError
 from sanrobust.progress import Reporter
 from sanrobust.summary import Summary
 
@@ -28,8 +29,36 @@ def say(text: str) -> None:
 
 
 def print_summary(summary: Summary) -> None:
-    """Print a table to standard output and where its files are to standard error."""
+    """Print a table to standard output and where its files are to standard error.
+
+    Raises the summary's problem, if it has one, when all is printed.
+    """
     click.echo(f"\n{summary.text}\n")
     for line in summary.remarks:
         say(line)
     say("wrote " + ", ".join(str(path) for path in summary.files))
+    if summary.problem is not None:
+        raise summary.problem
+
+
+def print_each(makers: Mapping[str, Callable[[], Summary]]) -> None:
+    """Make and print several summaries, by their experiment's name.
+
+    One that cannot be shown hides no other: that nothing of it fits what was asked for is said
+    where another does, and the first problem of any other kind is raised at the end.
+    """
+    unfit: dict[str, UsageError] = {}
+    problems: list[SanrobustError] = []
+    for name, make in makers.items():
+        try:
+            print_summary(make())
+        except UsageError as error:
+            unfit[name] = error
+        except SanrobustError as error:
+            problems.append(error)
+    if len(unfit) == len(makers):
+        raise next(iter(unfit.values()))
+    for name, reason in unfit.items():
+        say(f"{name}: no table, because {reason.seen}")
+    for problem in problems:
+        raise problem

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import (data_options, model_options, run_options, take_data, take_how,
                                    take_models)
 
 
-@click.command()
+@click.command(cls=Command)
 @model_options
 @data_options
 @run_options

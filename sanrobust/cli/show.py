@@ -36,6 +36,8 @@ def show() -> None:
 @click.option("-m", "--model", default="san10-pair.digits", show_default=True, metavar="NAME",
               help="As in the other commands; a SAN or a SASA-ResNet.")
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights of the model.")
+@click.option("--use-ema", is_flag=True,
+              help="Take the averaged weights of a --checkpoint that has both.")
 @click.option("--image", metavar="FILE",
               help="An image, or an embedded digit such as digits/0007. "
                    "[default: the first of the test set]")
@@ -72,6 +74,7 @@ def attention(**values: Any) -> None:
                           channels=values["channels"], count=values["count"])
     seen = read_attention(values["model"], values["image"], stages=values["stages"],
                           blocks=values["blocks"], checkpoint=values["checkpoint"],
+                          use_ema=values["use_ema"],
                           overrides={"img_size": values["img_size"]}, say=say)
     for path in write_pictures(seen, values["out"], selection):
         click.echo(str(path))

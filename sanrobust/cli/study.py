@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-m", "--model", "models", multiple=True, metavar="ARCH",
               help="Architecture, such as 'san10-pair(relation=dot)'; repeatable. "
                    "[default: the relations and positions of the paper's Tables 4 and 8]")

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("experiment", type=click.Choice(("rotate", "pgd", "all")), default="all")
 @click.option("--out", type=PATH, default=Path("results"), show_default=True, metavar="FOLDER",
               help="Folder of records and tables.")
+@click.option("-m", "--model", "models", multiple=True, metavar="NAME",
+              help="Only runs of this model, by full name or architecture; repeatable.")
+@click.option("--data", multiple=True, metavar="NAME",
+              help="Only runs on the dataset that tables call so; repeatable.")
+@click.option("--run", "runs", multiple=True, metavar="FOLDER",
+              help="Only the run whose folder under OUT/runs begins so or has this digest; "
+                   "repeatable.")
 @click.option("--paper/--no-paper", default=False,
-              help="Add the paper's values and the differences (ImageNet runs).")
+              help="Add the paper's values and the differences, where a trained network of the "
+                   "paper was measured on ImageNet (--data imagenet, or --data-name imagenet).")
 @click.option("--paper-only", is_flag=True,
               help="Write the paper's own tables to OUT/paper instead.")
-def table(experiment: str, out: Path, paper: bool, paper_only: bool) -> None:
-    """Rebuild OUT/rotation.* and OUT/pgd.* from the records of all complete runs."""
-    from sanrobust.cli.report import print_summary, say
-    from sanrobust.records import find_runs
-    from sanrobust.summary import rebuild
+def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, ...],
+          runs: tuple[str, ...], paper: bool, paper_only: bool) -> None:
+    """Rebuild OUT/rotation.* and OUT/pgd.* from the records of the complete runs.
+
+    What is left out is named: runs not asked for, unfinished, damaged, or measured anew later.
+    """
+    from sanrobust.cli.report import print_each, say
+    from sanrobust.runs import find_runs
+    from sanrobust.summary import Selection, rebuild
     from sanrobust.tables import write_paper_tables
     if paper_only:
         say("wrote " + ", ".join(str(path) for path in write_paper_tables(out / "paper")))
         return
     wanted = ("rotate", "pgd") if experiment == "all" else (experiment,)
-    present = [name for name in wanted if find_runs(out, name)] or wanted[:1]
-    for name in present:
-        print_summary(rebuild(out, name, paper=paper))
+    there = [name for name in wanted if not find_runs(out, name).empty] or wanted[:1]
+    chosen = Selection(runs=runs, models=models, data=data)
+    print_each({name: partial(rebuild, out, name, chosen=chosen, paper=paper) for name in there})

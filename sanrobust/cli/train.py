@@ -7,17 +7,19 @@ from typing import Any
 
 import click
 
+from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-m", "--model", "models", multiple=True, metavar="ARCH",
               help="Architecture such as 'san10-pair(relation=hadamard)'; repeatable. "
                    "[default: the paper's nine]")
 @click.option("--data", default="digits", show_default=True, metavar="NAME|FOLDER",
               help="Registered name with a training split, or an ImageFolder.")
 @click.option("--held-out", type=PATH, metavar="FOLDER",
-              help="ImageFolder of unseen images when --data is a folder.")
+              help="ImageFolder of unseen images when --data is a folder; its classes are those "
+                   "of the same name.")
 @click.option("--data-root", type=PATH, envvar="SANROBUST_DATA_ROOT", metavar="FOLDER",
               help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]")
 @click.option("--out", type=PATH, default=Path("weights"), show_default=True, metavar="FOLDER",
@@ -37,7 +39,8 @@ def train(**values: Any) -> None:
 
     SGD, momentum 0.9, weight decay 1e-4, cosine decay, label smoothing 0.1, upright images
     without flips or rotations. `sanrobust train --out sanrobust/zoo/weights`, typed in the
-    source tree, makes the embedded weights anew.
+    source tree, makes the embedded weights anew. Other weights of the same name are kept beside
+    the new ones as FILE.previous.
     """
     from sanrobust import allocator
     from sanrobust.cli.report import say

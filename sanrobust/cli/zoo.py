@@ -9,12 +9,12 @@ import click
 
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.options import PATH
+from sanrobust.design import Design
 from sanrobust.errors import CheckpointError
 from sanrobust.progress import download_lines
-from sanrobust.zoo import catalog
+from sanrobust.zoo import catalog, store
 from sanrobust.zoo.entry import (
-    Architecture, Entry, Packaged, Remote, ResNetConfig, SanConfig, SasaConfig, Stored,
-    Unpublished, Untrained, WeightsSource,
+    Entry, Packaged, Remote, Stored, Unpublished, Untrained, WeightsSource,
 )
 from sanrobust.zoo.names import options, parse
 
@@ -30,9 +30,12 @@ def list_models(tag: str | None) -> None:
     """List every entry: name, reported top-1 in percent, weights."""
     listed = [entry for entry in catalog.entries() if tag in (None, entry.tag)]
     width = _width(listed)
+    click.echo(f"{'name':<{width}}{'top-1':>6}  weights")
     for entry in listed:
         top1 = "-" if entry.top1 is None else f"{entry.top1:.1f}"
         click.echo(f"{entry.name:<{width}}{top1:>6}  {_describe(entry.weights)}")
+    for error in store.damaged().values():
+        click.echo(f"not listed: {error}", err=True)
 
 
 @zoo.command()
@@ -49,18 +52,21 @@ def show(name: str) -> None:
 @click.argument("file", type=PATH, required=False)
 @click.option("--like", metavar="NAME",
               help="Entry whose architecture and preprocessing a new tag takes over.")
-def add(name: str, file: Path | None, like: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace weights added under NAME before.")
+@click.option("--use-ema", is_flag=True,
+              help="Take the averaged weights of a FILE that has both.")
+def add(name: str, file: Path | None, like: str | None, overwrite: bool, use_ema: bool) -> None:
     """Check weights and put them into the local store as NAME (ARCH.TAG).
 
     Without FILE the entry's published weights are downloaded.
     """
-    from sanrobust.zoo import store
     from sanrobust.zoo.resolve import fetch
     if file is None:
         path = fetch(catalog.find(name), progress=download_lines(name, click.echo), say=click.echo)
         click.echo(f"{name}: {path}")
         return
-    record = store.add(name, file, like=catalog.find(like) if like else None)
+    record = store.add(name, file, like=catalog.find(like) if like else None,
+                       overwrite=overwrite, use_ema=use_ema, say=click.echo)
     click.echo(f"{record.entry.name}: stored, weights {record.state_digest[:12]}, "
                f"source sha256 {record.source_sha256}")
 
@@ -94,8 +100,8 @@ def _facts(entry: Entry) -> dict[str, str]:
                           if value is not None)
     return {
         "name": entry.name,
-        "architecture": _architecture(entry.architecture),
-        "attention": _design(entry.architecture),
+        "architecture": entry.architecture.describe(),
+        "attention": _attention(getattr(entry.architecture, "design", None)),
         "options": "; ".join(f"{option.name} {option.legal}"
                              for option in options(parse(entry.arch).network)),
         "weights": _describe(entry.weights),
@@ -113,23 +119,9 @@ def _facts(entry: Entry) -> dict[str, str]:
     }
 
 
-def _architecture(architecture: Architecture) -> str:
-    layers = ",".join(map(str, architecture.layers))
-    if isinstance(architecture, SanConfig):
-        return (f"SAN, blocks {layers}, footprints {','.join(map(str, architecture.footprints))}, "
-                f"widths {','.join(map(str, architecture.widths))}")
-    if isinstance(architecture, SasaConfig):
-        return (f"bottleneck ResNet with self-attention of footprint {architecture.footprint}, "
-                f"{architecture.convolutions} groups of convolutions, blocks {layers}, "
-                f"width {architecture.width}, {architecture.stem} stem")
-    return (f"bottleneck ResNet, {architecture.kernel}x{architecture.kernel} kernels, "
-            f"blocks {layers}, width {architecture.width}, {architecture.stem} stem")
-
-
-def _design(architecture: Architecture) -> str:
-    if isinstance(architecture, ResNetConfig):
+def _attention(design: Design | None) -> str:
+    if design is None:
         return ""
-    design = architecture.design
     heads = f"{design.heads} heads, {'q.k' if design.content else 'no q.k'}"
     mapped = f"mapping {design.mapping}, {design.transforms} transforms"
     scalar = design.attention in ("scalar", "sasa")

@@ -63,13 +63,14 @@ class Rules:
 
 def rules(convention: Convention) -> Rules:
     """Return the formulas of a convention."""
+    ours = _VECTORS if convention == "mac" else {**_VECTORS, **_PAPER}
+    known = FlopCounterMode(display=False, custom_mapping=dict(ours)).flop_registry
+    formulas = {operator: formula if operator in ours else _halved(formula)
+                for operator, formula in known.items()}
     if convention == "mac":
-        known = FlopCounterMode(display=False).flop_registry
-        return Rules({operator: _halved(formula) for operator, formula in known.items()})
-    known = FlopCounterMode(display=False, custom_mapping=dict(_PAPER)).flop_registry
-    formulas = {operator: formula if operator in _PAPER else _halved(formula)
-                for operator, formula in known.items() if operator not in _UNSEEN}
-    return Rules(formulas, LAYER_PRODUCTS, relations=True)
+        return Rules(formulas)
+    return Rules({operator: formula for operator, formula in formulas.items()
+                  if operator not in _UNSEEN}, LAYER_PRODUCTS, relations=True)
 
 
 def _halved(formula: Formula) -> Formula:
@@ -131,6 +132,14 @@ def _pixels(maps: Shape) -> int:
     return maps[0] * maps[2] * maps[3]
 
 
+def _vector_product(*args: Any, **kwargs: Any) -> int:
+    """Multiply-adds of a product with a vector: as many as the largest operand has values."""
+    return max(prod(shape) for shape in args if isinstance(shape, torch.Size))
+
+
+# Products that torch's own counter has no formula for.
+_VECTORS: Mapping[Any, Formula] = MappingProxyType(dict.fromkeys(
+    (aten.mv, aten.addmv, aten.dot, aten.vdot), _vector_product))
 _NORMALISATIONS = (aten.batch_norm, aten.native_batch_norm, aten.cudnn_batch_norm,
                    aten._native_batch_norm_legit_no_training, aten._native_batch_norm_legit)
 _ACTIVATIONS = (aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_, aten.leaky_relu,

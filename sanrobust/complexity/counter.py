@@ -1,12 +1,14 @@
 """Counting one network with torch's own counter, stage by stage.
 
 The counter sees every operator that runs; hooks on the network's parts say where. On the meta
-device nothing is computed and nothing but shapes is needed.
+device nothing is computed and nothing but shapes is needed. Where values are needed, torch's fused
+paths are switched off, which would hide products from the counter: both ways count the same.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sanrobust.complexity.conventions import POOLS, Formula, Rules, rules
 from sanrobust.complexity.settings import Convention
+from sanrobust.complexity.uncounted import Uncounted, operator_name
 from sanrobust.kernels.mappings import RelationLayer
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.zoo.san import San
@@ -50,30 +54,50 @@ class Cost:
         parameters: trainable values.
         flops: of one forward pass, in the convention counted.
         stages: the shares, which sum up to both.
+        uncounted: names of the operators that computed something and counted nothing.
     """
 
     parameters: int
     flops: int
     stages: tuple[StageCost, ...]
+    uncounted: tuple[str, ...] = ()
 
 
-def count(network: nn.Module, *, img_size: int, convention: Convention = "paper") -> Cost:
-    """Count ``network`` in eval mode for one image (1, 3, img_size, img_size).
+def count(network: nn.Module, *, img_size: int | tuple[int, int], channels: int = 3,
+          convention: Convention = "paper") -> Cost:
+    """Count ``network`` in eval mode for one image (1, channels, height, width).
 
-    It runs where its parameters are, on whatever backend computes there; every backend counts
-    the same. What happens between the network's parts belongs to the part before it, a pooling
-    to the part behind it.
+    ``img_size`` is its side, or height and width, in pixels. It runs where its parameters are, on
+    whatever backend computes there; every backend counts the same. What happens between the
+    network's parts belongs to the part before it, a pooling to the part behind it.
     """
     ledger = _Ledger(network, rules(convention))
     counter = FlopCounterMode(display=False)
     counter.flop_registry = {operator: ledger.recorded(operator, formula)
                              for operator, formula in ledger.rules.formulas.items()}
     first = next(network.parameters(), torch.empty(0))
-    images = torch.zeros(1, 3, img_size, img_size, device=first.device, dtype=first.dtype)
-    with _evaluating(network), torch.no_grad(), ledger.listening(), counter:
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    images = torch.zeros(1, channels, *sides, device=first.device, dtype=first.dtype)
+    uncounted = Uncounted(ledger.has_formula)
+    with _evaluating(network), torch.no_grad(), ledger.listening(), _unfused(), uncounted, counter:
         network(images)
     return Cost(parameters=sum(each.numel() for each in network.parameters()),
-                flops=counter.get_total_flops() + ledger.unseen, stages=ledger.stages())
+                flops=counter.get_total_flops() + ledger.unseen, stages=ledger.stages(),
+                uncounted=tuple(sorted(uncounted.names | ledger.refused)))
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Have recurrent and attention layers computed by operators that have formulas."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on switches of other devices, set back on the way
+            with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
@@ -93,11 +117,13 @@ class _Ledger:
     Attributes:
         rules: what counts.
         unseen: what the counter itself did not see, the declared cost of relations.
+        refused: names of operators with a formula that the convention does not count here.
     """
 
     def __init__(self, network: nn.Module, counted: Rules) -> None:
         self.rules = counted
         self.unseen = 0
+        self.refused: set[str] = set()
         self._network = network
         self._stage_of = stage_names(network)
         names = dict.fromkeys(self._stage_of.values()) or {OTHER: None}
@@ -111,13 +137,19 @@ class _Ledger:
     def recorded(self, operator: Any, formula: Formula) -> Formula:
         """Return ``formula`` such that what it counts is also entered here."""
         def counted(*args: Any, **kwargs: Any) -> int:
-            if self._in_relation or (operator in self.rules.layer_products
-                                     and not self._in_layer):
+            if self._in_relation:
+                return 0
+            if operator in self.rules.layer_products and not self._in_layer:
+                self.refused.add(operator_name(operator))
                 return 0
             flops = formula(*args, **kwargs)
             self._enter(flops, ahead=operator in POOLS)
             return flops
         return counted
+
+    def has_formula(self, operator: Any) -> bool:
+        """Return whether an operator counts, by itself or within a relation."""
+        return self._in_relation or operator in self.rules.formulas
 
     @contextmanager
     def listening(self) -> Iterator[None]:

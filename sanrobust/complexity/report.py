@@ -26,13 +26,17 @@ def models_rows(models: Sequence[Counted], convention: Convention, *,
     """Return one row per model, or per stage of it and for its total: exact numbers."""
     rows = []
     for each in models:
-        facts = {"model": each.model, "img_size": each.img_size, "convention": convention}
+        size = each.img_size
+        facts = {"model": each.model,
+                 "img_size": size if isinstance(size, int) else "x".join(map(str, size)),
+                 "convention": convention}
         if stages:
             rows += [{**facts, "stage": stage.name, "output": _shape(stage.output),
                       "params": stage.parameters, "flops": stage.flops}
                      for stage in each.cost.stages]
         whole = {"stage": "total", "output": ""} if stages else {}
-        rows.append({**facts, **whole, "params": each.cost.parameters, "flops": each.cost.flops})
+        rows.append({**facts, **whole, "params": each.cost.parameters, "flops": each.cost.flops,
+                     "uncounted": " ".join(each.cost.uncounted)})
     return pd.DataFrame(rows)
 
 
@@ -45,10 +49,22 @@ def models_sheet(rows: pd.DataFrame, convention: Convention) -> Sheet:
         line = (str(row["model"]), str(row["img_size"]), *(str(row[name]) for name in middle),
                 _scaled(row["params"], MILLION), _scaled(row["flops"], BILLION))
         lines.setdefault(str(row["model"]) if stages else "", []).append(line)
-    caption = f"For one image, with the input's side in pixels. {_convention(convention)}"
+    caption = (f"For one image, with the input's side in pixels. {_convention(convention)}"
+               f"{_uncounted(rows)}")
     return Sheet("complexity", caption, ("Model", "Input", *(name.capitalize() for name in middle),
                                          "Params (M)", _UNITS[convention]),
                  2 + len(middle), tuple(map(tuple, lines.values())))
+
+
+def _uncounted(rows: pd.DataFrame) -> str:
+    """Name the operators that ran without being counted, with their models where these differ."""
+    models: dict[str, list[str]] = {}
+    for _, row in rows.dropna(subset=["uncounted"]).iterrows():
+        models.setdefault(str(row["uncounted"]), []).append(str(row["model"]))
+    lists = {names.replace(" ", ", ") or "none": named for names, named in models.items()}
+    said = "; ".join(names if len(lists) == 1 else f"{names} ({', '.join(named)})"
+                     for names, named in lists.items())
+    return f" Operators that ran and count nothing: {said}."
 
 
 def compared_sheet(rows: pd.DataFrame) -> Sheet:

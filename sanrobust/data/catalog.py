@@ -27,6 +27,8 @@ class DatasetInfo:
         downloadable: True when ``--download`` can fetch it.
         licence: terms under which the images are given.
         source: who made the dataset, and where it is described.
+        class_names: names of the classes by index; None for ImageNet's, which are those of the
+            folders.
     """
 
     name: str
@@ -40,6 +42,7 @@ class DatasetInfo:
     downloadable: bool
     licence: str
     source: str
+    class_names: tuple[str, ...] | None = None
 
 
 ENTRIES = (
@@ -51,6 +54,7 @@ ENTRIES = (
         licence="CC BY 4.0",
         source="UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), "
                "as shipped with scikit-learn",
+        class_names=tuple("0123456789"),
     ),
     DatasetInfo(
         name="cifar10",
@@ -59,6 +63,8 @@ ENTRIES = (
         train_images=50000, test_images=10000, embedded=False, downloadable=True,
         licence="none stated",
         source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse",
+                     "ship", "truck"),
     ),
     DatasetInfo(
         name="fashion-mnist",
@@ -67,6 +73,8 @@ ENTRIES = (
         train_images=60000, test_images=10000, embedded=False, downloadable=True,
         licence="MIT",
         source="Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
+        class_names=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                     "Sneaker", "Bag", "Ankle boot"),
     ),
     DatasetInfo(
         name="imagenette",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from sanrobust.data.catalog import DATASETS, DatasetInfo, resolve
+from sanrobust.data.classes import fit_classes
 from sanrobust.data.digits import open_digits
 from sanrobust.data.folders import class_folders, labelled_folder
-from sanrobust.data.imageset import FileImages, ImageSet, Selectable, subset
+from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.public import (
     Request,
     open_cifar10,
@@ -20,7 +21,7 @@ from sanrobust.data.public import (
 from sanrobust.errors import DataError, UsageError
 
 Split = Literal["test", "train"]
-Opener = Callable[[Request], Selectable]
+Opener = Callable[[Request], ImageSet]
 
 OPENERS: dict[str, Opener] = {
     "digits": lambda request: open_digits(request.split),
@@ -68,11 +69,22 @@ def open_dataset(name_or_path: str, *, root: Path | None, split: Split = "test",
 
 
 def _open_folder(folder: Path, *, labels: Path | None, class_map: Path | None,
-                 name: str | None) -> FileImages:
+                 name: str | None) -> ImageSet:
     chosen = name or _unmistakable_name(folder)
-    if labels is not None:
-        return labelled_folder(folder, labels, name=chosen)
-    return class_folders(folder, class_map=class_map, name=chosen)
+    images = (class_folders(folder, class_map=class_map, name=chosen) if labels is None
+              else labelled_folder(folder, labels, name=chosen))
+    return images if name is None or name not in DATASETS else _as_known(images, DATASETS.get(name))
+
+
+def _as_known(images: ImageSet, info: DatasetInfo) -> ImageSet:
+    """Return a folder that is said to hold a known dataset with the classes of that."""
+    known = DATASETS.get(info.classes)
+    fitted = fit_classes(images, names=known.class_names, num_classes=known.num_classes,
+                         model=info.name, advice="map folders to classes with --class-map FILE, "
+                         "or leave --data-name out")
+    same = {ref.label: ref.label for ref in fitted.refs}
+    return fitted.relabelled(same, num_classes=known.num_classes,
+                             classes=fitted.classes or known.class_names)
 
 
 def _unmistakable_name(folder: Path) -> str | None:

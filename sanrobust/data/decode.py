@@ -10,13 +10,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"))
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp",
+    ".tif", ".tiff", ".webp", ".gif", ".avif"))
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a file that claims to be an image
 # A closed list: other readers of Pillow start programs (EPS) or fetch nothing we want.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF",
+           *(("AVIF",) if "avif" in features.modules and features.check("avif") else ()))
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _SILENCE = logging.NullHandler()
 
@@ -31,8 +33,8 @@ def decode(path: Path) -> Image.Image:
     The pixels are those of Pillow's ``convert("RGB")``, as in torchvision's default loader: alpha
     is dropped, palettes are looked up, only the first frame is read and the EXIF orientation is
     not applied. The exception is greyscale of 16 bits, which is scaled to 0..255 instead of
-    clipped. Raises ImageError when the file is missing, empty, not an image, damaged, or
-    larger than MAX_PIXELS. Prints nothing.
+    clipped. AVIF needs a Pillow that was built with it. Raises ImageError when the file is
+    missing, empty, not an image, damaged, or larger than MAX_PIXELS. Prints nothing.
     """
     reason = _refusal(path)
     if reason is not None:

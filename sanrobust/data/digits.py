@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from sanrobust.data.catalog import DATASETS
 from sanrobust.data.imageset import ArrayImages, ImageRef, id_hash
 
 MAX_VALUE = 16  # the dataset counts ink in 4x4 blocks of a binary scan: 0..16
@@ -29,7 +30,7 @@ def open_digits(split: Literal["test", "train"]) -> ArrayImages:
     values = bunch.images.astype(np.int64)
     pixels = ((values * 255 + MAX_VALUE // 2) // MAX_VALUE).astype(np.uint8)
     return ArrayImages("digits", tuple(refs[index] for index in chosen), NUM_CLASSES,
-                       pixels[chosen])
+                       pixels[chosen], classes=DATASETS.get("digits").class_names)
 
 
 def _test_ids(refs: list[ImageRef]) -> frozenset[str]:

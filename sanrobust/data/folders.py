@@ -4,132 +4,171 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
+from sanrobust.csvfiles import MAX_INDEX_DIGITS, counted, shown
 from sanrobust.data.decode import IMAGE_SUFFIXES
 from sanrobust.data.imageset import FileImages, ImageRef
-from sanrobust.data.labels import counted, read_class_map, read_labels
+from sanrobust.data.labels import read_class_map, read_labels
+from sanrobust.data.listing import Listing, is_image_name, leads_back, listing, unreadable
 from sanrobust.errors import DataError
 
 SPLIT_NAMES = frozenset(("train", "test", "val", "valid", "validation"))
 # A surrogate stands for a byte that is not UTF-8; neither it nor a control character fits a CSV.
-UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+MOST_CLASSES = 1 << 20  # numbers beyond it are no class indices of any model
 
 
 def class_folders(folder: Path, *, name: str | None = None,
                   class_map: Path | None = None) -> FileImages:
-    """Read a folder with one subfolder per class, numbered in the order of their names.
+    """Read a folder with one subfolder per class.
 
-    Images lie anywhere below their class folder; names that begin with a dot are skipped. With
+    Subfolders whose names are all whole numbers are class indices (``0``, ``1``, or ``00``,
+    ``01``); others are numbered in the order of their names, capitals first. Images lie anywhere
+    below their class folder; names that begin with a dot are skipped, links are followed. With
     ``class_map``, a CSV ``folder,class_index``, the labels are the mapped ones and the number of
     classes is unknown. Raises DataError when the folder is not laid out like that.
     """
-    indices = None if class_map is None else read_class_map(class_map)
-    return mapped_folders(folder, name=name, indices=indices)
+    found, rest = _by_class(folder)
+    if class_map is None:
+        return _image_set(folder, found, rest, name=name, indices=None)
+    return _image_set(folder, found, rest, name=name, used=_within(folder, class_map),
+                      indices=read_class_map(class_map, present=found))
 
 
-def mapped_folders(folder: Path, *, name: str | None = None,
-                   indices: dict[str, int] | None = None) -> FileImages:
-    """Do as `class_folders`, with the class index of each folder given; None counts them."""
-    found = _images_by_class(folder)
-    if indices is None:
-        _require_images_in_all(found)
-        labels = {class_name: index for index, class_name in enumerate(found)}
-    else:
-        labels = indices
-        _require_all_mapped(found, labels)
-    refs = tuple(ImageRef(path, labels[class_name])
-                 for class_name, paths in found.items() for path in paths)
-    _require_fit_names(ref.id for ref in refs)
-    return FileImages(name or _folder_name(folder), folder, refs,
-                      len(found) if indices is None else None)
+def mapped_folders(folder: Path, *, name: str, indices: dict[str, int] | None = None
+                   ) -> FileImages:
+    """Do as `class_folders`, with the class index of each folder given; None numbers them."""
+    found, rest = _by_class(folder)
+    return _image_set(folder, found, rest, name=name, indices=indices)
 
 
-def labelled_folder(folder: Path, labels: Path, *, name: str | None = None,
-                    num_classes: int | None = None) -> FileImages:
+def labelled_folder(folder: Path, labels: Path, *, name: str | None = None) -> FileImages:
     """Read the images that a CSV ``file,class_index`` names, in the order of their names.
 
-    File names are paths inside ``folder``. Raises DataError when the file and the folder do not
-    hold the same images, or a name leads out of the folder.
+    File names are paths inside ``folder``, through links if need be. Raises DataError when the
+    file and the folder do not hold the same images, or a name leads out of the folder.
     """
-    images = _images_below(folder)
-    _require_images(folder, images)
-    rows = {_inside(folder, file, labels): index for file, index in read_labels(labels).items()}
-    absent = [file for file in rows if not (folder / file).is_file()]
+    found = listing(folder)
+    _require_images(folder, found.images)
+    rows = read_labels(labels, present=(*found.images, *found.others))
+    absent = [file for file in rows if not _is_file(folder / file)]
     if absent:
         raise DataError("every file of the labels file must be in the folder of images",
                         seen=f"{counted(absent, 'file')} not in {folder}",
                         hint="check that --labels and --data belong together")
-    unlabelled = [image for image in images if image not in rows]
+    unlabelled = [image for image in found.images if image not in rows]
     if unlabelled:
         raise DataError("every image of the folder must have a row in the labels file",
                         seen=f"{counted(unlabelled, 'image')} not in {labels.name}",
                         hint="add the rows, or move these images elsewhere")
     _require_fit_names(rows)
     refs = tuple(ImageRef(file, rows[file]) for file in sorted(rows))
-    return FileImages(name or _folder_name(folder), folder, refs, num_classes)
+    return FileImages(name or _folder_name(folder), folder, refs, None,
+                      left_out=found.left_out(used={*rows, *_within(folder, labels)}))
 
 
-def _images_by_class(folder: Path) -> dict[str, list[str]]:
-    """Return the image paths, relative to ``folder``, of each class folder in order of name."""
+def _image_set(folder: Path, found: dict[str, Listing], rest: Listing, *, name: str | None,
+               indices: dict[str, int] | None, used: Collection[str] = ()) -> FileImages:
+    classes: tuple[str, ...] | None = None
+    if indices is None:
+        indices, classes = _numbered(folder, found)
+    else:
+        _require_all_mapped(found, indices)
+    for class_name, below in found.items():
+        rest.add(below, below=class_name)
+    refs = tuple(ImageRef(f"{class_name}/{path}", indices[class_name])
+                 for class_name, below in found.items() for path in below.images)
+    _require_fit_names(ref.id for ref in refs)
+    is_whole = classes is not None and len(classes) == len(found)
+    return FileImages(name or _folder_name(folder), folder, refs,
+                      len(found) if is_whole else None, classes=classes,
+                      left_out=rest.left_out(used=used))
+
+
+def _by_class(folder: Path) -> tuple[dict[str, Listing], Listing]:
+    """Return what lies below each class folder, in order of name, and what lies beside them."""
     try:
         entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
     except OSError as error:
-        raise _unreadable(folder, error) from error
-    names = [entry for entry in entries if (folder / entry).is_dir()]
-    found = {name: [f"{name}/{path}" for path in _images_below(folder / name)] for name in names}
-    loose = [entry for entry in entries if entry not in found and _is_image(folder / entry)]
-    if loose:
+        raise unreadable(folder, error) from error
+    found: dict[str, Listing] = {}
+    rest = Listing()
+    for entry in entries:
+        path = folder / entry
+        if not path.is_dir():
+            kind = rest.unusable if not path.is_file() else rest.others
+            (rest.images if path.is_file() and is_image_name(entry) else kind).append(entry)
+        elif leads_back(path):
+            rest.repeated.append(entry)
+        else:
+            found[entry] = listing(path)
+    if rest.images:
         raise DataError("images must lie in one subfolder per class",
-                        seen=f"{counted(loose, 'image')} directly in {folder}",
+                        seen=f"{counted(rest.images, 'image')} directly in {folder}",
                         hint="pass --labels FILE, a CSV with the columns file,class_index")
-    _require_images(folder, [path for paths in found.values() for path in paths])
-    if SPLIT_NAMES.issuperset(names):
+    _require_images(folder, [path for below in found.values() for path in below.images])
+    if SPLIT_NAMES.issuperset(found):
+        example = folder / next(iter(found))
         raise DataError("the subfolders must be the classes",
-                        seen=f"those of {folder} are {', '.join(names)}",
-                        hint=f"give one of them to --data, for example {folder / names[0]}")
-    return found
+                        seen=f"those of {folder} are {', '.join(found)}",
+                        hint=f"give one of them to --data, for example {example}")
+    return found, rest
 
 
-def _images_below(folder: Path) -> list[str]:
-    """Return the image files below ``folder`` as sorted relative paths with slashes.
+def _numbered(folder: Path, found: dict[str, Listing]
+              ) -> tuple[dict[str, int], tuple[str, ...] | None]:
+    """Return the class index of each folder, and the names of the classes by index."""
+    if all(name.isascii() and name.isdigit() for name in found):
+        return _numbered_by_name(folder, found)
+    _require_images_in_all(found)
+    # Two disks may hold the same letter in two forms, which sort differently.
+    composed = {name: unicodedata.normalize("NFC", name) for name in found}
+    ordered = sorted(found, key=lambda name: composed[name])
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        if composed[first] == composed[second]:
+            raise DataError("class folders must have different names",
+                            seen=f"two in {folder} are both called {shown(first)}, in two Unicode "
+                                 "forms", hint="rename one, or put their images together")
+    return ({name: index for index, name in enumerate(ordered)},
+            tuple(composed[name] for name in ordered))
 
-    Links to files count; links to folders are not followed, so that no loop can catch us.
-    """
-    found: list[str] = []
+
+def _numbered_by_name(folder: Path, names: Iterable[str]
+                      ) -> tuple[dict[str, int], tuple[str, ...] | None]:
+    """Read folders called by whole numbers as class indices; some may be missing."""
+    by_index: dict[int, str] = {}
+    for name in names:
+        index = int(name[-MAX_INDEX_DIGITS - 1:])  # a longer one is refused, never computed
+        if len(name.lstrip("0")) > MAX_INDEX_DIGITS:
+            raise DataError("folders named by numbers must be class indices",
+                            seen=f"one in {folder} is called {shown(name[:40])}",
+                            hint="rename the folders with a letter in front")
+        if index in by_index:
+            raise DataError("folders named by numbers must be different class indices",
+                            seen=f"{by_index[index]} and {name} in {folder} are both class {index}",
+                            hint="put their images together, or rename one of them")
+        by_index[index] = name
+    most = max(by_index) + 1
+    classes = tuple(str(index) for index in range(most)) if most <= MOST_CLASSES else None
+    return {name: index for index, name in by_index.items()}, classes
+
+
+def _is_file(path: Path) -> bool:
     try:
-        for place, subfolders, files in os.walk(folder, onerror=_raise):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            images = (Path(place, file) for file in files if not file.startswith("."))
-            found.extend(path.relative_to(folder).as_posix() for path in images if _is_image(path))
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    return sorted(found)
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for any disk, or a link to itself
+        return False
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def _inside(folder: Path, file: str, labels: Path) -> str:
-    """Return the plain form of a file name from a CSV; raises DataError when it leads outside."""
-    relative = PurePosixPath(file)
-    escapes = not relative.parts or relative.is_absolute() or ".." in relative.parts
-    if not escapes:
-        place = folder / relative
-        is_linked = any(path.is_symlink() for path in (place, *place.parents[:len(relative.parts)]))
-        escapes = is_linked and not place.resolve().is_relative_to(folder.resolve())
-    if escapes:
-        raise DataError("file names of the labels file must lead to files inside the folder",
-                        seen=f"{labels.name} names {file!r}",
-                        hint="write them relative to the folder given to --data, and copy "
-                             "linked files into it")
-    return relative.as_posix()
+def _within(folder: Path, file: Path) -> tuple[str, ...]:
+    """Return the path of a file relative to the folder, when it lies below it."""
+    try:
+        return (file.resolve().relative_to(folder.resolve()).as_posix(),)
+    except (OSError, RuntimeError, ValueError):
+        return ()
 
 
 def _require_images(folder: Path, images: Sequence[str]) -> None:
@@ -138,8 +177,8 @@ def _require_images(folder: Path, images: Sequence[str]) -> None:
                         hint="check the path; images end in " + " ".join(sorted(IMAGE_SUFFIXES)))
 
 
-def _require_images_in_all(found: dict[str, list[str]]) -> None:
-    empty = [name for name, paths in found.items() if not paths]
+def _require_images_in_all(found: dict[str, Listing]) -> None:
+    empty = [name for name, below in found.items() if not below.images]
     if empty:
         raise DataError("every class folder must hold an image, because folders are counted",
                         seen=f"{counted(empty, 'folder')} without any",
@@ -147,8 +186,8 @@ def _require_images_in_all(found: dict[str, list[str]]) -> None:
                              "columns folder,class_index")
 
 
-def _require_all_mapped(found: dict[str, list[str]], indices: dict[str, int]) -> None:
-    unmapped = [name for name, paths in found.items() if paths and name not in indices]
+def _require_all_mapped(found: dict[str, Listing], indices: dict[str, int]) -> None:
+    unmapped = [name for name, below in found.items() if below.images and name not in indices]
     if unmapped:
         raise DataError("every class folder must have a row in the class map",
                         seen=f"{counted(unmapped, 'folder')} without one",
@@ -163,10 +202,8 @@ def _require_fit_names(ids: Iterable[str]) -> None:
 
 
 def _folder_name(folder: Path) -> str:
-    return folder.resolve().name or "images"
-
-
-def _unreadable(folder: Path, error: OSError) -> DataError:
-    return DataError("the folder of images must be readable",
-                     seen=f"{error.filename or folder} is not ({error.strerror})",
-                     hint="check the path and its permissions")
+    name = folder.resolve().name or "images"
+    if UNFIT_FOR_ID.search(name):
+        raise DataError("the folder of images must have a name in UTF-8 without control characters",
+                        seen=f"it is {name!r}", hint="rename it")
+    return name

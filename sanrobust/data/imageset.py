@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sanrobust.data.contents import Contents
 from sanrobust.data.decode import decode
-from sanrobust.errors import DataError, UsageError
+from sanrobust.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ImageSet(Protocol):
         name: the dataset's name, or that of its folder.
         refs: the images in their fixed order, ids unique.
         num_classes: how many classes the labels index; None when unknown.
+        classes: name of each class, by index; None when unknown.
+        left_out: clauses that say what lies beside the images and is not among them.
         digest: SHA-256 in hexadecimal of what the set holds, wherever it lies.
     """
 
@@ -45,18 +48,25 @@ class ImageSet(Protocol):
     def num_classes(self) -> int | None: ...
 
     @property
+    def classes(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
+
+    @property
     def digest(self) -> str: ...
 
     def load(self, index: int) -> Image.Image:
         """Return image ``index`` in mode RGB; raises ImageError when it cannot be decoded."""
         ...
 
-
-class Selectable(ImageSet, Protocol):
-    """An image set of which a part can be taken."""
-
     def take(self, indices: Sequence[int]) -> ImageSet:
         """Return the set of the images at ``indices``."""
+        ...
+
+    def relabelled(self, labels: Mapping[int, int], *, num_classes: int | None,
+                   classes: tuple[str, ...] | None) -> ImageSet:
+        """Return the same images with other class indices, ``labels`` giving the new by the old."""
         ...
 
 
@@ -68,13 +78,25 @@ class FileImages:
     folder: Path
     refs: tuple[ImageRef, ...]
     num_classes: int | None
+    classes: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
+    contents: Contents | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.contents is None:
+            object.__setattr__(self, "contents", Contents(self.folder))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over one line ``id, label, size in bytes`` per image, separated by tabs."""
+        """SHA-256 over one line ``id, label, SHA-256 of the file`` per image, separated by tabs.
+
+        Raises DataError when a file cannot be read.
+        """
+        assert self.contents is not None
         total = hashlib.sha256()
-        for ref in self.refs:
-            total.update(_line(ref, self._size(ref.id)))
+        found = self.contents.digests([ref.id for ref in self.refs])
+        for ref, content in zip(self.refs, found, strict=True):
+            total.update(_line(ref, content))
         return total.hexdigest()
 
     def load(self, index: int) -> Image.Image:
@@ -85,13 +107,11 @@ class FileImages:
         """Return the set of the images at ``indices``."""
         return replace(self, refs=tuple(self.refs[index] for index in indices))
 
-    def _size(self, image_id: str) -> int:
-        try:
-            return (self.folder / image_id).stat().st_size
-        except OSError as error:
-            raise DataError("every listed image must be a readable file",
-                            seen=f"{image_id} is not ({error.strerror})",
-                            hint="mend or remove it and run again") from error
+    def relabelled(self, labels: Mapping[int, int], *, num_classes: int | None,
+                   classes: tuple[str, ...] | None) -> FileImages:
+        """Return the same images with other class indices."""
+        return replace(self, refs=_relabelled(self.refs, labels), num_classes=num_classes,
+                       classes=classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +122,8 @@ class ArrayImages:
     refs: tuple[ImageRef, ...]
     num_classes: int | None
     pixels: npt.NDArray[np.uint8]
+    classes: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.refs) != len(self.pixels):
@@ -125,8 +147,14 @@ class ArrayImages:
         return replace(self, refs=tuple(self.refs[index] for index in indices),
                        pixels=self.pixels[list(indices)])
 
+    def relabelled(self, labels: Mapping[int, int], *, num_classes: int | None,
+                   classes: tuple[str, ...] | None) -> ArrayImages:
+        """Return the same images with other class indices."""
+        return replace(self, refs=_relabelled(self.refs, labels), num_classes=num_classes,
+                       classes=classes)
 
-def subset(images: Selectable, num_samples: int | None) -> ImageSet:
+
+def subset(images: ImageSet, num_samples: int | None) -> ImageSet:
     """Return ``num_samples`` images chosen by the hash of their ids; None keeps them all.
 
     The choice is the same on every machine, a smaller one is part of a larger one, and the order
@@ -149,5 +177,9 @@ def id_hash(purpose: str, image_id: str) -> bytes:
     return hashlib.sha256(f"{purpose}\0{image_id}".encode()).digest()
 
 
-def _line(ref: ImageRef, size: int) -> bytes:
-    return f"{ref.id}\t{ref.label}\t{size}\n".encode()
+def _line(ref: ImageRef, content: str | int) -> bytes:
+    return f"{ref.id}\t{ref.label}\t{content}\n".encode()
+
+
+def _relabelled(refs: Sequence[ImageRef], labels: Mapping[int, int]) -> tuple[ImageRef, ...]:
+    return tuple(ImageRef(ref.id, labels[ref.label]) for ref in refs)

@@ -6,12 +6,14 @@ import pickle
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 
+from sanrobust.data.catalog import DATASETS
+from sanrobust.data.classes import IMAGENET_CLASSES, imagenet_names
 from sanrobust.data.folders import mapped_folders
 from sanrobust.data.imageset import ArrayImages, FileImages, ImageRef
 from sanrobust.errors import DataError, DownloadError
@@ -23,7 +25,6 @@ IMAGENETTE_CLASSES = {
     "n01440764": 0, "n02102040": 217, "n02979186": 482, "n03000684": 491, "n03028079": 497,
     "n03394916": 566, "n03417042": 569, "n03425413": 571, "n03445777": 574, "n03888257": 701,
 }
-IMAGENET_CLASSES = 1000
 # One of these must be there for torchvision to know which validation image is of which class.
 IMAGENET_INDEX = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
 # What torchvision's readers raise on files that are missing, cut short or altered.
@@ -68,7 +69,7 @@ def open_imagenette(request: Request) -> FileImages:
     if not folder.is_dir():
         raise _missing("imagenette", root, "add --download to fetch it, or correct --data-root")
     images = mapped_folders(folder, name="imagenette", indices=IMAGENETTE_CLASSES)
-    return FileImages("imagenette", folder, images.refs, IMAGENET_CLASSES)
+    return replace(images, num_classes=IMAGENET_CLASSES, classes=imagenet_names())
 
 
 def open_imagenet(request: Request) -> FileImages:
@@ -119,7 +120,8 @@ def _open_arrays(name: str, kind: Callable[..., object], request: Request) -> Ar
         labels = [int(label) for label in getattr(source, "targets")]
         refs = tuple(ImageRef(f"{name}/{request.split}/{index:05d}", label)
                      for index, label in enumerate(labels))
-        return ArrayImages(name, refs, 10, pixels)
+        info = DATASETS.get(name)
+        return ArrayImages(name, refs, info.num_classes, pixels, classes=info.class_names)
     except DAMAGE as error:
         raise _missing(name, root, "add --download to fetch it, or correct --data-root") from error
 

@@ -44,8 +44,7 @@ class ReferenceBackend:
         return None
 
 
-BACKENDS: Registry[Backend] = Registry("kernel backend",
-                                       listing="sanrobust.kernels.backends.names()")
+BACKENDS: Registry[Backend] = Registry("kernel backend", listing="sanrobust info")
 BACKENDS.add(CupyBackend.name, CupyBackend())
 BACKENDS.add(NativeBackend.name, NativeBackend())
 BACKENDS.add(ReferenceBackend.name, ReferenceBackend())

@@ -83,8 +83,7 @@ def _cupy() -> Kernels:
 
 
 # What makes each kernel set; it is made at the first call.
-KERNELS: Registry[Callable[[], Kernels]] = Registry(
-    "kernel set", listing="sanrobust.kernels.backends.names()")
+KERNELS: Registry[Callable[[], Kernels]] = Registry("kernel set", listing="sanrobust info")
 KERNELS.add("cupy", _cupy)
 KERNELS.add("native", _native)
 KERNELS.add("reference", PlainKernels)

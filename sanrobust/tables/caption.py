@@ -2,49 +2,105 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 
 from sanrobust import paper
-from sanrobust.tables.grid import Entry, Grid, entries
-from sanrobust.tables.table import PAPER_PREFIX, Table
+from sanrobust.attacks.describe import attack_words
+from sanrobust.tables.entries import Entry, entries, settings_of, short
+from sanrobust.tables.grid import Grid
+from sanrobust.tables.table import PAPER_PREFIX, Layout, Table
 
+_TITLES: Mapping[Layout, str] = {
+    "rotation": "Zero-shot robustness to rotation and flipping",
+    "pgd": "Robustness to white-box targeted PGD attacks",
+}
 _ROTATION_LEGEND = "In brackets the drop in points against no rotation (lower is better)."
-_PGD_LEGEND = ("n is the number of iterations, ε the largest change of a pixel and ρ the step, "
-               "both in 1/255; s. rate is the share of images classified as their target{when} "
-               "(lower is better), top-1 the accuracy under attack.")
+_REASONS_TOLD = 3
+_IN_WORDS = {"data_digest": "digest of the images"}
 
 
 def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
     """Return the caption as plain text, in sentences.
 
-    It names the data, how many images were evaluated and how many failed, the intervals,
-    settings that are not the same in all rows, the table's note and, if asked for, the digests of
-    the weights.
+    It says what was done to the images, names the data, how many images were evaluated, failed
+    and were left out, the intervals, the facts that are not the same in all rows, what is to be
+    known of single models, the table's note and, if asked for, the digests of the weights.
     """
     members = entries(table)
     bold = any(cell.bold for group in layout.groups for line in group for cell in line.cells)
     sentences = [
-        " ".join(table.title.split()).rstrip(".") + ".",
+        f"{title(table)}.",
         "All numbers in percent.",
+        *_attack_sentences(members),
         _legend(table),
         "Bold: best of its group." if bold else "",
         _data_sentence(members),
-        _failed_sentence(members),
+        *_failed_sentences(members),
+        _excluded_sentence(members),
+        _gradient_sentence(members),
         _interval_sentence(table),
         _by_value("Weights", members, "weights") if weights else "",
-        *_setting_sentences(table, members),
+        *_difference_sentences(table, members),
+        *_remarks(members),
         _paper_sentence(table),
         " ".join(table.note.split()),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def title(table: Table) -> str:
+    """Return the table's title: its own, or what its rows are."""
+    if table.title:
+        return " ".join(table.title.split()).rstrip(".")
+    attacks = {entry.facts.get("attack", "pgd") for entry in entries(table)}
+    if table.layout == "rotation" or attacks == {"pgd"}:
+        return _TITLES[table.layout]
+    if len(attacks) > 1:
+        return "Robustness to adversarial attacks"
+    return f"Robustness to {entries(table)[0].attack}"
+
+
+def _attack_sentences(members: Sequence[Entry]) -> Iterator[str]:
+    """Say what each attack of the table did, once."""
+    told: dict[str, list[Entry]] = {}
+    for entry in members:
+        if "attack" in entry.facts:
+            told.setdefault(_words(entry), []).append(entry)
+    names = [name for alike in told.values() for name in {entry.attack for entry in alike}]
+    for words, alike in told.items():
+        # The attack's own name where it stands for one set of settings, else the lines' names.
+        alone = all(names.count(entry.attack) == 1 for entry in alike)
+        whose = dict.fromkeys(entry.attack if alone else _named(entry) for entry in alike)
+        holders = f" ({'; '.join(whose)})" if len(told) > 1 else ""
+        yield f"Attack{holders}: {words}."
+
+
+def _words(entry: Entry) -> str:
+    return attack_words(settings_of(entry.facts)).rstrip(".") if "attack" in entry.facts else ""
+
+
+def _named(entry: Entry) -> str:
+    return f"{entry.label}, {entry.attack}"
+
+
 def _legend(table: Table) -> str:
     if table.layout == "rotation":
         return _ROTATION_LEGEND
+    known = {name for name in ("iters", "eps", "step", "success", "success_any")
+             if name in table.columns and table.rows[name].notna().any()}
+    parts = {"iters": "n {}the number of iterations", "eps": "ε {}the largest change of a pixel",
+             "step": "ρ {}the step"}
+    signs = [words.format("" if place else "is ") for place, words in
+             enumerate(words for name, words in parts.items() if name in known)]
+    unit = ", both in 1/255" if {"eps", "step"} <= known else ", in 1/255" if "eps" in known else ""
     # The paper does not say which iterate it scores; our own records tell the two apart.
-    return _PGD_LEGEND.format(when=" on the last iterate" if "success_any" in table.columns else "")
+    when = " on the last iterate" if "success_any" in known else ""
+    rate = f"s. rate is the share of images classified as their target{when} (lower is better), "
+    accuracy = ("" if "success" not in known else rate) + "top-1 the accuracy under attack"
+    said = [", ".join(signs[:-1]) + (" and " if signs[:-1] else "") + signs[-1] + unit] \
+        if signs else []
+    return f"{'; '.join([*said, accuracy])}."
 
 
 def _data_sentence(members: Sequence[Entry]) -> str:
@@ -55,14 +111,49 @@ def _data_sentence(members: Sequence[Entry]) -> str:
     return f"Data: {'; '.join(parts)}."
 
 
-def _failed_sentence(members: Sequence[Entry]) -> str:
+def _failed_sentences(members: Sequence[Entry]) -> Iterator[str]:
     known = [entry for entry in members if "failed" in entry.facts]
     if not known:
-        return ""
+        return
     failed = [entry for entry in known if entry.facts["failed"] != 0]
     if not failed:
-        return "No image failed."
-    return f"Images that failed and are not counted: {_values(failed, 'failed', named=True)}."
+        yield "No image failed."
+        return
+    told = "; ".join(_failure(entry) for entry in failed)
+    yield (f"Images that failed: {told}. They are in no rate but those over all images, where "
+           "they count as neither right nor reached.")
+
+
+def _failure(entry: Entry) -> str:
+    text = f"{entry.facts['failed']} of {entry.images} ({entry.label})"
+    counted: dict[str, int] = json.loads(str(entry.facts.get("reasons", "{}")))
+    if not counted:
+        return text
+    told = [f"{reason}, {count}" for reason, count in list(counted.items())[:_REASONS_TOLD]]
+    more = len(counted) - len(told)
+    return f"{text}: {'; '.join(told)}{f'; {more} more reasons' if more else ''}"
+
+
+def _excluded_sentence(members: Sequence[Entry]) -> str:
+    known = [entry for entry in members if entry.facts.get("excluded")]
+    if not known:
+        return ""
+    return ("Images without a target, because their label is the class aimed at, and so in no "
+            f"rate: {_values(known, 'excluded', named=len(known) < len(members))}.")
+
+
+def _gradient_sentence(members: Sequence[Entry]) -> str:
+    """Warn of attacks that were blind: where the gradient is zero they cannot move."""
+    blind = {entry.label: max(value for key, value in entry.values.items()
+                              if key.endswith("no_gradient"))
+             for entry in members if any(value > 0 for key, value in entry.values.items()
+                                         if key.endswith("no_gradient"))}
+    if not blind:
+        return ""
+    told = ", ".join(f"{label} {share:.1f} %" for label, share in blind.items())
+    return ("Images at which the gradient was exactly zero in every pixel at every step, so that "
+            f"the attack could not see: {told}; what it did not reach there is no sign of "
+            "robustness.")
 
 
 def _interval_sentence(table: Table) -> str:
@@ -76,11 +167,29 @@ def _interval_sentence(table: Table) -> str:
     return f"Half-widths of the {table.intervals}: {span} points."
 
 
-def _setting_sentences(table: Table, members: Sequence[Entry]) -> list[str]:
-    """Name every setting in which rows differ: they are not strictly comparable."""
-    differing = [name for name in table.settings
-                 if len({str(entry.facts.get(name)) for entry in members}) > 1]
-    return [_by_value(f"Not the same in all rows: {name}", members, name) for name in differing]
+def _difference_sentences(table: Table, members: Sequence[Entry]) -> Iterator[str]:
+    """Name every setting in which rows differ: they are not strictly comparable.
+
+    Facts of data and model are named where rows of the same data and model differ in them.
+    """
+    for name in (*table.settings, "preprocessing", "code"):
+        kinds: dict[tuple[str, str], set[str]] = {}
+        for entry in members:
+            of = {"data_digest": entry.data, "preprocessing": entry.model, "code": entry.model}
+            # The words for an attack say its settings already.
+            key = (of.get(name, ""), "" if name in of else _words(entry))
+            kinds.setdefault(key, set()).add(str(entry.facts.get(name)))
+        said = all(f"{name} " in entry.label for entry in members)
+        if not said and any(len(values) > 1 for values in kinds.values()):
+            yield _by_value(f"Not the same in all rows: {_IN_WORDS.get(name, name)}", members,
+                            name)
+
+
+def _remarks(members: Sequence[Entry]) -> list[str]:
+    """Return what is to be known of single models, each sentence once."""
+    told = [str(remark) for entry in members
+            for remark in json.loads(str(entry.facts.get("remarks") or "[]"))]
+    return [f"{remark.rstrip('.')}." for remark in dict.fromkeys(told)]
 
 
 def _paper_sentence(table: Table) -> str:
@@ -96,17 +205,14 @@ def _by_value(title: str, members: Sequence[Entry], name: str) -> str:
 def _values(members: Sequence[Entry], name: str, *, unit: str = "", named: bool = False) -> str:
     """List the values of a fact, each with the models it holds for unless it holds for all."""
     several = len({entry.data for entry in members}) > 1
+    attacks = len({entry.attack for entry in members}) > 1
     holders: dict[str, list[str]] = {}
     for entry in members:
         if name in entry.facts:
-            label = f"{entry.label} on {entry.data}" if several else entry.label
-            holders.setdefault(_short(str(entry.facts[name])), []).append(label)
+            label = _named(entry) if attacks else entry.label
+            label = f"{label} on {entry.data}" if several else label
+            holders.setdefault(short(str(entry.facts[name])), []).append(label)
     if len(holders) == 1 and not named:
         return f"{next(iter(holders))}{unit}"
     return "; ".join(f"{value}{unit} ({', '.join(dict.fromkeys(labels))})"
                      for value, labels in holders.items())
-
-
-def _short(value: str) -> str:
-    """Cut a digest to the twelve digits that people compare."""
-    return value[:12] if re.fullmatch(r"[0-9a-f]{32,}", value) else value

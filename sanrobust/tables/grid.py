@@ -7,21 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import pandas as pd
-
 from sanrobust import paper
 from sanrobust.metrics import VIEWS
-from sanrobust.tables.table import (BUDGET, NOT_SETTINGS, PAPER_PREFIX, Table, architecture,
-                                    network, standard_columns)
+from sanrobust.tables.entries import Budget, Entry, budgets, entries
+from sanrobust.tables.table import Table, network
 
 VIEW_TITLES: Mapping[str, str] = {
     "none": "no rotation", "cw90": "clockwise 90°", "cw180": "clockwise 180°",
     "cw270": "clockwise 270°", "updown": "upside-down",
 }
 
-_NOT_MEASURED = ("n", "failed", "mean_linf", *BUDGET)
-
-Role = Literal["single", "ours", "paper", "difference"]
+Role = Literal["single", "ours", "beside"]
 
 
 @dataclass(frozen=True)
@@ -43,26 +39,6 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One model of the wide layout: all its numbers under one set of settings.
-
-    Attributes:
-        model, data: full names.
-        label: how the model is printed, unique within its dataset.
-        facts: other columns of its rows (n, failed, provenance).
-        values: numbers by measure, with drops and interval bounds under their column's name.
-        paper: the paper's numbers by measure; empty where it has none.
-    """
-
-    model: str
-    data: str
-    label: str
-    facts: Mapping[str, object]
-    values: Mapping[str, float]
-    paper: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Cell:
     """One printed number; ``drop`` goes into brackets, nan prints as a dash."""
 
@@ -74,10 +50,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One printed row."""
+    """One printed row: its stubs, the first of which names it, and its numbers.
 
-    label: str
-    data: str
+    A line that stands ``beside`` the one above it names other numbers of the same model.
+    """
+
+    stubs: tuple[str, ...]
     role: Role
     cells: tuple[Cell, ...]
 
@@ -101,29 +79,31 @@ def printed(value: float, *, signed: bool = False) -> str:
 
 def grid(table: Table) -> Grid:
     """Arrange a table as the paper prints it: one line per model, grouped, the best in bold."""
+    members = entries(table)
+    stubs = stub_names(members)
     heads = _heads(table)
     measures = [measure for head in heads for measure in head.measures]
-    members = entries(table)
     groups: dict[tuple[str, int], list[Entry]] = {}
     for entry in members:
         groups.setdefault((entry.data, _group(entry.model)), []).append(entry)
-    several = len({entry.data for entry in members}) > 1
-    return Grid(("Method", "Data") if several else ("Method",), heads,
-                tuple(tuple(_lines(group, measures)) for group in groups.values()))
+    return Grid(stubs, heads, tuple(tuple(_lines(group, measures, stubs))
+                                    for group in groups.values()))
 
 
-def entries(table: Table) -> list[Entry]:
-    """Return the models of a table in order, each with a label of its own."""
-    raw = _rotation_entries(table) if table.layout == "rotation" else _pgd_entries(table)
-    return _labelled(raw)
+def stub_names(members: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the headings of what names a line: method, and data and attack where there are
+    several."""
+    return ("Method", *(["Data"] if len({entry.data for entry in members}) > 1 else []),
+            *(["Attack"] if len({entry.attack for entry in members}) > 1 else []))
 
 
-def budgets(table: Table) -> list[tuple[float, float, float]]:
-    """Return the budgets of an attack table, by eps and then iterations as in Table 10."""
-    return sorted(set(_budget_keys(table.rows)), key=lambda key: (key[0], key[2], key[1]))
+def stubs_of(entry: Entry, names: Sequence[str]) -> tuple[str, ...]:
+    """Return what stands under each of the headings ``names``."""
+    told = {"Method": entry.label, "Data": entry.data, "Attack": entry.attack}
+    return tuple(told[name] for name in names)
 
 
-def budget_text(budget: tuple[float, float, float]) -> tuple[str, str]:
+def budget_text(budget: Budget) -> tuple[str, str]:
     """Return a budget's heading and its detail; what an attack does not have is left out."""
     eps, step, iters = budget
     title = f"attack n = {iters:g}" if math.isfinite(iters) else "attack"
@@ -143,129 +123,27 @@ def _heads(table: Table) -> tuple[Head, ...]:
     return (Head("clean", "", (Measure("clean_top1", "top-1"),)), *attacks)
 
 
-def _rotation_entries(table: Table) -> list[Entry]:
-    names = _measured(table)
-    return [_entry(table, row, _numbers(row, names), _numbers(row, names, prefix=PAPER_PREFIX))
-            for _, row in table.rows.iterrows()]
-
-
-def _pgd_entries(table: Table) -> list[Entry]:
-    """Join the rows of one model that differ in the budget alone; a repeated budget does not."""
-    order = {budget: number for number, budget in enumerate(budgets(table))}
-    rows = table.rows.assign(_budget=[order[key] for key in _budget_keys(table.rows)])
-    same = [name for name in ("model", "data", "n", "failed", "clean_top1", *table.settings)
-            if name in rows]
-    rows["_repeat"] = rows.groupby([*same, "_budget"], dropna=False, sort=False).cumcount()
-    names, joined = _measured(table), []
-    for _, part in rows.groupby([*same, "_repeat"], dropna=False, sort=False):
-        values: dict[str, float] = {}
-        reference: dict[str, float] = {}
-        for _, row in part.iterrows():
-            number = int(row["_budget"])
-            values.update(_numbers(row, names, budget=number))
-            reference.update(_numbers(row, names, budget=number, prefix=PAPER_PREFIX))
-        joined.append(_entry(table, part.iloc[0], values, reference))
-    return joined
-
-
-def _budget_keys(rows: pd.DataFrame) -> list[tuple[float, float, float]]:
-    # inf stands for what an attack does not have: unlike nan it equals itself and sorts last.
-    filled = [rows[name].astype("Float64").fillna(math.inf).astype(float) for name in BUDGET]
-    return list(zip(*(column.tolist() for column in filled)))
-
-
-def _measured(table: Table) -> list[str]:
-    return [name for name in standard_columns(table.layout) if name not in _NOT_MEASURED]
-
-
-def _numbers(row: pd.Series, names: Iterable[str], *, budget: int | None = None,
-             prefix: str = "") -> dict[str, float]:
-    """Return a row's known numbers by measure; those of an attack carry its budget's number."""
-    found = {}
-    for name in names:
-        value = row.get(prefix + name)
-        if value is not None and not pd.isna(value):
-            shared = budget is None or name.startswith("clean_")
-            found[name if shared else f"{budget}:{name}"] = float(value)
-    return found
-
-
-def _entry(table: Table, row: pd.Series, values: Mapping[str, float],
-           reference: Mapping[str, float]) -> Entry:
-    facts = {name: row[name] for name in ("n", "failed", *table.provenance)
-             if pd.notna(row.get(name))}
-    model = str(row["model"])
-    return Entry(model, str(row["data"]), _label(model), facts, values, reference)
-
-
-def _label(model: str) -> str:
-    """Print a network of the paper as the paper does, with its options; others by full name."""
-    name = paper.DISPLAY_NAMES.get(network(model))
-    if name is None:
-        return model
-    options = architecture(model)[len(network(model)):].strip("()")
-    # A relation says by itself what it is.
-    chosen = [text.removeprefix("relation=").replace("=", " ") for text in options.split(",")]
-    return f"{name} ({', '.join(chosen)})" if options else name
-
-
-def _labelled(raw: Sequence[Entry]) -> list[Entry]:
-    """Tell equal labels apart by the weights' tag, by whatever else differs, or by number."""
-    return _apart(_apart(_apart(raw, _tag), _difference), _number)
-
-
-def _apart(raw: Sequence[Entry], suffix: Callable[[Entry, Sequence[Entry]], str]) -> list[Entry]:
-    result = []
-    for entry in raw:
-        namesakes = [other for other in raw
-                     if (other.label, other.data) == (entry.label, entry.data)]
-        extra = suffix(entry, namesakes) if len(namesakes) > 1 else ""
-        label = f"{entry.label} ({extra})" if extra else entry.label
-        result.append(Entry(entry.model, entry.data, label, entry.facts, entry.values,
-                            entry.paper))
-    return result
-
-
-def _tag(entry: Entry, namesakes: Sequence[Entry]) -> str:
-    if len({other.model for other in namesakes}) == 1:
-        return ""
-    return entry.model.partition(".")[2]
-
-
-def _difference(entry: Entry, namesakes: Sequence[Entry]) -> str:
-    def differing(names: Iterable[str]) -> list[str]:
-        return [f"{name} {entry.facts.get(name, 'unknown')}" for name in names
-                if len({str(other.facts.get(name)) for other in namesakes}) > 1]
-    names = list(dict.fromkeys(name for other in namesakes for name in other.facts))
-    settings = differing(name for name in names if name not in NOT_SETTINGS)
-    return ", ".join(settings or differing(name for name in names if name in NOT_SETTINGS))
-
-
-def _number(entry: Entry, namesakes: Sequence[Entry]) -> str:
-    return next(str(place) for place, other in enumerate(namesakes, 1) if other is entry)
-
-
 def _group(model: str) -> int:
     """Return the place of a model's group; models outside the paper share the last one."""
     found = [place for place, group in enumerate(paper.GROUPS) if network(model) in group]
     return found[0] if found else len(paper.GROUPS)
 
 
-def _lines(group: Sequence[Entry], measures: Sequence[Measure]) -> list[Line]:
-    best = {measure.key: _best(group, measure) for measure in measures}
+def _lines(group: Sequence[Entry], measures: Sequence[Measure],
+           stubs: Sequence[str]) -> list[Line]:
     lines = []
     for entry in group:
-        cells = tuple(_cell(entry.values, measure.key, best[measure.key]) for measure in measures)
-        role: Role = "ours" if entry.paper else "single"
-        lines.append(Line(entry.label, entry.data, role, cells))
-        if entry.paper:
-            lines.extend(_paper_lines(entry, measures))
+        rivals = [other for other in group if other.comparable == entry.comparable]
+        cells = tuple(_cell(entry.values, measure.key, _best(rivals, measure))
+                      for measure in measures)
+        lines.append(Line(stubs_of(entry, stubs), "ours" if entry.paper else "single", cells))
+        lines.extend(_beside(entry, measures, len(stubs)))
     return lines
 
 
-def _best(group: Sequence[Entry], measure: Measure) -> str | None:
+def _best(rivals: Sequence[Entry], measure: Measure) -> str | None:
     """Return a column's best value as printed, so that equal print is equal rank, or None."""
-    known = [float(printed(entry.values[measure.key])) for entry in group
+    known = [float(printed(entry.values[measure.key])) for entry in rivals
              if measure.key in entry.values]
     return printed(measure.best(known)) if len(known) > 1 else None
 
@@ -275,10 +153,19 @@ def _cell(values: Mapping[str, float], key: str, best: str | None) -> Cell:
     return Cell(value, values.get(f"{key}_drop"), bold=best is not None and printed(value) == best)
 
 
-def _paper_lines(entry: Entry, measures: Sequence[Measure]) -> list[Line]:
-    theirs = tuple(_cell(entry.paper, measure.key, None) for measure in measures)
-    # Of the drops no difference is printed: it follows from those of the accuracies.
-    change = tuple(Cell(entry.values.get(measure.key, math.nan)
-                        - entry.paper.get(measure.key, math.nan), signed=True)
-                   for measure in measures)
-    return [Line("paper", "", "paper", theirs), Line("difference", "", "difference", change)]
+def _beside(entry: Entry, measures: Sequence[Measure], stubs: int) -> list[Line]:
+    """Return the lines below an entry's own: its rates over all images, the paper's numbers."""
+    blank = ("",) * (stubs - 1)
+    lines = []
+    if entry.overall:
+        cells = tuple(_cell(entry.overall, measure.key, None) for measure in measures)
+        lines.append(Line((f"over all {entry.images} images", *blank), "beside", cells))
+    if entry.paper:
+        theirs = tuple(_cell(entry.paper, measure.key, None) for measure in measures)
+        # Of the drops no difference is printed: it follows from those of the accuracies.
+        change = tuple(Cell(entry.values.get(measure.key, math.nan)
+                            - entry.paper.get(measure.key, math.nan), signed=True)
+                       for measure in measures)
+        lines += [Line(("paper", *blank), "beside", theirs),
+                  Line(("difference", *blank), "beside", change)]
+    return lines

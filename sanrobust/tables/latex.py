@@ -31,7 +31,7 @@ def to_latex(table: Table) -> str:
     layout = grid(table)
     numbers = sum(len(head.measures) for head in layout.heads)
     body = ["    \\midrule\n".join(
-        "".join(f"    {_row(layout, line)} \\\\\n" for line in group) for group in layout.groups)]
+        "".join(f"    {_row(line)} \\\\\n" for line in group) for group in layout.groups)]
     return "".join([
         "% needs \\usepackage{booktabs}\n"
         "\\begin{table*}[t]\n"
@@ -89,14 +89,13 @@ def _math(escaped: str) -> str:
                                                       escaped))
 
 
-def _row(layout: Grid, line: Line) -> str:
-    label = escape(line.label)
+def _row(line: Line) -> str:
+    label, *others = map(escape, line.stubs)
     if line.role == "ours":
         label += " (ours)"
-    elif line.role != "single":
+    elif line.role == "beside":
         label = f"\\quad {label}"
-    stubs = [label, escape(line.data)][:len(layout.stubs)]
-    return " & ".join([*stubs, *map(_cell, line.cells)])
+    return " & ".join([label, *others, *map(_cell, line.cells)])
 
 
 def _cell(cell: Cell) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from sanrobust.metrics import VIEWS
 from sanrobust.tables.caption import caption
-from sanrobust.tables.grid import (VIEW_TITLES, Cell, Entry, Grid, Line, budget_text, budgets,
-                                   entries, grid, printed)
+from sanrobust.tables.entries import Entry, budgets, entries
+from sanrobust.tables.grid import (VIEW_TITLES, Cell, Grid, Line, budget_text, grid, printed,
+                                   stubs_of)
 from sanrobust.tables.table import PGD_RATES, Table
 
 DASH = "–"
@@ -36,7 +37,7 @@ def to_markdown(table: Table) -> str:
     for group in layout.groups:
         # An empty row stands for the rule between two groups.
         lines += [[""] * len(headings)] if lines else []
-        lines += [_row(layout, line) for line in group]
+        lines += [_row(line) for line in group]
     parts = [escape(caption(table, layout, weights=True)),
              _pipes(headings, lines, len(layout.stubs))]
     if any(name.endswith("_low") for name in table.columns):
@@ -50,13 +51,13 @@ def _pipes(headings: Sequence[str], lines: Sequence[Sequence[str]], stubs: int) 
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))
 
 
-def _row(layout: Grid, line: Line) -> list[str]:
-    label = escape(line.label)
+def _row(line: Line) -> list[str]:
+    label, *others = map(escape, line.stubs)
     if line.role == "ours":
         label += " (ours)"
-    elif line.role != "single":
+    elif line.role == "beside":
         label = f"↳ {label}"
-    return [*[label, escape(line.data)][:len(layout.stubs)], *map(_cell, line.cells)]
+    return [label, *others, *map(_cell, line.cells)]
 
 
 def _cell(cell: Cell) -> str:
@@ -72,10 +73,12 @@ def _cell(cell: Cell) -> str:
 def _intervals(table: Table, layout: Grid) -> str:
     attack = table.layout == "pgd"
     headings, lines = _pgd_intervals(table) if attack else _rotation_intervals(table)
-    stubs = len(layout.stubs)
-    rows = [[*[escape(entry.label), escape(entry.data)][:stubs], *cells]
-            for entry, cells in lines]
-    return _pipes([*layout.stubs, *headings], rows, stubs + attack)
+    stubs = layout.stubs
+    rows = [[*map(escape, stubs_of(entry, stubs)), *cells] for entry, cells in lines]
+    if attack and "Attack" in stubs:
+        headings[0] = "Budget"
+    # An attack's budget stands beside the stubs, aligned as they are.
+    return _pipes([*stubs, *headings], rows, len(stubs) + attack)
 
 
 def _rotation_intervals(table: Table) -> tuple[list[str], list[tuple[Entry, list[str]]]]:

@@ -18,14 +18,16 @@ Layout = Literal["rotation", "pgd"]
 PAPER_PREFIX = "paper_"
 BUDGET = ("eps", "step", "iters")
 PGD_RATES = ("success", "success_any", "top1_adv", "top1_fb")
-NOT_SETTINGS = ("run_id", "weights", "weights_sha256", "note")
+MODEL_FACTS = ("preprocessing", "code", "source", "weights")
+"""Columns that say which model a row is of: two rows may differ in them and still be compared."""
+NOT_SETTINGS = (*MODEL_FACTS, "run_id", "remarks", "note")
 """Columns that may differ between the rows of a table without making them incomparable."""
 
-_TITLES: Mapping[Layout, str] = {
-    "rotation": "Zero-shot robustness to rotation and flipping",
-    "pgd": "Robustness to white-box targeted PGD attacks",
-}
-_INTEGERS = ("n", "failed", "iters")
+# A file leaves out these columns where all rows agree in them...
+_TOLD_WHEN_DIFFERENT = ("data_digest", "precision", "preprocessing", "code", "source")
+# ... and these where no row has anything but zeros and empty texts in them.
+_TOLD_WHEN_ANY = ("excluded", "reasons", "no_gradient", "remarks")
+_INTEGERS = ("n", "failed", "iters", "excluded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Table:
     Attributes:
         layout: ``rotation`` (one row per model) or ``pgd`` (one row per model and budget).
         rows: the numbers, in percent and unrounded, in the order in which they are rendered.
-        title: what the table shows, a phrase.
+        title: what the table shows, a phrase; empty for one that follows from the rows.
         note: what a reader must not miss, for example that the data are a demonstration; every
             rendering carries it.
         intervals: what the columns ``_low`` and ``_high`` bound.
@@ -55,7 +57,7 @@ class Table:
     @property
     def provenance(self) -> tuple[str, ...]:
         """Columns that say where a row comes from."""
-        known = {"model", "data", *standard_columns(self.layout)}
+        known = {"model", "data", *standard_columns(self.layout), *optional_columns(self.layout)}
         return tuple(name for name in self.columns
                      if name not in known and not name.startswith(PAPER_PREFIX))
 
@@ -106,22 +108,49 @@ def with_paper(table: Table) -> Table:
     reference = reference.rename(columns={"model": "_arch"})
     values = {name: PAPER_PREFIX + name for name in reference.columns if name not in keys}
     reference = reference.rename(columns=values)
-    arch = table.rows["model"].map(architecture).where(table.rows["data"] == paper.DATA)
-    rows = table.rows.assign(_arch=arch)
+    rows = table.rows.assign(_arch=table.rows["model"].map(architecture).where(_comparable(table)))
     numbers = {name: "Float64" for name in keys[1:]}
     rows, reference = rows.astype(numbers), reference.astype(numbers)
     merged = rows.merge(reference, on=keys, how="left").drop(columns="_arch")
     if merged[list(values.values())].isna().all(axis=None):
         seen = ", ".join(sorted({f"{row.model} on {row.data}" for row in table.rows.itertuples()}))
-        raise UsageError("the paper's numbers stand beside its own models and budgets on imagenet",
-                         seen=f"the table has {seen}", hint="leave out the comparison")
+        raise UsageError("the paper's values stand beside trained networks of the paper, measured "
+                         "on ImageNet under its own budgets", seen=f"the table has {seen}",
+                         hint="measure with --data imagenet, or add --data-name imagenet to a "
+                              "folder that holds its validation images; or leave out --paper")
     return replace(table, rows=_typed(merged))
 
 
+def _comparable(table: Table) -> pd.Series[bool]:
+    """Say which rows the paper's values may stand beside: trained, on ImageNet, by its attack."""
+    rows = table.rows
+    trained = ~rows["model"].str.rpartition(".")[2].str.startswith("untrained")
+    by_pgd = rows["attack"] == "pgd" if "attack" in rows else True
+    return (rows["data"] == paper.DATA) & trained & by_pgd
+
+
 def to_csv(table: Table) -> str:
-    """Render a table as CSV: unformatted numbers, missing ones empty, the note as a column."""
-    rows = table.rows.assign(note=table.note) if table.note else table.rows
+    """Render a table as CSV: unformatted numbers, missing ones empty, the note as a column.
+
+    Columns that have nothing to say are left out: see `told`.
+    """
+    rows = told(table.rows)
+    rows = rows.assign(note=table.note) if table.note else rows
     return rows.to_csv(index=False, lineterminator="\n")
+
+
+def told(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows without the columns that have nothing to say.
+
+    Facts of data and model stay where rows differ in them, counts and remarks where a row has
+    any, and the parts of a gradient that were zero where one was zero as a whole.
+    """
+    quiet = {name for name in _TOLD_WHEN_DIFFERENT
+             if name in rows and rows[name].nunique(dropna=False) < 2}
+    quiet |= {name for name in _TOLD_WHEN_ANY
+              if name in rows and not any(pd.notna(value) and value for value in rows[name])}
+    quiet |= {"zero_gradient"} if "no_gradient" in quiet else set()
+    return rows.drop(columns=[name for name in rows.columns if name in quiet])
 
 
 def architecture(model: str) -> str:
@@ -134,20 +163,30 @@ def network(model: str) -> str:
     return architecture(model).partition("(")[0]
 
 
+def rates(layout: Layout) -> list[str]:
+    """Return the names of the rates that a layout has."""
+    if layout == "rotation":
+        return [f"{view}_{measure}" for view in VIEWS for measure in ("top1", "top5")]
+    return ["clean_top1", *PGD_RATES]
+
+
 def standard_columns(layout: Layout) -> list[str]:
     """Return the columns behind ``model`` and ``data``: values, intervals, counts."""
     if layout == "rotation":
-        rates = [f"{view}_{measure}" for view in VIEWS for measure in ("top1", "top5")]
-        drops = {name for name in rates if not name.startswith(f"{VIEWS[0]}_")}
-        values = [column for name in rates
-                  for column in ((name, f"{name}_drop") if name in drops else (name,))]
+        values = [column for name in rates(layout) for column in
+                  ((name,) if name.startswith(f"{VIEWS[0]}_") else (name, f"{name}_drop"))]
         extra = []
     else:
-        rates = ["clean_top1", *PGD_RATES]
         values = ["clean_top1", *BUDGET, *PGD_RATES]
         extra = ["mean_linf"]
-    intervals = [f"{name}_{bound}" for name in rates for bound in ("low", "high")]
+    intervals = [f"{name}_{bound}" for name in rates(layout) for bound in ("low", "high")]
     return ["n", *values, *intervals, "failed", *extra]
+
+
+def optional_columns(layout: Layout) -> list[str]:
+    """Return the columns behind the standard ones that only some rows have."""
+    gradients = [] if layout == "rotation" else ["zero_gradient", "no_gradient"]
+    return ["excluded", "reasons", *(f"{name}_all" for name in rates(layout)), *gradients]
 
 
 def _table(layout: Layout, summaries: Sequence[Mapping[str, object]], title: str,
@@ -157,14 +196,18 @@ def _table(layout: Layout, summaries: Sequence[Mapping[str, object]], title: str
                           hint="run sanrobust rotate or sanrobust pgd first")
     rows = pd.DataFrame([{name: _scalar(value) for name, value in summary.items()}
                          for summary in summaries])
+    facts = {"model", "data", *standard_columns(layout), *optional_columns(layout)}
+    for name in rows.columns.difference([*facts], sort=False):
+        # As pandas reads them, a whole number beside a row without one would turn into a float.
+        rows[name] = pd.Series([_scalar(summary.get(name)) for summary in summaries], dtype=object)
     for name in ("model", "data"):
         if name not in rows or rows[name].isna().any():
             raise OutputError(f"every row of a table must have its {name}",
                               seen="one has none", hint=f"add {name!r} to each summary")
-    known = ["model", "data", *standard_columns(layout)]
+    known = ["model", "data", *standard_columns(layout), *optional_columns(layout)]
     rest = [name for name in rows.columns if name not in known]
     rows = rows[[name for name in known if name in rows.columns] + rest]
-    return Table(layout, _sorted(_typed(rows)), title or _TITLES[layout], note)
+    return Table(layout, _sorted(_typed(rows)), title, note)
 
 
 def _scalar(value: object) -> object:

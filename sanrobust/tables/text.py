@@ -2,57 +2,104 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sanrobust.tables.caption import caption
-from sanrobust.tables.grid import Cell, Grid, Line, grid, printed
+from sanrobust.tables.grid import Cell, Grid, Head, Line, grid, printed
 from sanrobust.tables.table import Table
 
 _GAP = "  "
 _WIDTH = 100
 
 
-def to_text(table: Table) -> str:
+def to_text(table: Table, *, width: int | None = None) -> str:
     """Render a table for a screen of fixed-width letters: the paper's layout, then the caption.
 
-    The best value of a group carries a star; a group ends with an empty line.
+    The best value of a group carries a star; a group ends with an empty line. A table too wide is
+    cut between its headings into panels one below the other, each with the names of its lines.
+
+    Args:
+        table: what to render.
+        width: letters in a line; None for those of the terminal, 100 where there is none.
     """
+    letters = width or shutil.get_terminal_size((_WIDTH, 24)).columns
     layout = grid(table)
-    stubs = len(layout.stubs)
-    groups = [[_row(layout, line) for line in group] for group in layout.groups]
-    labels = [*layout.stubs, *(measure.label for head in layout.heads for measure in head.measures)]
-    columns = zip(*[labels, *(row for group in groups for row in group)], strict=True)
-    widths = _widened(layout, [max(map(len, column)) for column in columns])
-    body = "\n\n".join("\n".join(_joined(row, widths, stubs) for row in group)
-                       for group in groups)
+    text = caption(table, layout).replace("Bold:", "Star:")
+    panels = [_panel(panel) for panel in _panels(layout, letters)]
+    return "\n\n\n".join([*panels[:-1], f"{panels[-1]}\n\n{_filled(text, letters)}"])
+
+
+def _filled(text: str, letters: int) -> str:
+    return textwrap.fill(text, max(20, min(letters, _WIDTH)), break_on_hyphens=False)
+
+
+def _panels(layout: Grid, letters: int) -> list[Grid]:
+    """Cut a layout into as few panels as fit the width, each of at least one heading."""
+    panels: list[list[int]] = []
+    for number in range(len(layout.heads)):
+        if panels and _width(_part(layout, [*panels[-1], number])) <= letters:
+            panels[-1].append(number)
+        else:
+            panels.append([number])
+    return [_part(layout, heads) for heads in panels]
+
+
+def _part(layout: Grid, heads: Sequence[int]) -> Grid:
+    """Return the layout with some of its headings and what stands below them."""
+    starts = [0]
+    for head in layout.heads:
+        starts.append(starts[-1] + len(head.measures))
+    kept = [cell for number in heads for cell in range(starts[number], starts[number + 1])]
+    groups = tuple(tuple(replace(line, cells=tuple(line.cells[cell] for cell in kept))
+                         for line in group) for group in layout.groups)
+    return Grid(layout.stubs, tuple(layout.heads[number] for number in heads), groups)
+
+
+def _width(layout: Grid) -> int:
+    widths = _widths(layout)
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _panel(layout: Grid) -> str:
+    widths, stubs = _widths(layout), len(layout.stubs)
+    body = "\n\n".join("\n".join(_joined(_row(line), widths, stubs) for line in group)
+                       for group in layout.groups)
     heads = [_spanning(layout, widths, [head.title for head in layout.heads])]
     if any(head.detail for head in layout.heads):
         heads.append(_spanning(layout, widths, [head.detail for head in layout.heads]))
-    text = caption(table, layout).replace("Bold:", "Star:")
-    return "\n".join([*heads, _joined(labels, widths, stubs), body, "",
-                      textwrap.fill(text, _WIDTH)])
+    return "\n".join([*heads, _joined(_labels(layout), widths, stubs), body])
 
 
-def _widened(layout: Grid, widths: Sequence[int]) -> list[int]:
-    """Widen the first column under each heading that is longer than its columns."""
-    result, place = list(widths), len(layout.stubs)
+def _labels(layout: Grid) -> list[str]:
+    return [*layout.stubs, *(measure.label for head in layout.heads for measure in head.measures)]
+
+
+def _widths(layout: Grid) -> list[int]:
+    """Return the width of each column; the first under a longer heading makes room for it."""
+    lines = [_row(line) for group in layout.groups for line in group]
+    widths = [max(map(len, column)) for column in zip(_labels(layout), *lines, strict=True)]
+    place = len(layout.stubs)
     for head in layout.heads:
-        count = len(head.measures)
-        inside = sum(result[place:place + count]) + len(_GAP) * (count - 1)
-        result[place] += max(0, len(head.title) - inside, len(head.detail) - inside)
-        place += count
-    return result
+        inside = _inside(widths, place, head)
+        widths[place] += max(0, len(head.title) - inside, len(head.detail) - inside)
+        place += len(head.measures)
+    return widths
+
+
+def _inside(widths: Sequence[int], place: int, head: Head) -> int:
+    count = len(head.measures)
+    return sum(widths[place:place + count]) + len(_GAP) * (count - 1)
 
 
 def _spanning(layout: Grid, widths: Sequence[int], titles: Sequence[str]) -> str:
     place = len(layout.stubs)
     cells = [" " * width for width in widths[:place]]
     for head, title in zip(layout.heads, titles, strict=True):
-        count = len(head.measures)
-        inside = sum(widths[place:place + count]) + len(_GAP) * (count - 1)
-        cells.append(title.rjust(inside))
-        place += count
+        cells.append(title.rjust(_inside(widths, place, head)))
+        place += len(head.measures)
     return _GAP.join(cells).rstrip()
 
 
@@ -62,9 +109,10 @@ def _joined(cells: Sequence[str], widths: Sequence[int], stubs: int) -> str:
     return _GAP.join(aligned).rstrip()
 
 
-def _row(layout: Grid, line: Line) -> list[str]:
-    label = line.label if line.role in ("single", "ours") else f"  {line.role}"
-    return [*[label, line.data][:len(layout.stubs)], *map(_cell, line.cells)]
+def _row(line: Line) -> list[str]:
+    label, *others = line.stubs
+    shown = f"  {label}" if line.role == "beside" else label
+    return [shown, *others, *map(_cell, line.cells)]
 
 
 def _cell(cell: Cell) -> str:

@@ -72,6 +72,8 @@ def find(name: str, *, tag: str | None = None) -> Entry:
     known = {entry.name: entry for entry in entries()}
     if full in known:
         return known[full]
+    if full in store.damaged():
+        raise store.damaged()[full]
     raise _unknown_tag(typed.architecture, wanted, tuple(known))
 
 
@@ -158,10 +160,10 @@ def _digits() -> tuple[Entry, ...]:
     path = WEIGHTS_FOLDER / "digits.json"
     try:
         rows = json.loads(path.read_text("utf-8"))
-        return tuple(_digits_entry(arch, **rows[arch]) for arch in PAPER_ORDER if arch in rows)
+        return tuple(_digits_entry(arch, **row) for arch, row in rows.items())
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, UnknownNameError) as error:
         raise CheckpointError("the package's weights must be listed in digits.json",
                               seen=f"{path} does not read ({error})",
                               hint="install sanrobust again") from error
@@ -171,8 +173,9 @@ def _digits_entry(arch: str, *, sha256: str, top1: float, n: int, command: str,
                   **_: object) -> Entry:
     return Entry(arch=arch, tag=_DIGITS_TAG, architecture=small_form(arch, 10),
                  weights=Packaged(f"{arch}.digits.safetensors", sha256),
-                 preprocessing=SMALL_PREPROCESSING, data="digits", top1=top1, licence="MIT",
-                 reference=command, note=f"Measured on {n} images that training did not see.")
+                 preprocessing=SMALL_PREPROCESSING, data="digits", classes=tuple("0123456789"),
+                 top1=top1, licence="MIT", reference=command,
+                 note=f"Measured on {n} images that training did not see.")
 
 
 def _unknown_tag(arch: str, tag: str, known: tuple[str, ...]) -> UnknownNameError:

@@ -7,14 +7,13 @@ by its name.
 from __future__ import annotations
 
 import argparse
-import hashlib
+import io
 import json
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +22,43 @@ import torch
 from numpy.dtypes import Float32DType, Float64DType, Int32DType, Int64DType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from sanrobust.errors import CheckpointError
 from sanrobust.files import atomic_write
-from sanrobust.zoo.build import parameter_shapes
+from sanrobust.zoo import pickles
 from sanrobust.zoo.download import looks_like_html, looks_like_text
-from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form
+from sanrobust.zoo.wrapping import Weights, chosen
 
 METADATA_KEY = "sanrobust"
 
 _HEAD_BYTES = 4096
 _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net",
-             "state_dict_ema", "model_ema", "ema")
-_PREFIXES = ("module.", "_orig_mod.")
-_BATCH_COUNTER = "num_batches_tracked"
 _UNSAFE_NAME = re.compile(r"GLOBAL (\S+)")
 
-Shapes = Mapping[str, tuple[int, ...]]
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Return the named tensors of a checkpoint as `read_weights` finds them."""
+    return read_weights(path).state
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint, on the CPU, with no code of the file run.
+def read_weights(path: Path, *, use_ema: bool = False) -> Weights:
+    """Return the weights of a checkpoint, on the CPU, with no code of the file run.
 
-    Reads safetensors, PyTorch zip files and PyTorch's legacy pickles. The tensors may sit under a
-    usual key of a training checkpoint (``state_dict``, ``model``, ...); one leading ``module.``
-    or ``_orig_mod.`` is dropped when every name has it. Raises CheckpointError for anything else.
+    Reads safetensors, PyTorch zip files and PyTorch's legacy pickles. The tensors may sit under
+    usual keys of a training checkpoint (``state_dict``, ``model``, ...), averaged ones beside the
+    raw ones; leading ``module.`` and ``_orig_mod.`` are dropped where every name has them.
+
+    Args:
+        path: the file.
+        use_ema: take the averaged weights.
+
+    Raises CheckpointError for anything else.
     """
     kind = _content(path)
     loaded = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
-    return _without_prefix(_unwrapped(loaded, path))
+    return chosen(loaded, path, use_ema=use_ema)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -75,7 +79,7 @@ def read_facts(path: Path) -> dict[str, object] | None:
         return None
     try:
         facts = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its {METADATA_KEY!r} metadata is not JSON") from error
     if not isinstance(facts, dict):
         raise _damaged(path, f"its {METADATA_KEY!r} metadata is not a table")
@@ -89,147 +93,6 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path,
     content = save(tensors, dict(metadata) if metadata else None)
     with atomic_write(path) as stream:
         stream.write(content)
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes, whatever file the tensors came in."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        dtype = str(value.dtype).removeprefix("torch.")
-        digest.update(f"{name}\0{dtype}\0{tuple(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], *, name: str, source: str,
-                suggestion: str = "type --model {model}") -> None:
-    """Copy ``state`` into ``model`` if every name and shape agrees and all values are finite.
-
-    Only batch normalisation's ``num_batches_tracked`` may be absent, as in files older than it.
-
-    Args:
-        model: the network to fill.
-        state: tensors as `read_state_dict` returns them.
-        name: the model's name, for messages.
-        source: where the tensors came from, for messages.
-        suggestion: what to do when another known model fits; its name stands for ``{model}``,
-            its architecture for ``{arch}``.
-
-    Raises CheckpointError saying what differs and, where another known model fits, which.
-    """
-    expected = _shapes(model.state_dict())
-    require_fit(expected, state, name=name, source=source, suggestion=suggestion)
-    _require_finite(state, source)
-    counters = {key: value for key, value in model.state_dict().items()
-                if key.endswith(_BATCH_COUNTER)}
-    model.load_state_dict({**counters, **state}, strict=True)
-
-
-def require_fit(expected: Shapes, state: Mapping[str, Tensor], *, name: str, source: str,
-                suggestion: str = "type --model {model}") -> None:
-    """Raise CheckpointError unless the names and shapes of ``state`` are the ``expected`` ones."""
-    difference = _difference(expected, state)
-    if difference is None:
-        return
-    classes = head_classes(expected, state)
-    if classes is not None:
-        raise CheckpointError(
-            f"the weights must fit {name}",
-            seen=f"{source} has {classes} classes where the model has "
-                 f"{_head_size(expected, difference)}",
-            hint=f"give --num-classes {classes}, or name the model they belong to with --model")
-    other = fitting(state)
-    hint = (f"it fits {other}: {_suggested(suggestion, other)}" if other
-            else "it fits none of the zoo's models, so check where the file came from")
-    raise CheckpointError(f"the weights must fit {name}",
-                          seen=f"in {source} {difference.sentence(expected, state)}", hint=hint)
-
-
-def head_classes(expected: Shapes, state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of ``state`` when nothing but the last layer's length differs.
-
-    None when the tensors agree with ``expected`` or differ in any other way.
-    """
-    difference = _difference(expected, state)
-    if difference is None or difference.missing or difference.unexpected:
-        return None
-    layers = {key.rpartition(".")[0] for key in difference.reshaped}
-    lengths = {tuple(state[key].shape[:1]) for key in difference.reshaped}
-    same_rest = all(tuple(state[key].shape[1:]) == expected[key][1:] for key in difference.reshaped)
-    if len(layers) != 1 or len(lengths) != 1 or () in lengths or not same_rest:
-        return None
-    return int(lengths.pop()[0])
-
-
-def fitting(state: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the zoo's model whose parameters have the names and shapes of ``state``.
-
-    A small form answers as ``ARCH.untrained-small``. None when no model fits.
-    """
-    head = state.get("fc.weight")
-    if head is None or head.ndim != 2 or head.shape[0] < 1:
-        return None
-    for arch in ARCHITECTURES:
-        forms = {arch: imagenet_form(arch), f"{arch}.untrained-small": small_form(arch, 10)}
-        for name, form in forms.items():
-            sized = replace(form, num_classes=int(head.shape[0]))
-            if _difference(parameter_shapes(sized), state) is None:
-                return name
-    return None
-
-
-@dataclass(frozen=True)
-class _Difference:
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    def sentence(self, expected: Shapes, state: Mapping[str, Tensor]) -> str:
-        parts = []
-        if self.missing:
-            parts.append(f"{len(self.missing)} of {len(expected)} names are missing "
-                         f"(first {self.missing[0]})")
-        if self.unexpected:
-            parts.append(f"{len(self.unexpected)} names are unexpected "
-                         f"(first {self.unexpected[0]})")
-        if self.reshaped:
-            first = self.reshaped[0]
-            parts.append(f"{len(self.reshaped)} have another shape (first {first}: "
-                         f"{tuple(state[first].shape)} where the model has {expected[first]})")
-        return ", ".join(parts)
-
-
-def _difference(expected: Shapes, state: Mapping[str, Tensor]) -> _Difference | None:
-    found = _shapes(state)
-    missing = tuple(key for key in expected
-                    if key not in found and not key.endswith(_BATCH_COUNTER))
-    unexpected = tuple(key for key in found
-                       if key not in expected and not key.endswith(_BATCH_COUNTER))
-    reshaped = tuple(key for key in expected if key in found and expected[key] != found[key])
-    if not (missing or unexpected or reshaped):
-        return None
-    return _Difference(missing, unexpected, reshaped)
-
-
-def _suggested(suggestion: str, model: str) -> str:
-    return suggestion.format(model=model, arch=model.partition(".")[0])
-
-
-def _head_size(expected: Shapes, difference: _Difference) -> int:
-    return expected[difference.reshaped[0]][0]
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _require_finite(state: Mapping[str, Tensor], source: str) -> None:
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError("weights must be finite numbers",
-                                  seen=f"{name} in {source} holds NaN or infinity",
-                                  hint="use an earlier checkpoint, from before training diverged")
 
 
 def _content(path: Path) -> str:
@@ -282,8 +145,7 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path, kind: str) -> object:
-    if kind == "zip":
-        _require_torch_zip(path)
+    _require_readable(path, kind)
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickles of other protocols, refused just below
@@ -296,15 +158,30 @@ def _read_torch(path: Path, kind: str) -> object:
     except MemoryError as error:
         raise _damaged(path, "it asks for more memory than there is") from error
     # A damaged pickle makes the reader stumble in any of these ways, none of them our defect.
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError,
-            TypeError, AssertionError, OverflowError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
+            AssertionError, OverflowError) as error:
         raise _damaged(path, "it ends early or its content does not read") from error
 
 
-def _require_torch_zip(path: Path) -> None:
+def _require_readable(path: Path, kind: str) -> None:
+    """Refuse a file whose reading would take the process or all memory with it."""
+    if kind == "zip":
+        refusal = _require_torch_zip(path)
+    else:
+        with path.open("rb") as stream:
+            refusal = pickles.refusal(stream)
+    if refusal is not None:
+        raise CheckpointError("a checkpoint must be as torch.save writes it",
+                              seen=f"reading {path} was not tried because {refusal}",
+                              hint="check where the file came from")
+
+
+def _require_torch_zip(path: Path) -> str | None:
+    """Say what in the zip's instructions must not be read; raises for one of another kind."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            refusal = _unpickling_refusal(archive, members)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise _damaged(path, "its zip directory does not read") from error
     names = {member.filename.partition("/")[2] for member in members}
@@ -317,6 +194,19 @@ def _require_torch_zip(path: Path) -> None:
         raise CheckpointError("a checkpoint must be as torch.save writes it",
                               seen=f"{path} was compressed afterwards",
                               hint="save the state_dict() again with torch.save")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        return "its records are larger than the file, so they overlap"
+    return refusal
+
+
+def _unpickling_refusal(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> str | None:
+    for member in members:
+        if member.filename.endswith("data.pkl") and member.compress_type == zipfile.ZIP_STORED:
+            with archive.open(member) as stream:
+                refusal = pickles.refusal(io.BytesIO(stream.read()), pickles=1)
+            if refusal is not None:
+                return refusal
+    return None
 
 
 def _refused(path: Path, wanted: str) -> CheckpointError:
@@ -332,48 +222,3 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     scalar: Any = np.float64(0).__reduce__()[0]
     return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
             np.dtype, Float32DType, Float64DType, Int32DType, Int64DType, argparse.Namespace]
-
-
-def _unwrapped(loaded: object, path: Path) -> dict[str, Tensor]:
-    for _ in range(3):
-        inner = _inner(loaded)
-        if inner is None:
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise CheckpointError("a checkpoint must hold named tensors",
-                              seen=f"{path} holds {_described(loaded)}",
-                              hint="save the model's state_dict() and give that file")
-    state: dict[str, Tensor] = {}
-    for name, value in loaded.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)):
-            raise CheckpointError("every value of a checkpoint's state must be a plain tensor",
-                                  seen=f"{name!r} in {path} is {_described(value)}",
-                                  hint="save the model's state_dict() and give that file")
-        state[name] = value.detach()
-    return state
-
-
-def _inner(loaded: object) -> object | None:
-    if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
-        return None
-    return next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-
-
-def _is_plain(value: Tensor) -> bool:
-    return value.layout is torch.strided and not value.is_quantized and value.device.type == "cpu"
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "a table without tensors" if value else "an empty table"
-    if isinstance(value, Tensor):
-        return f"a tensor of layout {value.layout} on {value.device}"
-    return f"a value of type {type(value).__name__}"
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            return {name.removeprefix(prefix): value for name, value in state.items()}
-    return state

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sanrobust.design import PAIRWISE, SASA, Attention, Design
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.zoo import names
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how much memory a network takes.
+
+    Attributes:
+        channels: widths of its layers.
+        sides: of its kernels and footprints, in pixels.
+    """
+
+    channels: tuple[int, ...]
+    sides: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -14,6 +28,7 @@ class SanConfig:
     """A self-attention network (Zhao et al. 2020, Table 1); one tuple item per stage.
 
     Attributes:
+        kind: what files call such networks.
         layers: self-attention blocks of each stage.
         design: the self-attention operator of every block.
         footprints: side of each stage's square attention footprint in pixels.
@@ -21,6 +36,8 @@ class SanConfig:
         pools: whether a 2x2 max pooling with stride 2 precedes the stage.
         num_classes: length of the logits.
     """
+
+    kind: ClassVar[str] = "san"
 
     layers: tuple[int, ...]
     design: Design = PAIRWISE
@@ -34,12 +51,23 @@ class SanConfig:
         """Family of the operator, a shorthand for ``design.attention``."""
         return self.design.attention
 
+    @property
+    def sizes(self) -> Sizes:
+        """What decides how large the network is."""
+        return Sizes(channels=self.widths, sides=self.footprints)
+
+    def describe(self) -> str:
+        """Return the network in words, without its attention operator."""
+        return (f"SAN, blocks {_listed(self.layers)}, footprints {_listed(self.footprints)}, "
+                f"widths {_listed(self.widths)}")
+
 
 @dataclass(frozen=True)
 class ResNetConfig:
     """A bottleneck residual network (He et al. 2016).
 
     Attributes:
+        kind: what files call such networks.
         layers: bottleneck blocks of each of the four stages.
         width: channels of the stem and of the first stage's inner convolutions (64 in the paper).
         stem: ``imagenet`` (7x7 convolution, stride 2, max pooling) or ``small`` (3x3, stride 1,
@@ -48,11 +76,23 @@ class ResNetConfig:
         num_classes: length of the logits.
     """
 
+    kind: ClassVar[str] = "resnet"
+
     layers: tuple[int, int, int, int]
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
     kernel: int = 3
     num_classes: int = 1000
+
+    @property
+    def sizes(self) -> Sizes:
+        """What decides how large the network is."""
+        return Sizes(channels=(self.width,), sides=(self.kernel,))
+
+    def describe(self) -> str:
+        """Return the network in words."""
+        return (f"bottleneck ResNet, {self.kernel}x{self.kernel} kernels, "
+                f"blocks {_listed(self.layers)}, width {self.width}, {self.stem} stem")
 
 
 @dataclass(frozen=True)
@@ -60,6 +100,7 @@ class SasaConfig:
     """A bottleneck residual network with self-attention for convolutions (SASA, NeurIPS 2019).
 
     Attributes:
+        kind: what files call such networks.
         layers: bottleneck blocks of each of the four groups.
         width: channels of the stem and of the first group's inner layers.
         stem: ``conv`` (a ResNet's), ``attention`` (over 4x4 blocks, then pooling) or ``small``
@@ -70,6 +111,8 @@ class SasaConfig:
         num_classes: length of the logits.
     """
 
+    kind: ClassVar[str] = "sasa"
+
     layers: tuple[int, int, int, int]
     width: int = 64
     stem: Literal["conv", "attention", "small"] = "conv"
@@ -78,8 +121,20 @@ class SasaConfig:
     convolutions: int = 0
     num_classes: int = 1000
 
+    @property
+    def sizes(self) -> Sizes:
+        """What decides how large the network is."""
+        return Sizes(channels=(self.width,), sides=(self.footprint,))
+
+    def describe(self) -> str:
+        """Return the network in words, without its attention operator."""
+        return (f"bottleneck ResNet with self-attention of footprint {self.footprint}, "
+                f"{self.convolutions} groups of convolutions, blocks {_listed(self.layers)}, "
+                f"width {self.width}, {self.stem} stem")
+
 
 Architecture = SanConfig | ResNetConfig | SasaConfig
+"""The configuration of a network of any family."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +191,19 @@ class Entry:
     """Everything about one model, ``arch.tag``.
 
     Attributes:
-        arch: architecture name, for example ``san19-pair``.
+        arch: architecture name, for example ``san19-pair``, with or without options.
         tag: name of its weights, for example ``in1k``.
         architecture: the network's configuration.
         weights: where the weights come from.
         preprocessing: how the weights expect their images.
         data: the dataset whose classes the logits stand for.
+        classes: name of each class, by index; None when unknown.
         top1, top5: accuracy in percent as reported by ``reference``; None when nobody reports it.
         licence: licence of the weights.
         reference: paper or command the figures come from.
         note: anything else a user must know, one sentence.
+
+    Raises UnknownNameError when ``arch`` is not the name of an architecture.
     """
 
     arch: str
@@ -154,13 +212,21 @@ class Entry:
     weights: WeightsSource
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     data: str = "imagenet"
+    classes: tuple[str, ...] | None = None
     top1: float | None = None
     top5: float | None = None
     licence: str = ""
     reference: str = ""
     note: str = ""
 
+    def __post_init__(self) -> None:
+        names.architecture(self.arch)  # else the entry would be listed and never found
+
     @property
     def name(self) -> str:
         """Full name, ``arch.tag``."""
         return f"{self.arch}.{self.tag}"
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

@@ -6,53 +6,42 @@ while it is built is held to tensors.
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import copy
 import os
 import pickle
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sanrobust.errors import (
     CheckpointError, DownloadError, ModelError, SanrobustError, UsageError,
 )
-from sanrobust.preprocessing import INTERPOLATIONS, Preprocessing
-from sanrobust.registry import closest, unknown_name
-from sanrobust.zoo.checkpoint import head_classes, load_strict, read_state_dict
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.registry import closest
+from sanrobust.zoo import factory
+from sanrobust.zoo.checkpoint import read_weights
 from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.code import code_digest
+from sanrobust.zoo.config import USUAL_SHAPE, Shape, Wanted, description, input_shape, wanted_by
+from sanrobust.zoo.libraries import External, filling, timm_models, torchvision_models
 
 PREFIXES = ("torchvision", "timm")
 FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
-_NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
+Say = Callable[[str], None]
 
-# Called with the number of classes (None: the model's own); gives initial or published weights.
-Build = Callable[[int | None, bool], nn.Module]
-
-
-@dataclass(frozen=True)
-class External:
-    """A model from elsewhere, not built yet.
-
-    Attributes:
-        name: as the user typed it.
-        build: called with the number of classes (None: the model's own) and with whether to
-            load the published weights.
-        preprocessing: finds how the built network wants its images.
-        source: where its own weights come from, in words.
-    """
-
-    name: str
-    build: Build
-    preprocessing: Callable[[nn.Module], Preprocessing]
-    source: str
+_NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub", "http", "urllib")
+_REAL_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def is_external(name: str) -> bool:
@@ -61,64 +50,204 @@ def is_external(name: str) -> bool:
     return "/" in bare or ":" in bare
 
 
-def create_external(name: str, *, checkpoint: Path | None = None,
-                    overrides: Mapping[str, Any] | None = None,
-                    num_classes: int | None = None) -> Classifier:
+def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool = False,
+                    overrides: Mapping[str, Any] | None = None, num_classes: int | None = None,
+                    say: Say = lambda _: None) -> Classifier:
     """Build the model ``torchvision/NAME``, ``timm/NAME`` or ``module:callable``.
 
     Args:
         name: a torchvision or timm name may end in ``.TAG``, the name of its weights.
         checkpoint: a file to load instead of the published weights; nothing is downloaded then,
             and the classifier is called ``name.STEM`` after it.
+        use_ema: take the averaged weights of a checkpoint that holds both.
         overrides: preprocessing fields that replace the model's own.
         num_classes: length of the logits; by default the checkpoint's or the model's own.
+        say: told in a sentence which of several weights were taken, and what was converted.
 
     Raises UnknownNameError for a name that does not exist, DownloadError when weights cannot be
     fetched, CheckpointError when they do not fit, and ModelError when the model is no classifier.
     """
-    with torch.random.fork_rng(devices=[]), _tensors_only():
-        # Imported modules draw random numbers too, and the caller's generator must not notice.
-        torch.default_generator.manual_seed(0)
-        external = _find(name)
-        if checkpoint is None:
-            network, source = _built(external, num_classes, pretrained=True), external.source
-        else:
-            network, source = _filled(external, checkpoint, num_classes), str(checkpoint)
-    preprocessing = external.preprocessing(network)
-    if overrides:
-        preprocessing = replace(preprocessing, **overrides)
-    shown = name if checkpoint is None else f"{name}.{checkpoint.stem}"
-    return Classifier(network, name=shown, preprocessing=preprocessing, source=source)
+    with _building():
+        with _switches_kept():
+            found = _find(name, checkpoint, say)
+            if checkpoint is None:
+                external, source = found[0], found[0].source
+                network = _built(external, lambda: external.build(num_classes, True))
+            else:
+                external, network, source = _filled(found, checkpoint, use_ema, num_classes, say)
+        network, source = _measurable(network, name, source, say)
+        wanted = external.wanted(network)
+        code = code_digest(network, *external.made_by) if external.made_by else None
+        preprocessing = replace(wanted.preprocessing, **(overrides or {}))
+        shown = name if checkpoint is None else f"{name}.{checkpoint.stem}"
+        return Classifier(network, name=shown, preprocessing=preprocessing, source=source,
+                          code=code, assumed=wanted.sentence(overrides or {}))
 
 
-def build_external(name: str) -> tuple[nn.Module, Preprocessing]:
-    """Return the network called ``name`` with initial values, and how it wants its images.
+def as_classifier(model: nn.Module, *, name: str | None = None,
+                  preprocessing: Preprocessing | None = None,
+                  say: Say = lambda _: None) -> Classifier:
+    """Return a network made in Python as a classifier on the CPU; a `Classifier` as it is.
 
-    Nothing is downloaded. Raises UnknownNameError for a name that does not exist and ModelError
-    for what is no network.
+    Args:
+        model: maps normalised images (B, 3, H, W) to logits (B, K). It is copied: its mode, its
+            gradients and its device stay as they are.
+        name: what tables call it; by default the name of its class.
+        preprocessing: how it wants its images; by default what its ``default_cfg`` says, and
+            where it says nothing ImageNet's usual values, which the classifier's ``assumed`` tells.
+        say: told in a sentence what was converted.
+
+    Raises ModelError when it cannot be copied or is no classifier of images, and UsageError when
+    it is no network.
     """
-    with torch.random.fork_rng(devices=[]), _tensors_only():
-        external = _find(name)
-        network = _built(external, None, pretrained=False)
-    return network, external.preprocessing(network)
+    if isinstance(model, Classifier):
+        return model
+    if not isinstance(model, nn.Module):
+        raise UsageError("a model must be a name, a Classifier or a torch.nn.Module",
+                         seen=f"it is a {type(model).__name__}",
+                         hint="give the network itself, or a name such as san10-pair.digits")
+    inner = _unwrapped(model)
+    shown = name or type(inner).__name__
+    with _building():
+        _require_values(shown, inner)
+        wanted = wanted_by(shown, inner) if preprocessing is None else Wanted(preprocessing)
+        code = code_digest(inner)
+        try:
+            network = copy.deepcopy(inner).cpu()
+        # Deep copies are made by the parts' own code.
+        except Exception as error:
+            raise ModelError(f"{shown} must be a network that can be copied",
+                             seen=f"copy.deepcopy stopped with: {error}",
+                             hint="give a function that makes it, as package.module:callable"
+                             ) from error
+        network, source = _measurable(network, shown, f"the weights of {shown} in Python", say)
+        return Classifier(network, name=shown, preprocessing=wanted.preprocessing, source=source,
+                          code=code, assumed=wanted.sentence(()))
 
 
-def _find(name: str) -> External:
+def build_external(name: str, *, meta: bool = False,
+                   side: int | None = None) -> tuple[nn.Module, Shape]:
+    """Return the network called ``name`` with initial values, and the shape of its images.
+
+    The shape is channels, height and width. Nothing is downloaded.
+
+    Args:
+        name: as the user typed it.
+        meta: build a library's network without values where it can be built so.
+        side: of the images in pixels that a library's network is built for; None for its own.
+
+    Raises UnknownNameError for a name that does not exist and ModelError for what is no network,
+    or cannot be built for another side.
+    """
+    with _building(), _switches_kept():
+        external = _find(name, None, lambda _: None)[0]
+        build = partial(external.build, None, False) if side is None else _sized(external, side)
+        network = _shapes_alone(build) if meta and not external.made_by else None
+        network = network or _built(external, build)
+    return network, external.shape(network)
+
+
+def _sized(external: External, side: int) -> Callable[[], nn.Module]:
+    sized = external.sized
+    if sized is None:
+        raise ModelError(f"{external.name} must be built anew for another side",
+                         seen="it is your own", hint="leave out --img-size")
+    return partial(sized, side)
+
+
+def _shapes_alone(build: Callable[[], nn.Module]) -> nn.Module | None:
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        return None  # its builder computes with values
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    """Give other people's code seeded generators, and leave the caller's and the path as they were.
+
+    Imported modules draw random numbers too, and the caller must not notice.
+    """
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), _tensors_only(), factory.here_on_path():
+            _seed()
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+
+
+@contextmanager
+def _switches_kept() -> Iterator[None]:
+    """Undo what other people's code sets for all of torch."""
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+
+
+def _seed() -> None:
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+
+
+def _find(name: str, checkpoint: Path | None, say: Say) -> list[External]:
+    """Return what a name can mean, likeliest first."""
     prefix, slash, rest = name.partition("/")
     if slash and prefix in PREFIXES:
-        return _torchvision(name, rest) if prefix == "torchvision" else _timm(name, rest)
+        return (torchvision_models if prefix == "torchvision" else timm_models)(
+            name, rest, checkpoint)
     if ":" in name and not slash:
-        return _factory(name)
+        return [_factory(name, say)]
     match = closest(prefix, PREFIXES) if slash else None
     raise UsageError("a model from elsewhere must be torchvision/NAME, timm/NAME or "
                      "package.module:callable", seen=f"it is {name!r}",
                      hint=f"type {match}/{rest}" if match else "use one of these forms")
 
 
-def _built(external: External, num_classes: int | None, *, pretrained: bool) -> nn.Module:
-    torch.default_generator.manual_seed(0)
+def _factory(name: str, say: Say) -> External:
+    made = factory.find_callable(name, "name a function or class that returns the network", say)
+
+    module = sys.modules[name.partition(":")[0]]
+
+    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
+        if isinstance(made, nn.Module):  # a finished network, which stays the module's own
+            return copy.deepcopy(_unwrapped(made))
+        _seed()
+        network = made(**factory.settings(name, made, num_classes, pretrained))
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"{name} must return a torch.nn.Module",
+                             seen=f"it returned a {type(network).__name__}",
+                             hint="name a function or class that returns the network itself")
+        network = _unwrapped(network)
+        _require_values(name, network)
+        factory.remember(module)  # a factory imports too
+        return network
+
+    return External(name, f"the weights that {name} returns", build, filling(name, build),
+                    lambda network: wanted_by(name, network), lambda network: input_shape(
+                        name, description(network) or {"input_size": USUAL_SHAPE}), (module, made))
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network within wrappers that compute the same."""
+    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)) \
+            or hasattr(network, "_orig_mod"):
+        inner = network._modules.get("_orig_mod") or network._modules.get("module")
+        if not isinstance(inner, nn.Module):
+            break
+        network = inner
+    return network
+
+
+def _built(external: External, build: Callable[[], nn.Module]) -> nn.Module:
     try:
-        network: object = external.build(num_classes, pretrained)
+        network = build()
     except SanrobustError:
         raise
     except pickle.UnpicklingError as error:
@@ -126,27 +255,61 @@ def _built(external: External, num_classes: int | None, *, pretrained: bool) -> 
                               seen="they want to run code when they are read, which was "
                                    "not done",
                               hint="use other weights of this model") from error
-    except Exception as error:
-        if pretrained and _is_network_failure(error):
+    except (Exception, SystemExit) as error:
+        if _is_network_failure(error):
             raise _no_weights(external, error) from error
-        raise
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"{external.name} must return a torch.nn.Module",
-                         seen=f"it returned a {type(network).__name__}",
-                         hint="name a function or class that returns the network itself")
+        if not external.made_by:
+            raise
+        raise factory.failed(external.name, "calling it", error) from error
     return network
 
 
-def _filled(external: External, checkpoint: Path, num_classes: int | None) -> nn.Module:
-    state = read_state_dict(checkpoint)
-    network = _built(external, num_classes, pretrained=False)
-    if num_classes is None:
-        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        classes = head_classes(shapes, state)
-        if classes is not None:
-            network = _built(external, classes, pretrained=False)
-    load_strict(network, state, name=external.name, source=str(checkpoint))
-    return network
+def _require_values(name: str, network: nn.Module) -> None:
+    values = [*network.named_parameters(), *network.named_buffers()]
+    empty = next((key for key, value in values if is_lazy(value) or value.is_meta), None)
+    if empty is not None:
+        raise ModelError(f"every weight of {name} must have its values",
+                         seen=f"{empty} has none yet (a lazy layer, or one on the meta device)",
+                         hint="run the network on an image, or load its weights, before it is "
+                              "handed over")
+
+
+def _filled(found: list[External], checkpoint: Path, use_ema: bool, num_classes: int | None,
+            say: Say) -> tuple[External, nn.Module, str]:
+    """Load a file into the first of the networks found that it fits."""
+    weights = read_weights(checkpoint, use_ema=use_ema)
+    remark = weights.remark(str(checkpoint))
+    if remark is not None:
+        say(remark)
+    source = f"{checkpoint} ({weights.key})" if weights.others else str(checkpoint)
+    refusals = []
+    for external in found:
+        try:
+            network = _built(external, lambda: external.fill(
+                weights.state, num_classes, str(checkpoint)))
+            return external, network, source
+        except CheckpointError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _measurable(network: nn.Module, name: str, source: str, say: Say) -> tuple[nn.Module, str]:
+    """Return a network that computes in float32, as every run does, and where it is from."""
+    values = [*network.parameters(), *network.buffers()]
+    others = {str(value.dtype).removeprefix("torch.") for value in values
+              if value.dtype in _REAL_TYPES and value.dtype != torch.float32}
+    if not others:
+        return network, source
+    try:
+        network = network.float()
+    # A library's networks of few bits refuse it in words of their own.
+    except Exception as error:
+        raise ModelError(f"{name} must be a network in float32", seen=f"it is in "
+                         f"{', '.join(sorted(others))} and float() stopped with: {error}",
+                         hint="return it in float32") from error
+    converted = f"in float32 instead of {', '.join(sorted(others))}"
+    say(f"{name}: measured {converted}, the precision of every run")
+    return network, f"{source}, {converted}"
 
 
 @contextmanager
@@ -164,8 +327,11 @@ def _tensors_only() -> Iterator[None]:
 
 
 def _is_network_failure(error: BaseException | None) -> bool:
+    """Tell a failed download from a file that is missing on this machine."""
     while error is not None:
-        if isinstance(error, OSError) or type(error).__module__.startswith(_NETWORK_MODULES):
+        here = isinstance(error, OSError) and error.filename is not None
+        if type(error).__module__.startswith(_NETWORK_MODULES) or (
+                isinstance(error, OSError) and not here):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -177,192 +343,3 @@ def _no_weights(external: External, error: BaseException) -> DownloadError:
                          seen=f"that failed ({lines[0]})",
                          hint="check the network and run again, or fetch the file yourself and "
                               "give it with --checkpoint FILE")
-
-
-def _torchvision(name: str, rest: str) -> External:
-    import torchvision
-
-    arch, _, tag = rest.partition(".")
-    known = torchvision.models.list_models(module=torchvision.models)
-    if arch not in known:
-        raise unknown_name("torchvision model", arch, known,
-                           listing="torchvision.models.list_models()")
-    choices = torchvision.models.get_model_weights(arch)
-    tags = list(choices.__members__)
-    if tag and tag not in tags:
-        raise unknown_name(f"weights tag of torchvision/{arch}", tag, tags,
-                           listing=f"the tags {', '.join(tags)}")
-    weights = choices[tag or "DEFAULT"]
-
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        return _plain_call(name, lambda: torchvision.models.get_model(
-            arch, weights=weights if pretrained else None, **settings))
-
-    return External(name, build, lambda _: _from_torchvision(weights.transforms()),
-                    f"torchvision weights {weights}")
-
-
-def _plain_call(name: str, call: Callable[[], Any]) -> nn.Module:
-    """Call a library's builder, whose ValueError here means settings that exclude each other."""
-    try:
-        network: nn.Module = call()
-    except ValueError as error:
-        raise ModelError(f"{name} must accept the settings", seen=f"it said: {error}",
-                         hint="leave --num-classes out, or give --checkpoint FILE") from error
-    return network
-
-
-def _from_torchvision(transforms: Any) -> Preprocessing:
-    size, resized = transforms.crop_size[0], transforms.resize_size[0]
-    return Preprocessing(img_size=size, crop_pct=size / resized,
-                         interpolation=transforms.interpolation.value,
-                         mean=_triple(transforms.mean), std=_triple(transforms.std))
-
-
-def _timm(name: str, rest: str) -> External:
-    import timm
-    from timm.data.config import resolve_model_data_config
-
-    resolve: Callable[[nn.Module], dict[str, Any]] = resolve_model_data_config
-    arch, _, tag = rest.partition(".")
-    if not timm.is_model(arch):
-        raise unknown_name("timm model", arch, timm.list_models(),
-                           listing="timm.list_models()")
-    tags = [full.partition(".")[2] for full in timm.list_models(f"{arch}.*", pretrained=True)]
-    if tag and tag not in tags:
-        raise unknown_name(f"weights tag of timm/{arch}", tag, tags,
-                           listing=f"the tags {', '.join(tags) or '(none)'}")
-
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        if pretrained and not tags:
-            raise CheckpointError(f"{name} must have published weights", seen="timm has none",
-                                  hint="choose another name or give --checkpoint FILE")
-        settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        network: nn.Module = timm.create_model(rest, pretrained=pretrained, **settings)
-        return network
-
-    def preprocessing(network: nn.Module) -> Preprocessing:
-        return from_config(name, resolve(network))
-
-    return External(name, build, preprocessing, f"timm weights {rest}")
-
-
-def from_config(name: str, config: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing that a timm-style table describes.
-
-    Keys that are absent take ImageNet's usual values. Raises ModelError for one that differs from
-    resizing the short side and cropping a square from the centre of an RGB image.
-    """
-    channels, height, width = config.get("input_size") or (3, 224, 224)
-    interpolation = config.get("interpolation") or "bilinear"
-    mode = config.get("crop_mode") or "center"
-    refusal = None
-    if channels != 3:
-        refusal = f"it takes {channels} channels"
-    elif height != width:
-        refusal = f"it takes images of {height} x {width} pixels"
-    elif mode != "center":
-        refusal = f"its crop mode is {mode!r}"
-    elif interpolation not in INTERPOLATIONS:
-        refusal = f"its interpolation is {interpolation!r}"
-    if refusal:
-        raise ModelError(f"{name} must take the central square of RGB images", seen=refusal,
-                         hint="choose other weights of this model, or another model")
-    usual = Preprocessing()
-    return Preprocessing(img_size=height, crop_pct=config.get("crop_pct") or usual.crop_pct,
-                         interpolation=interpolation,
-                         mean=_triple(config.get("mean") or usual.mean),
-                         std=_triple(config.get("std") or usual.std))
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    first, second, third = (float(value) for value in values)
-    return first, second, third
-
-
-def find_callable(name: str, hint: str) -> Callable[..., Any]:
-    """Return what ``module:attribute`` names, in the working folder or on the path.
-
-    Args:
-        name: as the user typed it.
-        hint: what to name, for when it cannot be called.
-
-    Raises UsageError, ModelError or UnknownNameError, whichever part of the name is wrong.
-    """
-    module_name, _, attribute = name.partition(":")
-    module = _imported(name, module_name)
-    try:
-        made = getattr(module, attribute)
-    except AttributeError:
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise unknown_name(f"callable of {module_name}", attribute, public,
-                           listing=str(getattr(module, "__file__", module_name))) from None
-    if not callable(made):
-        raise ModelError(f"{name} must be something to call",
-                         seen=f"it is a {type(made).__name__}", hint=hint)
-    found: Callable[..., Any] = made
-    return found
-
-
-def _factory(name: str) -> External:
-    made = find_callable(name, "name a function or class that returns the network")
-
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        if isinstance(made, nn.Module):
-            return made
-        network: nn.Module = made(**_settings(name, made, num_classes, pretrained))
-        return network
-
-    def preprocessing(network: nn.Module) -> Preprocessing:
-        config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-        return from_config(name, config) if isinstance(config, Mapping) else Preprocessing()
-
-    return External(name, build, preprocessing, f"the weights that {name} returns")
-
-
-def _imported(name: str, module_name: str) -> Any:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if module_name != missing and not module_name.startswith(f"{missing}."):
-            raise ModelError(f"the module of {name} must import what it needs",
-                             seen=f"it lacks {missing}",
-                             hint=f"install {missing}") from error
-        raise ModelError(f"the module of {name} must exist",
-                         seen=f"there is no {missing} in {here} or on PYTHONPATH",
-                         hint="go to the folder that holds it, or set PYTHONPATH to it") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError("what to call must be written package.module:callable",
-                         seen=f"it is {name!r}", hint="write it like mymodels:make") from error
-
-
-def _settings(name: str, made: Callable[..., Any], num_classes: int | None,
-              pretrained: bool) -> dict[str, object]:
-    """Return the arguments for a factory: only those that its signature names."""
-    try:
-        signature = inspect.signature(made)
-    except (TypeError, ValueError):  # some callables written in C have none
-        signature = inspect.Signature()
-    named = signature.parameters
-    settings: dict[str, object] = {"pretrained": pretrained} if "pretrained" in named else {}
-    if num_classes is not None:
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
-        if "num_classes" not in named and not takes_any:
-            raise ModelError(f"{name} must take num_classes to have {num_classes} classes",
-                             seen="it has no such argument",
-                             hint="add the argument, or use weights with its own classes")
-        settings["num_classes"] = num_classes
-    try:
-        signature.bind(**settings)
-    except TypeError as error:
-        raise ModelError(f"{name} must be callable without arguments", seen=str(error),
-                         hint="name a function that returns the finished network") from error
-    return settings

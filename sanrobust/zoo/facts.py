@@ -5,33 +5,33 @@ Facts come from files, so what they describe is held to what the zoo could have 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sanrobust.design import DEFAULTS, Design
 from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.zoo.entry import (
-    Architecture, Entry, ResNetConfig, SanConfig, SasaConfig, WeightsSource,
-)
+from sanrobust.zoo.entry import Architecture, Entry, WeightsSource
 from sanrobust.zoo.forms import mismatch
 
-_KINDS: dict[str, type[SanConfig] | type[ResNetConfig] | type[SasaConfig]] = {
-    "san": SanConfig, "resnet": ResNetConfig, "sasa": SasaConfig}
+_KINDS: dict[str, type[Architecture]] = {form.kind: form for form in get_args(Architecture)}
 _MOST_BLOCKS = 1000
 _MOST_CHANNELS = 1 << 16
 _LARGEST_FOOTPRINT = 63
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONGEST_NAME = 255  # of a class: what a file system takes for a folder
 
 
 def facts(entry: Entry) -> dict[str, object]:
     """Return an entry as plain values for JSON, without its weights' whereabouts and its tag."""
-    kind = next(kind for kind, form in _KINDS.items() if isinstance(entry.architecture, form))
     return {
         "arch": entry.arch,
-        "architecture": {"kind": kind, **asdict(entry.architecture)},
+        "architecture": {"kind": entry.architecture.kind, **asdict(entry.architecture)},
         "preprocessing": entry.preprocessing.as_dict(),
         "data": entry.data,
+        **({} if entry.classes is None else {"classes": list(entry.classes)}),
         "num_classes": entry.architecture.num_classes,
         **{key: getattr(entry, key) for key in ("top1", "top5", "licence", "reference", "note")},
     }
@@ -53,6 +53,7 @@ def entry_from_facts(values: Mapping[str, Any], *, tag: str, weights: WeightsSou
             raise ValueError(contradiction)
         return Entry(arch=arch, tag=tag, architecture=architecture, weights=weights,
                      preprocessing=preprocessing, data=require_text(values["data"]),
+                     classes=_classes(values.get("classes"), architecture.num_classes),
                      top1=_percent(values.get("top1")), top5=_percent(values.get("top5")),
                      **{key: require_text(values.get(key, "")) for key in
                         ("licence", "reference", "note")})
@@ -87,24 +88,31 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
 
 def _require_sane(architecture: Architecture) -> None:
     """A file may ask for a network that no machine can hold."""
-    widths, sides = _sizes(architecture)
-    sizes = (*architecture.layers, *widths, architecture.num_classes)
+    sides = architecture.sizes.sides
+    sizes = (*architecture.layers, *architecture.sizes.channels, architecture.num_classes)
     if not all(type(size) is int and 1 <= size <= _MOST_CHANNELS for size in sizes):
         raise ValueError(f"sizes must be whole numbers between 1 and {_MOST_CHANNELS}")
     if sum(architecture.layers) > _MOST_BLOCKS:
         raise ValueError(f"at most {_MOST_BLOCKS} blocks")
     if not all(type(side) is int and 1 <= side <= _LARGEST_FOOTPRINT for side in sides):
         raise ValueError(f"footprints must be whole numbers between 1 and {_LARGEST_FOOTPRINT}")
-    stem = "small" if isinstance(architecture, SanConfig) else architecture.stem
-    if stem not in ("imagenet", "conv", "attention", "small"):
-        raise ValueError(f"{stem!r} is no stem")
+    for name, hint in get_type_hints(type(architecture)).items():
+        value = getattr(architecture, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{value!r} is no {name}")
 
 
-def _sizes(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(architecture, SanConfig):
-        return architecture.widths, architecture.footprints
-    side = architecture.kernel if isinstance(architecture, ResNetConfig) else architecture.footprint
-    return (architecture.width,), (side,)
+def _classes(values: object, count: int) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise TypeError("the names of the classes are no list")
+    names = tuple(require_text(value) for value in values)
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{count} classes must have as many different names")
+    if not all(0 < len(name) <= _LONGEST_NAME and not _CONTROL.search(name) for name in names):
+        raise ValueError("the name of a class must be a short text without control characters")
+    return names
 
 
 def _percent(value: object) -> float | None:

@@ -67,8 +67,8 @@ class FoldedSan(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of normalised ``images`` (B, 3, H, W), float32 on the CPU.
 
-        Raises UsageError for images that are anything else or smaller than the attention
-        footprints allow.
+        Raises UsageError for images that are anything else, and ModelError for images smaller
+        than the attention footprints allow.
         """
         _require_images(images)
         require_large_enough(images, self._smallest)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal
 
 from sanrobust.design import DEFAULTS, Design
 from sanrobust.errors import UnknownNameError
 from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
-from sanrobust.zoo.names import FAMILIES, RESNETS, SASA_RESNETS, ModelName, architecture, parse
+from sanrobust.zoo.names import (
+    FAMILIES, RESNETS, SASA_RESNETS, ModelName, architecture, options, parse,
+)
 
 ARCHITECTURES: tuple[str, ...] = (
     "resnet26", "san10-pair", "san10-patch",
@@ -133,13 +135,12 @@ def _forms(arch: str) -> list[Architecture]:
     return forms
 
 
-def _decided(name: ModelName, form: Architecture) -> tuple[str, ...]:
-    if isinstance(form, ResNetConfig):
-        return ("kernel",)
-    if isinstance(form, SasaConfig):
-        return ("design", "footprint", "convolutions", "stem")
-    return ("design", "footprints") if {"footprint", "footprints"} & set(dict(name.options)) \
-        else ("design",)
+def _decided(name: ModelName, form: Architecture) -> set[str]:
+    """Return the fields of ``form`` that options of the network decide."""
+    decided = {"design", *(option.name for option in options(name.network))}
+    if not {"footprint", "footprints"} & set(dict(name.options)):
+        decided -= {"footprints"}  # of a SAN, each stage's may be any
+    return decided & {field.name for field in fields(form)}
 
 
 def _design(name: ModelName, *, heads: int | None = None) -> Design:

@@ -12,8 +12,9 @@ heads of SASA) are kept as typed, so that a name means the same wherever it is r
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sanrobust.design import DEFAULTS, Attention
 from sanrobust.errors import UnknownNameError
@@ -26,8 +27,6 @@ RESNETS = ("resnet26", "resnet38", "resnet50")
 SASA_RESNETS = ("sasa26", "sasa38", "sasa50")
 FAMILIES: Mapping[str, Attention] = {
     "pair": "pairwise", "patch": "patchwise", "scalar": "scalar", "sasa": "sasa"}
-NETWORKS: tuple[str, ...] = (
-    *RESNETS, *(f"{depth}-{kind}" for kind in FAMILIES for depth in SAN_DEPTHS), *SASA_RESNETS)
 STAGES = 5
 
 _SIDES = ("3", "5", "7", "9", "11")
@@ -145,18 +144,10 @@ def quoted(name: str) -> str:
 
 def options(network: str) -> tuple[Option, ...]:
     """Return the options of one of ``NETWORKS`` in canonical order."""
-    if network in RESNETS:
-        return (Option("kernel", ("3", "5", "7"), "3"),)
-    if network in SASA_RESNETS:
-        return (
-            Option("stem", ("conv", "attention"), "conv"),
-            Option("footprint", _SIDES),
-            Option("position", _POSITIONS, DEFAULTS["sasa"].position),
-            Option("heads", ("1", "2", "4", "8", "16", "32")),
-            Option("content", _SWITCH, "yes"),
-            Option("convolutions", ("0", "1", "2", "3"), "0"),
-        )
-    family = FAMILIES[network.partition("-")[2]]
+    return _OPTIONS[network]()
+
+
+def _san_options(family: Attention) -> tuple[Option, ...]:
     places = (Option("footprint", _SIDES), Option("footprints", _SIDES, items=STAGES))
     if family == "scalar":
         return (*places, Option("position", ("none",), "none"),
@@ -177,6 +168,26 @@ def _vector_options(family: relations.Family, places: tuple[Option, ...]) -> tup
         *places,
         *([position] if family == "pairwise" else []),
     )
+
+
+_SASA_OPTIONS = (
+    Option("stem", ("conv", "attention"), "conv"),
+    Option("footprint", _SIDES),
+    Option("position", _POSITIONS, DEFAULTS["sasa"].position),
+    Option("heads", ("1", "2", "4", "8", "16", "32")),
+    Option("content", _SWITCH, "yes"),
+    Option("convolutions", ("0", "1", "2", "3"), "0"),
+)
+_RESNET_OPTIONS = (Option("kernel", ("3", "5", "7"), "3"),)
+# Made when asked for, as relations can be registered at any time.
+_OPTIONS: Mapping[str, Callable[[], tuple[Option, ...]]] = {
+    **dict.fromkeys(RESNETS, lambda: _RESNET_OPTIONS),
+    **{f"{depth}-{kind}": partial(_san_options, family)
+       for kind, family in FAMILIES.items() for depth in SAN_DEPTHS},
+    **dict.fromkeys(SASA_RESNETS, lambda: _SASA_OPTIONS),
+}
+NETWORKS = tuple(_OPTIONS)
+"""Every network that can be named, each with options of its own."""
 
 
 def _network(text: str) -> str:
@@ -205,8 +216,7 @@ def _typed_options(network: str, inside: str) -> dict[str, str]:
         key = key.casefold()
         if not equals or not key:
             raise UnknownNameError(f"options of {network} must be written option=value",
-                                   seen=f"one is {part!r}",
-                                   hint=f"the options are {', '.join(legal)}")
+                                   seen=f"one is {part!r}", hint=_own_options(legal))
         if key not in legal:
             raise _unknown_option(network, key, legal)
         if key in typed:
@@ -245,7 +255,11 @@ def _unknown_option(network: str, key: str, legal: Mapping[str, Option]) -> Unkn
     seen = f"{key} means nothing to it" if elsewhere else f"there is none called {key!r}"
     suggestion = f"did you mean {match}? " if match else ""
     return UnknownNameError(f"options of {network} must be its own", seen=seen,
-                            hint=f"{suggestion}they are {', '.join(legal)}")
+                            hint=f"{suggestion}{_own_options(legal)}")
+
+
+def _own_options(legal: Mapping[str, Option]) -> str:
+    return f"they are {', '.join(legal)}" if legal else "it has none"
 
 
 def _illegal_value(network: str, option: Option, text: str) -> UnknownNameError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,24 +12,31 @@ from torch import Tensor
 
 from sanrobust.errors import CheckpointError, DownloadError, SanrobustError, UsageError
 from sanrobust.files import sha256_file
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.registry import unknown_name
 from sanrobust.zoo import catalog, store
-from sanrobust.zoo.build import build
-from sanrobust.zoo.checkpoint import load_strict, read_facts, read_state_dict
+from sanrobust.zoo.build import build, parameter_shapes
+from sanrobust.zoo.checkpoint import read_facts, read_state_dict, read_weights
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.download import Progress, download
 from sanrobust.zoo.entry import (
-    Entry, Packaged, Remote, Stored, Unpublished, Untrained,
+    Entry, Packaged, Remote, SanConfig, Stored, Unpublished, Untrained,
 )
 from sanrobust.zoo.external import create_external, is_external
 from sanrobust.zoo.facts import entry_from_facts
+from sanrobust.zoo.fit import class_count, load_strict
+from sanrobust.zoo.forms import smallest_input
 from sanrobust.zoo.names import LISTING, parse, quoted
+from sanrobust.zoo.san import require_side
+from sanrobust.zoo.wrapping import aligned
 
 Say = Callable[[str], None]
 
 
-def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalog.DEFAULT_TAG,
-                 overrides: Mapping[str, Any] | None = None, num_classes: int | None = None,
-                 progress: Progress | None = None, say: Say = lambda _: None) -> Classifier:
+def create_model(name: str, *, checkpoint: str | Path | None = None, use_ema: bool = False,
+                 tag: str = catalog.DEFAULT_TAG, overrides: Mapping[str, Any] | None = None,
+                 num_classes: int | None = None, progress: Progress | None = None,
+                 say: Say = lambda _: None) -> Classifier:
     """Return the classifier called ``name``, on the CPU.
 
     Args:
@@ -38,29 +45,58 @@ def create_model(name: str, *, checkpoint: Path | None = None, tag: str = catalo
             ``package.module:callable``.
         checkpoint: a file whose weights are used instead of the entry's own; the classifier is
             then called ``arch.STEM`` after it.
+        use_ema: take the averaged weights of a checkpoint that holds both.
         tag: the entry meant when ``name`` is an architecture alone.
         overrides: preprocessing fields that replace the entry's; those that are None do not.
         num_classes: length of the logits; by default the checkpoint's or the entry's.
         progress: told how far a download has come, in bytes.
-        say: told in a sentence what a user must know of a download.
+        say: told in a sentence what a user must know of a download or of a checkpoint.
 
-    Raises UnknownNameError, CheckpointError, DownloadError or ModelError, each with the way out.
+    Raises UsageError for an argument that cannot be meant, UnknownNameError, CheckpointError,
+    DownloadError or ModelError, each with the way out.
     """
-    chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
+    chosen = _overrides(overrides)
+    path = _checked(name, checkpoint, num_classes)
     if is_external(name):
-        return create_external(name, checkpoint=checkpoint, overrides=chosen,
-                               num_classes=num_classes)
-    if checkpoint is not None:
-        entry = catalog.find_form(name, tag=tag)
-        return _from_checkpoint(name, entry, checkpoint, chosen, num_classes)
+        return create_external(name, checkpoint=path, use_ema=use_ema, overrides=chosen,
+                               num_classes=num_classes, say=say)
+    if path is not None:
+        return _from_checkpoint(name, catalog.find_form(name, tag=tag), path, chosen, num_classes,
+                                use_ema, say)
     entry = catalog.find(name, tag=tag)
     if num_classes not in (None, entry.architecture.num_classes):
         if not isinstance(entry.weights, Untrained):
-            raise UsageError(f"--num-classes must be {entry.architecture.num_classes} for "
+            raise UsageError(f"num_classes must be {entry.architecture.num_classes} for "
                              f"{entry.name}", seen=f"it is {num_classes}",
-                             hint="leave it out, or give other weights with --checkpoint FILE")
+                             hint="leave it out, or give other weights as checkpoint")
         entry = _with_classes(entry, num_classes)
     return _from_entry(entry, chosen, progress, say)
+
+
+def _checked(name: object, checkpoint: object, num_classes: object) -> Path | None:
+    """Return the path of a checkpoint; raises UsageError for arguments of other types."""
+    if not isinstance(name, str):
+        raise UsageError("the name of a model must be text", seen=f"it is a {type(name).__name__}",
+                         hint="give a name such as san10-pair.digits, or measure a network itself "
+                              "with rotate and pgd")
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise UsageError("num_classes must be a whole number above 0", seen=f"it is {num_classes}",
+                         hint="leave it out to have the checkpoint's or the model's own")
+    if checkpoint is None or isinstance(checkpoint, (str, Path)):
+        return None if checkpoint is None else Path(checkpoint)
+    raise UsageError("checkpoint must be the path of a file",
+                     seen=f"it is a {type(checkpoint).__name__}",
+                     hint="save the weights with torch.save and give the file's path")
+
+
+def _overrides(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    chosen = {key: value for key, value in (overrides or {}).items() if value is not None}
+    known = [field.name for field in fields(Preprocessing)]
+    for key in chosen:
+        if key not in known:
+            raise unknown_name("field of the preprocessing", key, known,
+                               listing=f"the fields {', '.join(known)}")
+    return chosen
 
 
 def fetch(entry: Entry, *, progress: Progress | None = None, say: Say = lambda _: None) -> Path:
@@ -202,23 +238,31 @@ def _require_store_digest(entry: Entry, classifier: Classifier) -> None:
 
 
 def _from_checkpoint(name: str, entry: Entry, checkpoint: Path, overrides: Mapping[str, Any],
-                     num_classes: int | None) -> Classifier:
-    state = read_state_dict(checkpoint)
+                     num_classes: int | None, use_ema: bool, say: Say) -> Classifier:
+    weights = read_weights(checkpoint, use_ema=use_ema)
+    remark = weights.remark(str(checkpoint))
+    if remark is not None:
+        say(remark)
     facts = read_facts(checkpoint)
+    classes = None  # what the logits of a file without facts stand for is not known
     if facts is not None:
         told = entry_from_facts(facts, tag=entry.tag, weights=Stored("", ""))
         _require_arch(entry, told, checkpoint)
         # The file of our own training says which form it is; a bare architecture name does not.
         entry = told if parse(name).tag is None else entry
+        classes = told.classes
+    state = aligned(weights.state, parameter_shapes(entry.architecture))
     if num_classes is None:
-        head = state.get("fc.weight")
-        num_classes = int(head.shape[0]) if head is not None and head.ndim == 2 else None
+        num_classes = class_count(state)
     if num_classes is not None:
         entry = _with_classes(entry, num_classes)
+    if len(classes or ()) == entry.architecture.num_classes:
+        entry = replace(entry, classes=classes)
     network = _built(entry, 0)
     load_strict(network, state, name=name, source=str(checkpoint))
     tag = checkpoint.name.removesuffix(checkpoint.suffix).removeprefix(f"{entry.arch}.")
-    return _classifier(entry, network, overrides, str(checkpoint), name=f"{entry.arch}.{tag}")
+    source = f"{checkpoint} ({weights.key})" if weights.others else str(checkpoint)
+    return _classifier(entry, network, overrides, source, name=f"{entry.arch}.{tag}")
 
 
 def _require_arch(entry: Entry, told: Entry, checkpoint: Path) -> None:
@@ -243,11 +287,17 @@ def _built(entry: Entry, seed: int) -> torch.nn.Module:
 
 
 def _with_classes(entry: Entry, num_classes: int) -> Entry:
-    return replace(entry, architecture=replace(entry.architecture, num_classes=num_classes))
+    return replace(entry, architecture=replace(entry.architecture, num_classes=num_classes),
+                   classes=None)
 
 
 def _classifier(entry: Entry, network: torch.nn.Module, overrides: Mapping[str, Any], source: str,
                 *, name: str | None = None) -> Classifier:
-    return Classifier(network, name=name or entry.name,
-                      preprocessing=replace(entry.preprocessing, **overrides),
-                      num_classes=entry.architecture.num_classes, source=source)
+    preprocessing = replace(entry.preprocessing, **overrides)
+    if isinstance(entry.architecture, SanConfig):
+        # Said here, before a run begins that would fail at its first image.
+        require_side(preprocessing.img_size, preprocessing.img_size,
+                     smallest_input(entry.architecture))
+    return Classifier(network, name=name or entry.name, preprocessing=preprocessing,
+                      num_classes=entry.architecture.num_classes, source=source,
+                      classes=entry.classes, code=None)

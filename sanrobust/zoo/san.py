@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.design import Design
-from sanrobust.errors import ModelError, UsageError
+from sanrobust.errors import ModelError
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.entry import SanConfig
@@ -72,7 +72,7 @@ class San(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of normalised ``images`` (B, 3, H, W).
 
-        Raises UsageError when an image is smaller than the attention footprints allow.
+        Raises ModelError when an image is smaller than the attention footprints allow.
         """
         require_large_enough(images, self.smallest_input)
         features = F.relu(self.bn_in(self.conv_in(images)), inplace=True)
@@ -103,10 +103,14 @@ def _attention(design: Design, channels: int, footprint: int
 
 
 def require_large_enough(images: Tensor, side: int) -> None:
-    """Raise UsageError when ``images`` (B, 3, H, W) have a side below ``side`` pixels."""
-    height, width = images.shape[-2:]
+    """Raise ModelError when ``images`` (B, 3, H, W) have a side below ``side`` pixels."""
+    require_side(images.shape[-2], images.shape[-1], side)
+
+
+def require_side(height: int, width: int, side: int) -> None:
+    """Raise ModelError when an image of ``height`` x ``width`` pixels has a side below ``side``."""
     if min(height, width) < side:
-        raise UsageError(
+        raise ModelError(
             f"this network needs images of at least {side}x{side} pixels",
             seen=f"these are {height}x{width}",
             hint=f"use --img-size {side} or larger, or a model made for small images",
@@ -120,9 +124,10 @@ def _require_buildable(config: SanConfig) -> None:
                          hint="name the blocks of each stage")
     per_stage = {"footprints": config.footprints, "widths": config.widths, "pools": config.pools}
     for name, values in per_stage.items():
-        if len(values) != stages:
+        # Configurations come from files too, where a list may be nothing at all.
+        if not isinstance(values, tuple) or len(values) != stages:
             raise ModelError(f"{name} of a SAN must have one item per stage",
-                             seen=f"there are {len(values)} for {stages} stages",
+                             seen=f"they are {values} for {stages} stages",
                              hint=f"give {stages} values")
     for width in config.widths:
         if width < _WIDTH_UNIT or width % _WIDTH_UNIT:

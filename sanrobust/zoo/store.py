@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -54,9 +54,21 @@ class StoreRecord:
 
 
 def home() -> Path:
-    """Return the store's folder: ``SANROBUST_HOME``, or ``~/.cache/sanrobust``."""
+    """Return the store's folder.
+
+    ``SANROBUST_HOME``, else ``sanrobust`` in ``XDG_CACHE_HOME``, else ``~/.cache/sanrobust``.
+    Raises UsageError where that is in nobody's home.
+    """
     named = os.environ.get("SANROBUST_HOME")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "sanrobust"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        if named:
+            return Path(named).expanduser()
+        # A relative path there is to be ignored, says the XDG Base Directory Specification.
+        return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "sanrobust"
+    except RuntimeError as error:
+        raise UsageError("the store of weights must lie in a folder", seen=f"{named or '~'} "
+                         "names no user's home", hint="set SANROBUST_HOME to a folder") from error
 
 
 def weights_path(name: str) -> Path:
@@ -82,53 +94,80 @@ def require_name(name: str) -> None:
                          seen=f"it is {name!r}", hint=f"choose {quoted(canonical(name))}")
 
 
-def add(name: str, path: Path, *, like: Entry | None = None) -> StoreRecord:
+def add(name: str, path: Path, *, like: Entry | None = None, overwrite: bool = False,
+        use_ema: bool = False, say: Callable[[str], None] = lambda _: None) -> StoreRecord:
     """Check the checkpoint ``path`` and keep its weights as the model ``name``.
 
     Args:
         name: ``arch.tag``; the architecture may have options, in any spelling; the tag is the
-            user's own or ``in1k``. A name added before is replaced.
-        path: a checkpoint in any format that `checkpoint.read_state_dict` reads.
+            user's own or ``in1k``.
+        path: a checkpoint in any format that `checkpoint.read_weights` reads.
         like: entry whose form and preprocessing the weights share; by default what our own
             training wrote into the file, else the architecture's ImageNet form.
+        overwrite: replace weights added under this name before.
+        use_ema: take the averaged weights of a checkpoint that holds both.
+        say: told in a sentence which of several weights were taken.
 
-    Raises UsageError for a name that cannot be taken, CheckpointError for a file that does not
-    fit, and OutputError when the store cannot be written.
+    Raises UsageError for a name that cannot be taken or is taken, CheckpointError for a file that
+    does not fit, and OutputError when the store cannot be written.
     """
     import torch  # heavy: the listing commands read this module without it
 
     from sanrobust.zoo import checkpoint
-    from sanrobust.zoo.build import build
+    from sanrobust.zoo.build import build, parameter_shapes
+    from sanrobust.zoo.digest import state_digest
+    from sanrobust.zoo.fit import class_count, load_strict
+    from sanrobust.zoo.wrapping import aligned
 
     name = canonical(name) if "(" in name else name
-    _require_free(name)
-    state = checkpoint.read_state_dict(path)
-    model_facts = None if like is not None else checkpoint.read_facts(path)
-    entry = _planned(name, path, like, model_facts, _classes(state.get("fc.weight"), name, path))
+    _require_free(name, taken=() if overwrite else _read_index())
+    found = checkpoint.read_weights(path, use_ema=use_ema)
+    remark = found.remark(str(path))
+    if remark is not None:
+        say(remark)
+    template = _template(name, like, None if like is not None else checkpoint.read_facts(path))
+    state = aligned(found.state, parameter_shapes(template.architecture))
+    entry = _planned(name, path, template, _classes(class_count(state), name, path))
     with torch.random.fork_rng(devices=[]):
         network = build(entry.architecture)
-    checkpoint.load_strict(network, state, name=name, source=str(path),
-                           suggestion="choose the name {arch}.TAG and add --like {model}")
+    load_strict(network, state, name=name, source=str(path),
+                suggestion="choose the name {arch}.TAG and add --like {model}")
     weights = network.state_dict()
     target = weights_path(name)
     with locked(home() / f"{_INDEX}.lock"):
         index = _read_index()
+        _require_free(name, taken=() if overwrite else index)
         checkpoint.save_safetensors(weights, target,
                                     {checkpoint.METADATA_KEY: json.dumps(facts(entry))})
         entry = replace(entry, weights=Stored(target.name, sha256_file(target)))
-        record = StoreRecord(entry, checkpoint.state_digest(weights), path.name,
-                             sha256_file(path), _now())
+        record = StoreRecord(entry, state_digest(weights), path.name, sha256_file(path), _now())
         index[name] = _as_row(record)
         _write_index(index)
     return record
 
 
 def records() -> dict[str, StoreRecord]:
-    """Return everything in the store by name, in the order in which it was added.
+    """Return what the store knows by name, in the order in which it was added.
 
-    Raises CheckpointError when the index is damaged.
+    Weights whose row does not read are left out; see `damaged`. Raises CheckpointError when the
+    index as a whole is damaged.
     """
-    return {name: _from_row(name, row) for name, row in _read_index().items()}
+    return {name: row for name, row in _rows().items() if isinstance(row, StoreRecord)}
+
+
+def damaged() -> dict[str, CheckpointError]:
+    """Return by name what is wrong with the rows of the store that do not read."""
+    return {name: row for name, row in _rows().items() if isinstance(row, CheckpointError)}
+
+
+def _rows() -> dict[str, StoreRecord | CheckpointError]:
+    found: dict[str, StoreRecord | CheckpointError] = {}
+    for name, row in _read_index().items():
+        try:
+            found[name] = _from_row(name, row)
+        except CheckpointError as error:
+            found[name] = error
+    return found
 
 
 def pinned(path: Path) -> str | None:
@@ -171,7 +210,7 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_UN)
 
 
-def _require_free(name: str) -> None:
+def _require_free(name: str, taken: Collection[str]) -> None:
     require_name(name)
     parsed = parse(name)
     arch, tag = parsed.architecture, parsed.tag
@@ -179,44 +218,50 @@ def _require_free(name: str) -> None:
         raise UsageError("the tag of added weights must be your own or in1k",
                          seen=f"{tag} belongs to the package",
                          hint=f"choose another, such as {quoted(f'{arch}.mine')}")
+    if name in taken:
+        raise UsageError("the name of added weights must be new",
+                         seen=f"{name} is in the store already",
+                         hint="choose another tag, or replace it with --overwrite")
 
 
-def _classes(head: Any, name: str, path: Path) -> int:
-    if head is None or head.ndim != 2 or head.shape[0] < 1:
+def _classes(found: int | None, name: str, path: Path) -> int:
+    if found is None:
         raise CheckpointError("a checkpoint of the zoo must hold fc.weight (classes, channels)",
                               seen=f"{path} has no such tensor",
                               hint=f"give the weights that belong to {name.partition('.')[0]}")
-    return int(head.shape[0])
+    return found
 
 
-def _planned(name: str, path: Path, like: Entry | None, model_facts: Mapping[str, object] | None,
-             classes: int) -> Entry:
+def _planned(name: str, path: Path, template: Entry, classes: int) -> Entry:
     """Return the entry that the weights should fit; its hash is not known yet."""
     arch, _, tag = name.partition(".")
-    template = _template(arch, tag, like, model_facts)
-    if template.arch != arch:
-        source = "the file says" if like is None else "--like says"
-        raise CheckpointError(f"weights named {name} must belong to {arch}",
-                              seen=f"{source} {template.arch}",
-                              hint="choose the name " + quoted(f"{template.arch}.{tag}"))
     if tag == IN1K_TAG and classes != IN1K_CLASSES:
         raise CheckpointError(f"{name} must have the {IN1K_CLASSES} classes of ImageNet",
                               seen=f"{path} has {classes}",
                               hint=f"choose another tag, such as {quoted(f'{arch}.mine')}")
     same = classes == template.architecture.num_classes
     return replace(template, architecture=replace(template.architecture, num_classes=classes),
-                   data=template.data if same else UNKNOWN_DATA)
+                   data=template.data if same else UNKNOWN_DATA,
+                   classes=template.classes if same else None)
 
 
-def _template(arch: str, tag: str, like: Entry | None,
-              model_facts: Mapping[str, object] | None) -> Entry:
+def _template(name: str, like: Entry | None, model_facts: Mapping[str, object] | None) -> Entry:
+    """Return an entry of the form and preprocessing that the weights should have."""
+    arch, _, tag = name.partition(".")
     nowhere = Stored("", "")
     if like is not None:
-        return Entry(arch=like.arch, tag=tag, architecture=like.architecture, weights=nowhere,
-                     preprocessing=like.preprocessing, data=like.data)
-    if model_facts is not None:
-        return entry_from_facts(model_facts, tag=tag, weights=nowhere)
-    return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=nowhere)
+        told = Entry(arch=like.arch, tag=tag, architecture=like.architecture, weights=nowhere,
+                     preprocessing=like.preprocessing, data=like.data, classes=like.classes)
+    elif model_facts is not None:
+        told = entry_from_facts(model_facts, tag=tag, weights=nowhere)
+    else:
+        return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=nowhere)
+    if told.arch != arch:
+        source = "the file says" if like is None else "--like says"
+        raise CheckpointError(f"weights named {name} must belong to {arch}",
+                              seen=f"{source} {told.arch}",
+                              hint="choose the name " + quoted(f"{told.arch}.{tag}"))
+    return told
 
 
 def _as_row(record: StoreRecord) -> dict[str, object]:
@@ -236,7 +281,10 @@ def _from_row(name: str, row: Mapping[str, Any]) -> StoreRecord:
         return StoreRecord(entry, *(require_text(row[key]) for key in
                                     ("state_digest", "source", "source_sha256", "added")))
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise _damaged_index(f"its row {name!r} does not read") from error
+        raise CheckpointError("the facts of stored weights must describe a model of the zoo",
+                              seen=f"those of {name} do not ({error})",
+                              hint=f"add the weights again with sanrobust zoo add {quoted(name)} "
+                                   "FILE --overwrite") from error
 
 
 def _read_index() -> dict[str, Any]:

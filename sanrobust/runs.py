@@ -1,0 +1,195 @@
+"""Runs as they lie on disk: their header, whether they are whole, and which measured the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from sanrobust.errors import OutputError
+from sanrobust.records import (HEADER_NAME, LOCK_NAME, RUNS_FOLDER, ids_digest, read_header,
+                               read_records)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run found on disk.
+
+    Attributes:
+        folder: where it lies.
+        header: content of ``run.json``.
+    """
+
+    folder: Path
+    header: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, by which it can be asked for."""
+        return self.folder.name
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment."""
+        return str(self.spec["experiment"])
+
+    @property
+    def spec(self) -> Mapping[str, object]:
+        """The specification as written."""
+        value = self.header["spec"]
+        assert isinstance(value, dict)
+        return value
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The experiment's own settings."""
+        value = self.spec.get("settings")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is said to have the records of every image; `records` makes sure."""
+        return self.header.get("status") == COMPLETE
+
+    @property
+    def last_start(self) -> Mapping[str, object]:
+        """How the run was computed when it was last started: device, versions, batch size."""
+        starts = self.header.get("starts")
+        # Before there was an entry for each start, its facts stood in the header itself.
+        return starts[-1] if isinstance(starts, list) and starts else self.header
+
+    @property
+    def measured(self) -> str:
+        """When its last record was written, as people read it."""
+        updated = str(self.header.get("updated") or self.header.get("started") or "")
+        return f"{updated[:16].replace('T', ' ')} UTC" if updated else "an unknown time"
+
+    @property
+    def again(self) -> str:
+        """What starts or goes on with this run."""
+        command = self.header.get("command")
+        return f"type {command}" if command else "make the call again that made this run"
+
+    def remarks(self) -> Iterator[str]:
+        """Yield what a reader of its numbers must know besides, a sentence each."""
+        for key in ("assumed", "left_out", "probe"):
+            value = self.header.get(key)
+            yield from [str(each) for each in value] if isinstance(value, list) else []
+
+    def records(self) -> pd.DataFrame:
+        """Return all rows in the order in which they were measured.
+
+        Raises OutputError on damage, and for a run said to be complete that lacks images or has
+        others than its own.
+        """
+        table = read_records(self.folder, self.experiment)
+        if self.complete:
+            self._require_whole(set(table.column("image").to_pylist()))
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
+
+    def _require_whole(self, recorded: set[str]) -> None:
+        wanted, digest = self.spec.get("images"), self.header.get("ids_digest")
+        if len(recorded) == wanted and digest in (None, ids_digest(recorded)):
+            return
+        seen = (f"{self.folder} holds {len(recorded)} of {wanted}" if len(recorded) != wanted
+                else f"{self.folder} holds some of other images")
+        hint = f"{self.again}, which measures the missing ones"
+        raise OutputError("a complete run must hold the records of all its images", seen=seen,
+                          hint=hint if isinstance(wanted, int) and len(recorded) < wanted
+                          else f"{self.again} with --fresh")
+
+    def is_being_written(self) -> bool:
+        """Return whether a process holds the run open at this moment."""
+        path = self.folder / LOCK_NAME
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # not ours to lock; the header's status must do
+            return self.header.get("status") == "running"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies under a folder of results.
+
+    Attributes:
+        runs: the runs whose header reads back, oldest first by their start.
+        damaged: what is wrong with each of the others.
+    """
+
+    runs: tuple[Run, ...]
+    damaged: tuple[OutputError, ...]
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing at all, whole or damaged."""
+        return not (self.runs or self.damaged)
+
+
+def find_runs(out: Path, experiment: str) -> Found:
+    """Find the runs of ``experiment`` under ``out``; a damaged one hides no other."""
+    runs, damaged = [], []
+    for path in sorted((out / RUNS_FOLDER).glob(f"{experiment}-*/{HEADER_NAME}")):
+        try:
+            run = Run(path.parent, read_header(path))
+        except OutputError as error:
+            damaged.append(error)
+            continue
+        if run.spec.get("experiment") == experiment:
+            runs.append(run)
+    return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
+
+
+def open_run(folder: Path) -> Run:
+    """Return the run in ``folder``; raises OutputError when its header does not read back."""
+    return Run(folder, read_header(folder / HEADER_NAME))
+
+
+def identity(run: Run, row: Mapping[str, object]) -> str:
+    """Return what decides the numbers of a row: rows of equal identity measure the same.
+
+    That is the whole specification, with the row's own budget in place of the run's list of them:
+    the budgets of an attack do not change each other's numbers.
+    """
+    settings = {name: value for name, value in run.settings.items() if name != "budgets"}
+    budget = [str(row.get(name)) for name in ("eps", "step", "iters")]
+    return json.dumps([{**run.spec, "settings": settings}, budget], sort_keys=True)
+
+
+def _age(run: Run) -> tuple[str, int, str]:
+    attempt = run.name.rpartition(".")[2]
+    return (str(run.header.get("started", "")), int(attempt) if attempt.isdecimal() else 0,
+            run.name)
+
+
+def select(runs: Sequence[Run], *, names: Sequence[str] = (), models: Sequence[str] = (),
+           data: Sequence[str] = ()) -> tuple[Run, ...]:
+    """Return the runs whose folder, model and data are among those named; none named means any.
+
+    A folder may be named by its beginning or its digest, a model by its full name or by its
+    architecture alone.
+    """
+    def wanted(run: Run) -> bool:
+        model = str(run.spec.get("model"))
+        return (_any(names, lambda each: run.name.startswith(each) or each in run.name.split("-"))
+                and _any(models, lambda each: model == each or model.startswith(f"{each}."))
+                and _any(data, lambda each: each == run.spec.get("data")))
+    return tuple(run for run in runs if wanted(run))
+
+
+def _any(named: Sequence[str], test: Callable[[str], bool]) -> bool:
+    return not named or any(map(test, named))

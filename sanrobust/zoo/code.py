@@ -1,0 +1,263 @@
+"""A digest of the code behind a network, as far as it can be followed.
+
+The user's own modules count by the content of their files: the factory's, those of the network's
+classes, and every module that these import, within functions too. What is defined in a notebook
+or in the script that was started counts piece by piece, by its source or, where there is none, by
+its compiled instructions. The network's own values that are no weights count beside the code:
+numbers, texts and tensors in attributes, and buffers that are not saved.
+
+Not followed are installed libraries and the standard library, files that the code reads, modules
+that it imports by a computed name before any class of theirs is part of the network, and
+attributes of a kind that `digest.value_digest` knows by type alone. No path on the machine counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sanrobust.files import sha256_file
+from sanrobust.zoo.digest import qualified, value_digest
+
+_LIBRARIES = ("torch", "torchvision", "timm", "sanrobust")
+_INSTALLED = ("site-packages", "dist-packages")
+_MAIN = "__main__"
+# What every network has: its weights and children count elsewhere, its hooks as functions.
+_INTERNAL = frozenset(vars(nn.Module())) | {"training"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def code_digest(network: nn.Module, *made_by: object) -> str:
+    """Return the SHA-256 of the code of ``network`` and of what made it.
+
+    The same code gives the same digest in every process and from every folder.
+
+    Args:
+        network: before its first pass, which may leave traces in attributes.
+        made_by: its factory, for one that has it.
+    """
+    functions = [function for module in network.modules() for function in _functions(module)]
+    classes = [kind for module in network.modules() for kind in type(module).__mro__]
+    package = origin(made_by[0]).partition(".")[0] if made_by else ""
+    pieces = _Pieces(package)
+    pieces.follow([*made_by, *classes, *functions])
+    digest = hashlib.sha256()
+    for line in (*sorted(pieces.lines), *_attributes(network)):
+        digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def own_modules(module: types.ModuleType) -> dict[str, types.ModuleType]:
+    """Return the user's own modules that ``module`` reaches, itself among them, by name."""
+    pieces = _Pieces(module.__name__.partition(".")[0])
+    pieces.follow([module])
+    return pieces.modules
+
+
+def own_file(module: types.ModuleType) -> Path | None:
+    """Return the file of a module; None for one without a file that can be read."""
+    path = Path(getattr(module, "__file__", None) or "")
+    return path if path.is_file() else None
+
+
+def origin(value: object) -> str:
+    """Return the name of the module that a value comes from; empty when it has none."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    try:
+        name = getattr(value, "__module__", None)
+    except Exception:  # stand-ins of other libraries raise what they like
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+class _Pieces:
+    """The user's modules, and the functions and classes that belong to no file.
+
+    Attributes:
+        modules: found so far, by name.
+        lines: what the digest is made of.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.modules: dict[str, types.ModuleType] = {}
+        self.lines: list[str] = []
+        self._package = "" if package in _LIBRARIES else package
+        self._seen: set[int] = set()
+
+    def follow(self, values: Iterable[object]) -> None:
+        """Enter where the values come from, and what is reached from there."""
+        waiting = list(values)
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, str):
+                name, value = value, sys.modules.get(value)
+            else:
+                value = inspect.unwrap(value) if inspect.isfunction(value) else value
+                name = origin(value)
+            module = sys.modules.get(name)
+            if module is None or not self._is_own(module):
+                continue
+            if name == _MAIN or own_file(module) is None:
+                waiting += self._piece(value)
+            elif name not in self.modules:
+                waiting += self._module(name, module)
+
+    def _is_own(self, module: types.ModuleType) -> bool:
+        top = module.__name__.partition(".")[0]
+        if top == self._package:
+            return True
+        if top in _LIBRARIES or top in sys.stdlib_module_names:
+            return False
+        path = getattr(module, "__file__", None)
+        return path is None or not _is_installed(Path(path))
+
+    def _module(self, name: str, module: types.ModuleType) -> list[object]:
+        path = own_file(module)
+        assert path is not None
+        self.modules[name] = module
+        self.lines.append(f"module {name} {sha256_file(path)}")
+        held = list(vars(module).values())
+        for value in list(held):  # a table of models, as registries have them
+            if isinstance(value, dict):
+                held += value.values()
+            elif isinstance(value, (list, tuple)):
+                held += value
+        named: list[object] = [name.rpartition(".")[0], *_imports(module, path)]
+        return named + [value for value in held if not isinstance(value, str)]
+
+    def _piece(self, value: object) -> list[object]:
+        """Enter a function or class without a file, and return what it uses."""
+        if id(value) in self._seen:
+            return []
+        self._seen.add(id(value))
+        if isinstance(value, type):
+            inside = {name: _plain(each) for name, each in vars(value).items()}
+            values = {name: each for name, each in inside.items()
+                      if not name.startswith("__") and not callable(each)}
+            bases = tuple(map(qualified, value.__mro__))
+            self.lines.append(f"class {qualified(value)} {value_digest((bases, values))}")
+            return [*(each for each in inside.values() if callable(each)), *value.__mro__[1:]]
+        if isinstance(value, types.ModuleType):
+            return []
+        if not inspect.isfunction(value):
+            return [type(value)]
+        self.lines.append(f"function {qualified(value)} {_text(value)}")
+        used: list[object] = []
+        for name, each in sorted(_used(value).items()):
+            if isinstance(each, (types.ModuleType, type)) or inspect.isfunction(each):
+                used.append(each)
+            else:
+                self.lines.append(f"value {qualified(value)} {name} {value_digest(each)}")
+                used.append(type(each))
+        return used
+
+
+def _is_installed(path: Path) -> bool:
+    if any(part in _INSTALLED for part in path.parts):
+        return True
+    return path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _imports(module: types.ModuleType, path: Path) -> Iterator[str]:
+    """Yield the names of what a module's source imports anywhere, within functions too."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):  # a compiled module
+        return
+    package = module.__package__ or ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                base = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # a relative import outside a package, never run
+                continue
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _plain(value: object) -> object:
+    """Return the function within a method of any kind."""
+    if isinstance(value, property):
+        return value.fget
+    return inspect.unwrap(getattr(value, "__func__", value))  # type: ignore[arg-type]
+
+
+def _text(function: types.FunctionType) -> str:
+    """Return a digest of a function's source or, where there is none, of its instructions."""
+    try:
+        return value_digest(inspect.getsource(function))
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return value_digest(instructions(function.__code__))
+
+
+def instructions(code: types.CodeType) -> tuple[object, ...]:
+    """Return everything of a compiled function that decides what it does, without its place."""
+    constants = tuple(instructions(each) if isinstance(each, types.CodeType) else each
+                      for each in code.co_consts)
+    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars,
+            code.co_cellvars, code.co_flags)
+
+
+def _used(function: types.FunctionType) -> dict[str, Any]:
+    """Return the globals, enclosed values and defaults that a function can read, by name."""
+    names = set(_names(function.__code__))
+    found = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # a name that has no value yet
+            continue
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return {**found, **{f"default {place}": value for place, value in enumerate(defaults)}}
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _functions(module: nn.Module) -> Iterator[object]:
+    """Yield functions that were put on one module: another forward, hooks."""
+    for name, value in vars(module).items():
+        if name in _HOOKS:
+            yield from (getattr(each, "__func__", each) for each in value.values())
+        elif name not in _INTERNAL and callable(value) and not isinstance(value, nn.Module):
+            yield getattr(value, "__func__", value)
+
+
+def _attributes(network: nn.Module) -> Iterator[str]:
+    """Yield a line for each value of a network that is no weight, in the order of its modules."""
+    for path, module in network.named_modules():
+        yield f"part {path} {qualified(type(module))}"
+        yield f"program {path} {value_digest(_program(module))}"
+        for name, value in sorted(vars(module).items()):
+            if name not in _INTERNAL and not isinstance(value, nn.Module):
+                yield f"attribute {path}.{name} {value_digest(value)}"
+        for name in sorted(module._non_persistent_buffers_set):
+            buffer = module._buffers.get(name)
+            if isinstance(buffer, Tensor):
+                yield f"buffer {path}.{name} {value_digest(buffer)}"
+
+
+def _program(module: nn.Module) -> str:
+    """Return the code that a traced or scripted module carries itself."""
+    try:
+        text = getattr(module, "code", "")
+    except RuntimeError:  # a scripted module without a forward of its own
+        return ""
+    return text if isinstance(text, str) else ""

@@ -1,0 +1,209 @@
+"""Whether weights fit a network, and filling it with them.
+
+Shapes in messages are tensor shapes as PyTorch prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sanrobust.errors import CheckpointError
+from sanrobust.zoo.build import parameter_shapes
+from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.names import NETWORKS
+from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Any], *, name: str, source: str,
+                suggestion: str = "type --model {model}") -> None:
+    """Copy ``state`` into ``model`` if names, shapes and kinds of number agree and all are finite.
+
+    Only batch normalisation's ``num_batches_tracked`` may be absent, as in files older than it,
+    and names may begin with what a trainer put before all of them.
+
+    Args:
+        model: the network to fill.
+        state: tensors as `read_state_dict` returns them.
+        name: the model's name, for messages.
+        source: where the tensors came from, for messages.
+        suggestion: what to do when another known model fits; its name stands for ``{model}``,
+            its architecture for ``{arch}``.
+
+    Raises CheckpointError saying what differs and, where another known model fits, which.
+    """
+    own = model.state_dict()
+    state = aligned(state, own)
+    require_fit(shapes(own), state, name=name, source=source, suggestion=suggestion)
+    converted = {key: _as_in(key, own[key], value, source)
+                 for key, value in state.items()}
+    counters = {key: value for key, value in own.items() if key.endswith(BATCH_COUNTER)}
+    try:
+        model.load_state_dict({**counters, **converted}, strict=True)
+    # A module that reads extra state raises what it likes.
+    except Exception as error:
+        raise CheckpointError(f"the weights must fit {name}",
+                              seen=f"reading {source} it stopped with: {first_line(error)}",
+                              hint=f"check that the file holds weights of {name}") from error
+
+
+def require_fit(expected: Shapes, state: Mapping[str, Any], *, name: str, source: str,
+                suggestion: str = "type --model {model}") -> None:
+    """Raise CheckpointError unless the names and shapes of ``state`` are the ``expected`` ones."""
+    difference = _difference(expected, state)
+    if difference is None:
+        return
+    classes = head_classes(expected, state)
+    if classes is not None:
+        raise CheckpointError(
+            f"the weights must fit {name}",
+            seen=f"{source} has {classes} classes where the model has "
+                 f"{_head_size(expected, difference)}",
+            hint="give weights with the model's number of classes, or name the model they belong "
+                 "to")
+    other = fitting(state)
+    hint = (f"it fits {other}: {_suggested(suggestion, other)}" if other
+            else f"check that the file holds weights of {name}")
+    raise CheckpointError(f"the weights must fit {name}",
+                          seen=f"in {source} {difference.sentence(expected, state)}", hint=hint)
+
+
+def fits(expected: Shapes, state: Mapping[str, Any]) -> bool:
+    """Return whether the names and shapes of ``state`` are the ``expected`` ones."""
+    return _difference(expected, state) is None
+
+
+def head_classes(expected: Shapes, state: Mapping[str, Any]) -> int | None:
+    """Return the number of classes of ``state`` when nothing but the heads' length differs.
+
+    A network may have several heads, all of one length. None when the tensors agree with
+    ``expected`` or differ in any other way.
+    """
+    difference = _difference(expected, state)
+    if difference is None or difference.missing or difference.unexpected:
+        return None
+    found = shapes(state)
+    lengths = {(expected[key][:1], found[key][:1]) for key in difference.reshaped}
+    same_rest = all(found[key][1:] == expected[key][1:] and found[key] and expected[key]
+                    for key in difference.reshaped)
+    if len(lengths) != 1 or not same_rest:
+        return None
+    (_, (classes,)), = lengths
+    return classes
+
+
+def fitting(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the zoo's model whose parameters have the names and shapes of ``state``.
+
+    A small form answers as ``ARCH.untrained-small``. None when no model fits.
+    """
+    if not any(key.endswith("fc.weight") for key in state):
+        return None
+    for arch in NETWORKS:
+        forms = {arch: imagenet_form(arch), f"{arch}.untrained-small": small_form(arch, 10)}
+        for name, form in forms.items():
+            expected = parameter_shapes(form)
+            named = aligned(state, expected)
+            if _difference(expected, named) is None or head_classes(expected, named) is not None:
+                return name
+    return None
+
+
+def class_count(state: Mapping[str, Any]) -> int | None:
+    """Return the length of the head ``fc.weight`` (classes, channels); None where it is none."""
+    head = state.get("fc.weight")
+    if not isinstance(head, Tensor) or head.ndim != 2 or head.shape[0] < 1:
+        return None
+    return int(head.shape[0])
+
+
+def shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by name; of extra state, which may be anything, none."""
+    return {name: () if name.endswith(EXTRA_STATE) else tuple(value.shape)
+            for name, value in state.items()}
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's message in one line, of an error without one its type."""
+    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Difference:
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def sentence(self, expected: Shapes, state: Mapping[str, Any]) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} of {len(expected)} names are missing "
+                         f"(first {self.missing[0]})")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} names are unexpected "
+                         f"(first {self.unexpected[0]})")
+        if self.reshaped:
+            first = self.reshaped[0]
+            parts.append(f"{len(self.reshaped)} have another shape (first {first}: "
+                         f"{tuple(state[first].shape)} where the model has {expected[first]})")
+        return ", ".join(parts)
+
+
+def _difference(expected: Shapes, state: Mapping[str, Any]) -> _Difference | None:
+    found = shapes(state)
+    missing = tuple(key for key in expected
+                    if key not in found and not key.endswith(BATCH_COUNTER))
+    unexpected = tuple(key for key in found if key not in expected)
+    reshaped = tuple(key for key in expected if key in found and expected[key] != found[key])
+    if not (missing or unexpected or reshaped):
+        return None
+    return _Difference(missing, unexpected, reshaped)
+
+
+def _suggested(suggestion: str, model: str) -> str:
+    return suggestion.format(model=model, arch=model.partition(".")[0])
+
+
+def _head_size(expected: Shapes, difference: _Difference) -> int:
+    return expected[difference.reshaped[0]][0]
+
+
+def _as_in(key: str, own: Any, value: Any, source: str) -> Any:
+    """Return ``value`` in the type of the network's ``own``, which must hold it.
+
+    Integers, truth values and complex numbers are no weights of another precision. A batch
+    counter, which nothing reads in eval mode, may have been averaged.
+    """
+    where = f"{key} in {source}"
+    if not (isinstance(own, Tensor) and isinstance(value, Tensor)):
+        return value
+    if _kind(own) != _kind(value) and not key.endswith(BATCH_COUNTER):
+        raise CheckpointError("weights must be of the kind of number that the model computes with",
+                              seen=f"{where} is of type {_dtype(value)} where the model has "
+                                   f"{_dtype(own)}",
+                              hint="give the weights before they were quantised or converted")
+    converted = value.to(own.dtype)
+    if _kind(own) in ("floating", "complex") and not bool(torch.isfinite(converted).all()):
+        overflows = bool(torch.isfinite(value.to(torch.float64)).all())
+        held = f"values too large for {_dtype(own)}" if overflows else "NaN or infinity"
+        raise CheckpointError("weights must be finite numbers", seen=f"{where} holds {held}",
+                              hint="use an earlier checkpoint, from before training diverged")
+    return converted
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_complex():
+        return "complex"
+    if value.is_floating_point():
+        return "floating"
+    return "truth" if value.dtype == torch.bool else "integer"
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,243 @@
+"""CONTRIBUTING's recipes, followed in a copy of the package as a stranger would.
+
+Each recipe is the list of its edits: the files that it names and no others. A file that does not
+exist is made; elsewhere the text goes before or behind the line that ends the list it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import sanrobust
+from sanrobust.kernels.native import library
+
+PACKAGE = Path(sanrobust.__file__).parent
+
+
+class Edit(NamedTuple):
+    """One step: where, beside which text that stands there once, and what."""
+
+    file: str
+    text: str
+    before: str = ""
+    behind: str = ""
+
+
+FAMILY = (
+    Edit("zoo/names.py", 'MLPS = ("mlp1", "mlp2")\n', behind='"sasa50")\n'),
+    Edit("zoo/names.py",
+         '    **dict.fromkeys(MLPS, lambda: (Option("patch", ("2", "4"), "4"),)),\n',
+         behind="    **dict.fromkeys(SASA_RESNETS, lambda: _SASA_OPTIONS),\n"),
+    Edit("zoo/entry.py", '''@dataclass(frozen=True)
+class MlpConfig:
+    """A perceptron on the means of patches."""
+
+    kind: ClassVar[str] = "mlp"
+
+    layers: tuple[int, ...]
+    side: int
+    patch: int = 4
+    num_classes: int = 1000
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(channels=(self.side,), sides=(self.patch,))
+
+    def describe(self) -> str:
+        return f"perceptron of {self.layers[0]} layers, patches of {self.patch}"
+
+
+''', before="Architecture = SanConfig"),
+    Edit("zoo/entry.py", " | MlpConfig",
+         behind="\nArchitecture = SanConfig | ResNetConfig | SasaConfig"),
+    Edit("zoo/mlp.py", '''import torch
+from torch import Tensor, nn
+
+from sanrobust.zoo.entry import MlpConfig
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: MlpConfig) -> None:
+        super().__init__()
+        width = 3 * (config.side // config.patch) ** 2
+        self.pool = nn.AvgPool2d(config.patch)
+        self.hidden = nn.Sequential(*(nn.Linear(width, width) for _ in range(config.layers[0])))
+        self.fc = nn.Linear(width, config.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.hidden(self.pool(images).flatten(1))))
+'''),
+    Edit("zoo/build.py", '''    if architecture.kind == "mlp":
+        from sanrobust.zoo.mlp import Mlp
+        return Mlp(architecture)
+''', before="    if isinstance(architecture, SanConfig):\n"),
+    Edit("zoo/forms.py", '''    if name.network.startswith("mlp"):
+        return MlpConfig((int(name.network[-1]),), 224, _number(name, "patch"), num_classes)
+''', before='    side = _number(name, "footprint", 7)\n'),
+    Edit("zoo/forms.py", '''    if name.network.startswith("mlp"):
+        return MlpConfig((int(name.network[-1]),), 32, _number(name, "patch"), num_classes)
+''', before="    config = SanConfig(layers=_san_layers(name), design=_design(name, heads="),
+    Edit("zoo/forms.py", "from sanrobust.zoo.entry import MlpConfig\n",
+         before="from sanrobust.zoo.entry import"),
+    Edit("zoo/catalog.py", '''\
+        Entry("mlp1", "in1k", imagenet_form("mlp1"), Remote("https://localhost/mlp1.pth"),
+              top1=12.5, licence="MIT", reference="nobody"),
+''', behind="        *(_untrained(arch, tag) for tag in _FORMS for arch in PAPER_ORDER),\n"),
+)
+RELATION = (
+    Edit("kernels/relations.py", '''\
+def _distance(local: Elementary, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    return (local.subtraction(query, key).abs(),)
+
+
+''', before="def _each_channel("),
+    Edit("kernels/relations.py",
+         '    Relation("pairwise", "distance", _each_channel, _distance, counted=_each_pair),\n',
+         behind="\nENTRIES = (\n"),
+)
+DATASET = (
+    Edit("data/catalog.py", '''    DatasetInfo(
+        name="bars", description="bars", num_classes=2, classes="bars", tag=None,
+        train_images=64, test_images=12, embedded=True, downloadable=False, licence="CC0",
+        source="nobody", class_names=("thin", "thick")),
+''', behind='arXiv:1409.0575",\n    ),\n'),
+    Edit("data/bars.py", '''import numpy as np
+
+from sanrobust.data.imageset import ArrayImages, ImageRef
+from sanrobust.data.public import Request
+
+
+def open_bars(request: Request) -> ArrayImages:
+    count = 12 if request.split == "test" else 64
+    pixels = np.zeros((count, 8, 8), np.uint8)
+    for number in range(count):
+        pixels[number, :, :2 + 4 * (number % 2)] = 255 - number
+    refs = tuple(ImageRef(f"bars/{request.split}/{number}", number % 2) for number in range(count))
+    return ArrayImages("bars", refs, 2, pixels, classes=("thin", "thick"))
+'''),
+    Edit("data/datasets.py", "from sanrobust.data.bars import open_bars\n",
+         before="from sanrobust.data.catalog import"),
+    Edit("data/datasets.py", '    "bars": open_bars,\n', behind='    "imagenet": open_imagenet,\n'),
+)
+BACKEND = (
+    Edit("kernels/twin/__init__.py", '"""A twin of the native kernels."""\n'),
+    Edit("kernels/twin/backend.py", '''import torch
+
+from sanrobust.kernels.fused import FusedBackend
+
+
+class TwinBackend(FusedBackend):
+    name = "twin"
+    device_type = "cpu"
+    dtypes = (torch.float32,)
+
+    def unavailable(self) -> str | None:
+        return None
+'''),
+    Edit("kernels/kernelset.py", '''def _twin() -> Kernels:
+    from sanrobust.kernels.native.kernels import NativeKernels
+    return type("TwinKernels", (NativeKernels,), {})()
+
+
+''', before="# What makes each kernel set"),
+    Edit("kernels/kernelset.py", 'KERNELS.add("twin", _twin)\n',
+         before='KERNELS.add("reference", PlainKernels)\n'),
+    Edit("kernels/backends.py", "from sanrobust.kernels.twin.backend import TwinBackend\n",
+         before="from sanrobust.registry import Registry\n"),
+    Edit("kernels/backends.py", "BACKENDS.add(TwinBackend.name, TwinBackend())\n",
+         before="BACKENDS.add(ReferenceBackend.name"),
+)
+LOOP = (
+    Edit("attacks/build.py", '''    if settings.attack == "still":
+        return partial(targeted_pgd, budgets=[replace(each, iters=0) for each in settings.budgets],
+                       targets=rule, loss=settings.loss, seed=settings.seed)
+
+''', before="    def pgd(model: Classifier,"),
+    Edit("attacks/build.py", '''from dataclasses import replace
+from functools import partial
+''', before="from typing import Protocol\n"),
+    Edit("attacks/settings.py", ' "still"', behind="\nOWN = (PGD,"),
+    Edit("attacks/describe.py", '''    if attack == "still":
+        return "No step at all."
+''', before="    words = _adapted(settings) if"),
+)
+RUN = """
+import json, sys
+from click.testing import CliRunner
+from sanrobust.cli import main
+done = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[each.exit_code, each.output] for each in done]))
+"""
+
+
+def follow(edit: Edit, package: Path) -> None:
+    path = package / edit.file
+    beside = edit.before + edit.behind
+    if not beside:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(edit.text, "utf-8")
+        return
+    text = path.read_text("utf-8")
+    assert text.count(beside) == 1, f"{edit.file}: {text.count(beside)} times {beside!r}"
+    put = edit.text + beside if edit.before else beside + edit.text
+    path.write_text(text.replace(beside, put), "utf-8")
+
+
+EXPECTED = {
+    # A family of networks works wherever a model does.
+    "zoo list": "mlp1.in1k ",
+    "zoo show mlp1": "perceptron of 1 layers, patches of 4",
+    "zoo show mlp2.untrained": "patch 2, 4",
+    "zoo verify mlp1.in1k": "absent  not downloaded yet",
+    "zoo verify mlp1.untrained mlp2(patch=2).untrained-small": "ok      initial values of seed 0",
+    "complexity -m mlp1 --stages": "hidden",
+    "rotate -m mlp2.untrained-small --num-samples 4": "mlp2.untrained-small",
+    "train -m mlp2(patch=2) --epochs 1 --tag mine --out w": "held-out top-1",
+    "zoo add mlp2(patch=2).mine w/mlp2(patch=2).mine.safetensors": "stored",
+    "rotate -m mlp2(patch=2).mine --num-samples 4": "mlp2(patch=2).mine",
+    # A relation is an option of models.
+    "zoo show san10-pair(relation=distance)": "pairwise, relation distance",
+    "complexity -m san10-pair(relation=distance)": "san10-pair(relation=distance)",
+    # A loop is an attack of ours.
+    "pgd --help": "pgd|still|torchattacks:NAME",
+    "pgd --attack still -m mlp1.untrained-small --num-samples 4": "Attack: No step at all.",
+    # A dataset can be trained on and measured.
+    "train -m mlp1 --data bars --epochs 1 -b 8 --out w": "64 training and 12 held-out images",
+    "rotate -m mlp1 --data bars --checkpoint w/mlp1.bars.safetensors": "Data: bars, 12 images.",
+    # A backend is shown, with its reason, and computes.
+    "info": "twin          ",
+    "rotate -m san10-pair.untrained-small --no-fold --backend twin --num-samples 4":
+        "san10-pair.untrained-small",
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """Exit code and output of every command, in a copy in which all recipes were followed."""
+    folder = tmp_path_factory.mktemp("tree")
+    shutil.copytree(PACKAGE, folder / "sanrobust", ignore=shutil.ignore_patterns("__pycache__"))
+    for edit in (*FAMILY, *RELATION, *LOOP, *DATASET, *BACKEND):
+        follow(edit, folder / "sanrobust")
+    answered = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps([command.split() for command in EXPECTED])],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "SANROBUST_HOME": str(folder)},
+        capture_output=True, text=True, check=False)
+    assert answered.returncode == 0, answered.stderr
+    return dict(zip(EXPECTED, map(tuple, json.loads(answered.stdout)), strict=True))
+
+
+@pytest.mark.parametrize("command", EXPECTED)
+def test_what_was_added_by_a_recipe_works(command: str, done: dict[str, tuple[int, str]]) -> None:
+    if "--backend" in command and library.refusal() is not None:
+        pytest.skip(f"no native kernels: {library.refusal()}")
+    code, output = done[command]
+    assert code == 0, output
+    assert EXPECTED[command] in output

@@ -1,0 +1,181 @@
+"""Runs on disk: a header that is true, records that are whole, and damage that hides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sanrobust.errors import Interrupted, OutputError
+from sanrobust.header import missing, started
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.records import RunStore, column_names
+from sanrobust.runs import Run, find_runs, identity, open_run, select
+from sanrobust.spec import RunSpec
+
+IDS = ("a", "b", "c", "d")
+SPEC = RunSpec(experiment="rotate", model="m.t", weights="00", preprocessing=Preprocessing(),
+               data="d", data_digest="11", images=len(IDS))
+
+
+def rows(ids: Sequence[str]) -> dict[str, list[object]]:
+    count = len(ids)
+    values: dict[str, list[object]] = {name: [None] * count for name in column_names("rotate")}
+    values.update(image=list(ids), label=[1] * count, view=["none"] * count, pred=[1] * count,
+                  top5_hit=[True] * count, prob_label=[0.5] * count)
+    return values
+
+
+def measure(out: Path, *chunks: Sequence[str], spec: RunSpec = SPEC, command: str = "") -> Run:
+    """Make a run of these chunks, complete when they hold every image."""
+    with RunStore(out, spec) as store:
+        with started(store, IDS, facts={"command": command, "device": "cpu"},
+                     remarks={"probe": ["m.t: it is random"]}):
+            for chunk in chunks:
+                store.append(rows(chunk))
+    return open_run(store.folder)
+
+
+def test_a_complete_run_reads_back(tmp_path: Path) -> None:
+    run = measure(tmp_path, "ab", "cd")
+    assert run.complete and run.records()["image"].tolist() == list(IDS)
+    assert list(run.remarks()) == ["m.t: it is random"]
+
+
+def test_a_run_that_ends_without_all_its_images_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="lacks 1 of 4: type the same command again"):
+        measure(tmp_path, "abc")
+    (run,) = find_runs(tmp_path, "rotate").runs
+    assert run.header["status"] == "failed"
+
+
+@pytest.mark.parametrize("lost", ["000000", "000001"], ids=["first", "last"])
+def test_a_complete_run_with_a_lost_chunk_is_an_error_that_names_the_command(
+        tmp_path: Path, lost: str) -> None:
+    run = measure(tmp_path, "ab", "cd", command="sanrobust rotate -m m.t")
+    (run.folder / "records" / f"{lost}.parquet").unlink()
+    with pytest.raises(OutputError, match="holds 2 of 4: type sanrobust rotate -m m.t, which"):
+        run.records()
+
+
+def test_images_of_another_set_in_a_complete_run_are_an_error(tmp_path: Path) -> None:
+    run = measure(tmp_path, "ab", "cd")
+    (run.folder / "records" / "000001.parquet").unlink()
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows("cx"))
+        with pytest.raises(OutputError, match="1 of others .the first is x."):
+            missing(store, IDS)
+    with pytest.raises(OutputError, match="some of other images"):
+        open_run(run.folder).records()
+
+
+def test_the_header_keeps_an_entry_for_each_start(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="after 2 of 4"), RunStore(tmp_path, SPEC) as store:
+        with started(store, IDS, facts={"device": "cpu", "batch_size": 2}, remarks={}):
+            store.append(rows("ab"))
+            raise KeyboardInterrupt
+    with RunStore(tmp_path, SPEC) as store:
+        assert missing(store, IDS) == 2
+        with started(store, IDS, facts={"device": "cuda:0", "batch_size": 64}, remarks={}):
+            store.append(rows("cd"))
+    header = open_run(store.folder).header
+    starts = header["starts"]
+    assert isinstance(starts, list)
+    assert [(each["device"], each["batch_size"]) for each in starts] == [("cpu", 2),
+                                                                         ("cuda:0", 64)]
+    assert header["started"] == starts[0]["started"] < starts[1]["started"]
+    assert open_run(store.folder).last_start["device"] == "cuda:0"
+
+
+def test_a_header_of_an_earlier_version_becomes_the_first_start(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.append(rows("ab"))
+        store.write_header({"status": "interrupted", "started": "2026-01-01", "batch_size": 7,
+                            "environment": {"device": "cpu"}, "seconds": 5.0})
+        with started(store, IDS, facts={"batch_size": 9}, remarks={}):
+            store.append(rows("cd"))
+    header = open_run(store.folder).header
+    assert [each["batch_size"] for each in header["starts"]] == [7, 9]  # type: ignore[attr-defined]
+    assert header["started"] == "2026-01-01" and float(str(header["seconds"])) >= 5
+
+
+def test_an_earlier_run_without_the_digest_of_its_ids_is_readable(tmp_path: Path) -> None:
+    run = measure(tmp_path, "ab", "cd")
+    header = {key: value for key, value in run.header.items() if key != "ids_digest"}
+    assert len(Run(run.folder, header).records()) == 4
+
+
+def test_a_damaged_header_hides_no_other_run(tmp_path: Path) -> None:
+    good = measure(tmp_path, "abcd")
+    bad = measure(tmp_path, "abcd", spec=replace(SPEC, model="n.t"))
+    (bad.folder / "run.json").write_text("{")
+    found = find_runs(tmp_path, "rotate")
+    assert [run.folder for run in found.runs] == [good.folder]
+    assert [bad.folder.name in str(error) for error in found.damaged] == [True]
+
+
+@pytest.mark.parametrize(("key", "value"), [("model", "other.t"), ("images", 3), ("data", "e")])
+def test_a_specification_changed_by_hand_is_noticed(tmp_path: Path, key: str,
+                                                    value: object) -> None:
+    path = measure(tmp_path, "abcd").folder / "run.json"
+    header = json.loads(path.read_text())
+    header["spec"][key] = value
+    path.write_text(json.dumps(header))
+    (error,) = find_runs(tmp_path, "rotate").damaged
+    assert "changed after it was written" in str(error)
+
+
+@pytest.mark.parametrize("key", ["model", "weights", "settings"])
+def test_a_specification_that_lacks_a_part_is_noticed(tmp_path: Path, key: str) -> None:
+    path = measure(tmp_path, "abcd").folder / "run.json"
+    header = json.loads(path.read_text())
+    del header["spec"][key]
+    path.write_text(json.dumps(header))
+    (error,) = find_runs(tmp_path, "rotate").damaged
+    assert f"lacks {key}" in str(error)
+
+
+@pytest.mark.parametrize("change", [
+    {"weights": "01"}, {"data_digest": "12"}, {"images": 3}, {"code": "ab"}, {"model": "n.t"},
+    {"data": "e"}, {"precision": "bfloat16"}, {"preprocessing": Preprocessing(img_size=32)},
+    {"settings": {"seed": 1}},
+], ids=lambda change: next(iter(change)))
+def test_rows_are_one_only_where_everything_that_decides_them_agrees(
+        change: dict[str, object]) -> None:
+    other = replace(SPEC, **change)  # type: ignore[arg-type]
+    assert identity(run_of(SPEC), {}) == identity(run_of(SPEC), {})
+    assert identity(run_of(SPEC), {}) != identity(run_of(other), {})
+
+
+def test_the_list_of_budgets_does_not_decide_a_row_but_its_own_budget_does() -> None:
+    one, both = ({"budgets": [{"eps": 8.0, "step": step, "iters": 2} for step in steps]}
+                 for steps in ((4.0,), (4.0, 2.0)))
+    alone, beside = run_of(replace(SPEC, settings=one)), run_of(replace(SPEC, settings=both))
+    budget = {"eps": 8.0, "step": 4.0, "iters": 2}
+    assert identity(alone, budget) == identity(beside, budget)
+    assert identity(beside, budget) != identity(beside, {**budget, "step": 2.0})
+
+
+def run_of(spec: RunSpec) -> Run:
+    return Run(Path(spec.run_id), {"spec": spec.as_dict()})
+
+
+def test_runs_are_selected_by_folder_model_and_data() -> None:
+    first, second = run_of(SPEC), run_of(replace(SPEC, model="m.u", data="e"))
+    both = (first, second)
+    assert select(both) == both
+    assert select(both, models=["m.t"]) == (first,) and select(both, models=["m"]) == both
+    assert select(both, data=["e"]) == (second,)
+    assert select(both, names=[first.name]) == select(both, names=[SPEC.digest[:12]]) == (first,)
+    assert select(both, models=["m.t"], data=["e"]) == ()
+
+
+def test_an_open_run_is_being_written(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.write_header({"status": "running"})
+        run = open_run(store.folder)
+        assert run.is_being_written()
+    assert not run.is_being_written()
