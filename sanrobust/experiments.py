@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sanrobust.attacks.build import build_attack
+from sanrobust.attacks.guards import check_finite
 from sanrobust.attacks.result import BudgetResult
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.data.imageset import ImageRef
@@ -45,6 +46,7 @@ class Rotation:
     def _measure_view(model: Model, name: str, pixels: Tensor, labels: Tensor,
                       ids: Sequence[str]) -> Columns:
         logits = model(view(name, pixels))
+        check_finite(logits)
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
         chosen = labels.unsqueeze(1)
         return {

@@ -103,9 +103,12 @@ def test_an_adversarial_of_another_form_is_refused(adversarial: Tensor) -> None:
 
 
 def test_a_nan_gradient_is_refused_and_an_infinite_one_is_not() -> None:
-    guards.check_gradient(torch.tensor([float("inf")]))
+    logits = torch.zeros(1, 2)
+    guards.check_finite(logits, torch.tensor([float("inf")]))
     with pytest.raises(NonFiniteError, match="some of it is NaN"):
-        guards.check_gradient(torch.tensor([float("nan")]))
+        guards.check_finite(logits, torch.tensor([float("nan")]))
+    with pytest.raises(NonFiniteError, match="logits must be finite"):
+        guards.check_finite(logits / 0, torch.tensor([float("nan")]))
 
 
 def test_sealing_gives_back_modes_flags_and_gradients() -> None:

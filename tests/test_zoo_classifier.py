@@ -122,10 +122,12 @@ def test_refuses_anything_but_finite_logits(answer: Callable[[Tensor], object],
         classifier(answer)
 
 
-def test_refuses_logits_that_turn_bad_later() -> None:
+def test_logits_that_turn_bad_later_are_refused_where_they_are_asked_for() -> None:
     model = classifier(lambda x: x.mean((2, 3)) / x.sum((1, 2, 3))[:, None].isfinite(), 3)
+    bad = torch.full((1, 3, 8, 8), torch.inf)
     with pytest.raises(ModelError, match="must be finite"):
-        model(torch.full((1, 3, 8, 8), torch.inf))
+        model.checked(bad)
+    assert not model(bad).isfinite().any()
 
 
 def test_refuses_logits_of_another_length_than_promised() -> None:

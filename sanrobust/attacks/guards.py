@@ -59,8 +59,13 @@ def check_eval(model: Classifier) -> None:
 
 
 def check_logits(logits: Tensor, batch: int, num_classes: int | None = None) -> None:
-    """Require finite logits (B, K) with K at least 2; raises ModelError, NonFiniteError if not
-    finite.
+    """Require finite logits (B, K) with K at least 2; raises as the two checks it consists of."""
+    check_form(logits, batch, num_classes)
+    check_finite(logits)
+
+
+def check_form(logits: Tensor, batch: int, num_classes: int | None = None) -> None:
+    """Require logits of shape (B, K) with K at least 2; raises ModelError. Waits for no device.
 
     Args:
         logits: what the model returned for ``batch`` images.
@@ -72,9 +77,23 @@ def check_logits(logits: Tensor, batch: int, num_classes: int | None = None) -> 
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"the model must return logits of shape ({batch}, {num_classes or 'K'})",
                          seen=f"it returned {seen}", hint="wrap it so that it returns logits alone")
-    if not torch.isfinite(logits).all():
+
+
+def check_finite(logits: Tensor, gradient: Tensor | None = None) -> None:
+    """Require finite logits and a gradient without NaN; raises NonFiniteError.
+
+    Both answers are read together, so that a device is waited for once.
+    """
+    sound = torch.isfinite(logits).all().unsqueeze(0)
+    if gradient is not None:
+        sound = torch.cat([sound, ~torch.isnan(gradient).any().unsqueeze(0)])
+    finite, *numbers = sound.tolist()
+    if not finite:
         raise NonFiniteError("the model's logits must be finite", seen="some are NaN or infinite",
                              hint="check the weights and the precision")
+    if not all(numbers):
+        raise NonFiniteError("the gradient must be a number everywhere", seen="some of it is NaN",
+                             hint="try another --loss, or --backend reference")
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -102,13 +121,6 @@ def check_targets(targets: Tensor, labels: Tensor, num_classes: int) -> None:
                             seen=f"image {place} of the batch has label and target "
                             f"{int(labels[place])}",
                             hint="leave out the images that TargetRule.split excludes")
-
-
-def check_gradient(gradient: Tensor) -> None:
-    """Require a gradient without NaN; raises NonFiniteError."""
-    if torch.isnan(gradient).any():
-        raise NonFiniteError("the gradient must be a number everywhere", seen="some of it is NaN",
-                             hint="try another --loss, or --backend reference")
 
 
 def check_adversarial(adversarial: Tensor, images: Tensor, eps: float | None) -> None:

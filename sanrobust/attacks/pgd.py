@@ -66,6 +66,8 @@ def targeted_pgd(model: Classifier, images: Tensor, labels: Tensor, ids: Sequenc
         share = not random_start and any(budget.iters for budget in budgets)
         clean = _forward(model, images, with_graph=share)
         num_classes = clean.logits.shape[1]
+        # Once a batch, before the first step: targets may be chosen by these logits.
+        guards.check_finite(clean.logits)
         guards.check_labels(labels, num_classes)
         chosen = (targets.choose(ids, labels, clean.logits.detach(), seed=seed)
                   if isinstance(targets, TargetRule) else targets.detach().to(images.device))
@@ -126,14 +128,17 @@ class _Objective:
         return self.score(run, with_gradient=with_gradient)
 
     def score(self, run: _Forward, *, with_gradient: bool) -> _Point:
-        """Finish a forward pass; its graph is freed when it has served the gradient."""
+        """Finish a forward pass; its graph is freed when it has served the gradient.
+
+        The numbers are checked here, once a step, as each look at them waits for the device.
+        """
         gradient = None
         if with_gradient:
             # The sum, not the mean: an image's gradient must not depend on its batch.
             total = self.loss(run.logits, self.targets, self.labels).sum()
             gradient = torch.autograd.grad(total, run.pixels)[0]
-            guards.check_gradient(gradient)
         logits = run.logits.detach()
+        guards.check_finite(logits, gradient)
         toward = cross_entropy(logits, self.targets, self.labels)
         return _Point(run.pixels.detach(), logits, toward, gradient)
 
@@ -180,7 +185,7 @@ def _forward(model: Classifier, pixels: Tensor, *, with_graph: bool,
     if leaf._version != version:
         raise ModelError("the model must leave its input as it is", seen="it changed it in place",
                          hint="normalise into a new tensor")
-    guards.check_logits(logits, len(pixels), num_classes)
+    guards.check_form(logits, len(pixels), num_classes)
     if with_graph and not logits.requires_grad:
         raise ModelError("the model must be differentiable in its input",
                          seen="its logits carry no gradient", hint="remove no_grad and detach")

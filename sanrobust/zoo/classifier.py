@@ -55,9 +55,9 @@ class Classifier(nn.Module):
             installed library's name says which it is, computed when empty.
         assumed: what nobody said of its preprocessing and was assumed, one sentence.
 
-    Raises UsageError for names that are not K different ones, and ModelError when the probe or
-    any forward pass gives anything but finite logits (B, K), or logits without gradients where
-    they are wanted.
+    Raises UsageError for names that are not K different ones, and ModelError when the probe gives
+    anything but finite logits (B, K) or a forward pass anything but logits (B, K), with gradients
+    where they are wanted.
     """
 
     def __init__(self, network: nn.Module, *, name: str, preprocessing: Preprocessing,
@@ -88,7 +88,10 @@ class Classifier(nn.Module):
                              hint="give one name for each logit, or leave classes out")
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return logits (B, K) for ``pixels`` (B, 3, H, W) in [0, 1]."""
+        """Return logits (B, K) for ``pixels`` (B, 3, H, W) in [0, 1].
+
+        Whether they are finite is for those to ask who use them: it has to wait for the device.
+        """
         logits = self._passed(pixels)
         self._require_logits(logits, len(pixels))
         if torch.is_grad_enabled() and pixels.requires_grad and (
@@ -97,6 +100,16 @@ class Classifier(nn.Module):
                              seen="none reach the pixels (quantised layers, no_grad or detach)",
                              hint="measure it with sanrobust rotate, or attack a network that "
                                   "torch can differentiate")
+        return logits
+
+    def checked(self, pixels: Tensor) -> Tensor:
+        """Return the logits of ``pixels`` as `forward` does; raises NonFiniteError for no numbers.
+        """
+        logits: Tensor = self(pixels)
+        if not bool(torch.isfinite(logits).all()):
+            raise NonFiniteError(f"the logits of {self.name} must be finite",
+                                 seen="some are NaN or infinite",
+                                 hint="check the weights, the preprocessing and the images")
         return logits
 
     def computed_by(self, network: nn.Module) -> Classifier:
@@ -154,7 +167,7 @@ class Classifier(nn.Module):
     def _classes(self, side: int) -> int:
         pixels = torch.zeros(1, 3, side, side, device=self.normalize.mean.device)
         with torch.no_grad():
-            logits = self(pixels)
+            logits = self.checked(pixels)
         return int(logits.shape[1])
 
     def _fitting_side(self) -> int | None:
@@ -177,10 +190,6 @@ class Classifier(nn.Module):
             raise ModelError(rule, seen=f"{batch} images gave {tuple(logits.shape)}", hint=hint)
         if not logits.is_floating_point():
             raise ModelError(rule, seen=f"they are of type {logits.dtype}", hint=hint)
-        if not bool(torch.isfinite(logits).all()):
-            raise NonFiniteError(f"the logits of {self.name} must be finite",
-                                 seen="some are NaN or infinite",
-                                 hint="check the weights, the preprocessing and the images")
 
 
 def _first_line(error: BaseException) -> str:

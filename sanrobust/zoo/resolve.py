@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from sanrobust.errors import CheckpointError, DownloadError, SanrobustError, UsageError
 from sanrobust.files import sha256_file
@@ -161,7 +160,7 @@ def verify(entry: Entry) -> Verification:
         # overflow float32 on images so far from its training.
         mean = torch.tensor(entry.preprocessing.mean).view(1, 3, 1, 1)
         with torch.no_grad():
-            logits: Tensor = classifier(mean.expand(1, 3, side, side))
+            logits = classifier.checked(mean.expand(1, 3, side, side))
     except SanrobustError as error:
         return Verification(entry.name, "failed", str(error))
     return Verification(entry.name, "ok", f"{classifier.source}, {logits.shape[1]} classes, "
