@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sanrobust.errors import ModelError
 from sanrobust.zoo.classifier import Classifier
@@ -235,3 +236,84 @@ def test_a_librarys_own_code_has_no_digest(tmp_path: Path) -> None:
 def test_a_classifier_computed_otherwise_keeps_its_digest() -> None:
     model = as_classifier(Plain())
     assert model.computed_by(nn.Flatten()).code == model.code
+
+
+class Slotted:
+    """An object whose attributes are no dictionary."""
+
+    __slots__ = ("level",)
+
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+    def scaled(self, values: Tensor) -> Tensor:
+        return values * self.level
+
+
+class Holding:
+    """An object with lists in a table in an attribute, and a way back to itself."""
+
+    def __init__(self, level: float) -> None:
+        self.table = {"a": [level]}
+        self.me = self
+
+
+def enclosing(level: float) -> object:
+    return lambda values: values * level
+
+
+TWO = {"as": lambda values: values, "signs": lambda values: torch.sign(values)}
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (Slotted(1.0), Slotted(2.0)), (Slotted(1.0).scaled, Slotted(2.0).scaled),
+    (Holding(1.0), Holding(2.0)), (enclosing(1.0), enclosing(2.0)), (TWO["as"], TWO["signs"]),
+    (nn.Linear(1, 1).forward, nn.Linear(1, 1).forward),
+    (partial(Slotted(1.0).scaled, 3), partial(Slotted(1.0).scaled, 4)),
+], ids=["slots", "methods", "deep", "closures", "one line", "methods of networks", "partial"])
+def test_what_an_attribute_holds_is_in_the_digest(one: object, other: object) -> None:
+    codes = [as_classifier(Plain(each)).code for each in (one, other, one)]
+    assert codes[0] == codes[2] != codes[1]
+
+
+FACTORY = """
+import os, torch
+from torch import nn
+LEVEL = float(os.environ["LEVEL"])
+class Net(nn.Module):
+    default_cfg = dict(input_size=(3, 8, 8))
+    level = {class_level}
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        nn.init.ones_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+    def forward(self, images):
+        return self.fc(images.mean((2, 3)))
+def make():
+    global TABLE
+    network = Net()
+    TABLE = torch.full((2,), {table_level})
+    if {hooked}:
+        network.register_forward_pre_hook(lambda module, given: (torch.sign(given[0]),))
+    return network
+"""
+
+
+@pytest.mark.parametrize("varied", ["LEVEL", "class_level", "table_level", "hooked"])
+def test_what_a_factorys_module_holds_when_the_network_is_built_is_in_the_digest(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, varied: str) -> None:
+    plain = {"LEVEL": "1", "class_level": "float(os.environ['C'])",
+             "table_level": "float(os.environ['T'])", "hooked": "os.environ['H'] == '1'"}
+    environment = {"LEVEL": "LEVEL", "class_level": "C", "table_level": "T", "hooked": "H"}
+    (tmp_path / "own_factory.py").write_text(FACTORY.format(**plain))
+    monkeypatch.chdir(tmp_path)
+    codes = []
+    for level in ("1", "2", "1"):
+        for name in ("LEVEL", "C", "T", "H"):
+            monkeypatch.setenv(name, "1")
+        monkeypatch.setenv(environment[varied], level)
+        monkeypatch.delitem(sys.modules, "own_factory", raising=False)
+        codes.append(create_model("own_factory:make").code)
+    monkeypatch.delitem(sys.modules, "own_factory", raising=False)
+    assert codes[0] == codes[2] != codes[1]

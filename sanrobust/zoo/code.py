@@ -4,11 +4,14 @@ The user's own modules count by the content of their files: the factory's, those
 classes, and every module that these import, within functions too. What is defined in a notebook
 or in the script that was started counts piece by piece, by its source or, where there is none, by
 its compiled instructions. The network's own values that are no weights count beside the code:
-numbers, texts and tensors in attributes, and buffers that are not saved.
+numbers, texts, tensors, functions and objects in attributes and hooks, and buffers that are not
+saved. So do the values that the user's modules and classes hold once the network is built: what
+was read from a file or from the environment by then counts as well. A module with values that
+differ at every start is another model at every start.
 
-Not followed are installed libraries and the standard library, files that the code reads, modules
-that it imports by a computed name before any class of theirs is part of the network, and
-attributes of a kind that `digest.value_digest` knows by type alone. No path on the machine counts.
+Not followed are installed libraries and the standard library, what the code reads while images
+pass, and modules that it imports by a computed name before any class of theirs is part of the
+network. No path on the machine counts, and no device.
 """
 
 from __future__ import annotations
@@ -17,23 +20,22 @@ import ast
 import hashlib
 import inspect
 import sys
-import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sanrobust.files import sha256_file
-from sanrobust.zoo.digest import qualified, value_digest
+from sanrobust.zoo.digest import (LIBRARIES, MODULE_ATTRIBUTES, instructions, is_installed,
+                                  qualified, value_digest)
 
-_LIBRARIES = ("torch", "torchvision", "timm", "sanrobust")
-_INSTALLED = ("site-packages", "dist-packages")
 _MAIN = "__main__"
-# What every network has: its weights and children count elsewhere, its hooks as functions.
-_INTERNAL = frozenset(vars(nn.Module())) | {"training"}
+_DESCRIPTORS = (property, classmethod, staticmethod, types.MemberDescriptorType,
+                types.GetSetDescriptorType)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -92,7 +94,7 @@ class _Pieces:
     def __init__(self, package: str) -> None:
         self.modules: dict[str, types.ModuleType] = {}
         self.lines: list[str] = []
-        self._package = "" if package in _LIBRARIES else package
+        self._package = "" if package in LIBRARIES else package
         self._seen: set[int] = set()
 
     def follow(self, values: Iterable[object]) -> None:
@@ -117,16 +119,14 @@ class _Pieces:
         top = module.__name__.partition(".")[0]
         if top == self._package:
             return True
-        if top in _LIBRARIES or top in sys.stdlib_module_names:
-            return False
-        path = getattr(module, "__file__", None)
-        return path is None or not _is_installed(Path(path))
+        return not is_installed(module.__name__)
 
     def _module(self, name: str, module: types.ModuleType) -> list[object]:
         path = own_file(module)
         assert path is not None
         self.modules[name] = module
         self.lines.append(f"module {name} {sha256_file(path)}")
+        self.lines += _values(name, vars(module))
         held = list(vars(module).values())
         for value in list(held):  # a table of models, as registries have them
             if isinstance(value, dict):
@@ -163,10 +163,14 @@ class _Pieces:
         return used
 
 
-def _is_installed(path: Path) -> bool:
-    if any(part in _INSTALLED for part in path.parts):
-        return True
-    return path.is_relative_to(sysconfig.get_path("stdlib"))
+def _values(name: str, held: Mapping[str, object]) -> Iterator[str]:
+    """Yield a line for each value that a module, or a class of it, holds beside its code."""
+    for key, value in sorted(held.items()):
+        if isinstance(value, type) and value.__module__ == name:
+            yield from _values(f"{name}.{key}", vars(value))
+        elif not (key.startswith("__") or callable(value)
+                  or isinstance(value, (types.ModuleType, torch.device, *_DESCRIPTORS))):
+            yield f"value {name}.{key} {value_digest(value)}"
 
 
 def _imports(module: types.ModuleType, path: Path) -> Iterator[str]:
@@ -203,14 +207,6 @@ def _text(function: types.FunctionType) -> str:
         return value_digest(instructions(function.__code__))
 
 
-def instructions(code: types.CodeType) -> tuple[object, ...]:
-    """Return everything of a compiled function that decides what it does, without its place."""
-    constants = tuple(instructions(each) if isinstance(each, types.CodeType) else each
-                      for each in code.co_consts)
-    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars,
-            code.co_cellvars, code.co_flags)
-
-
 def _used(function: types.FunctionType) -> dict[str, Any]:
     """Return the globals, enclosed values and defaults that a function can read, by name."""
     names = set(_names(function.__code__))
@@ -236,7 +232,7 @@ def _functions(module: nn.Module) -> Iterator[object]:
     for name, value in vars(module).items():
         if name in _HOOKS:
             yield from (getattr(each, "__func__", each) for each in value.values())
-        elif name not in _INTERNAL and callable(value) and not isinstance(value, nn.Module):
+        elif name not in MODULE_ATTRIBUTES and callable(value) and not isinstance(value, nn.Module):
             yield getattr(value, "__func__", value)
 
 
@@ -246,7 +242,9 @@ def _attributes(network: nn.Module) -> Iterator[str]:
         yield f"part {path} {qualified(type(module))}"
         yield f"program {path} {value_digest(_program(module))}"
         for name, value in sorted(vars(module).items()):
-            if name not in _INTERNAL and not isinstance(value, nn.Module):
+            if name in _HOOKS:
+                yield from (f"hook {path} {value_digest(each)}" for each in value.values())
+            elif name not in MODULE_ATTRIBUTES and not isinstance(value, nn.Module):
                 yield f"attribute {path}.{name} {value_digest(value)}"
         for name in sorted(module._non_persistent_buffers_set):
             buffer = module._buffers.get(name)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
+import sys
+import sysconfig
+import types
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_DEEPEST = 6
+LIBRARIES = ("torch", "torchvision", "timm", "sanrobust")
+# What every network has: its weights and children count elsewhere, its hooks as functions.
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) | {"training"}
+_INSTALLED = ("site-packages", "dist-packages")
+_NAMELESS = "<lambda>"
+_DEEPEST = 8
 _PLAIN = (bool, int, float, complex, bytes, torch.dtype, torch.device, type(None))
 
 
@@ -38,8 +46,9 @@ def value_digest(value: object) -> str:
     """Return the SHA-256 of a value as far as it can be followed.
 
     Numbers, texts, tensors, arrays, and tables, lists and objects of these count by their
-    content, of an absolute path the last part alone; of anything else the type's name and its
-    plain attributes.
+    content, of an absolute path the last part alone. A function counts by its name, what it
+    encloses and its defaults, one without a name by its instructions, and a method by its object
+    too. Of an object of an installed library count the type's name and its plain attributes.
     """
     digest = hashlib.sha256()
     for part in _parts(value):
@@ -47,7 +56,8 @@ def value_digest(value: object) -> str:
     return digest.hexdigest()
 
 
-def _parts(value: Any, depth: int = 0) -> Iterator[bytes]:
+def _parts(value: Any, above: tuple[int, ...] = ()) -> Iterator[bytes]:
+    """Give the parts of a value that lies within the objects of these ids."""
     if isinstance(value, Tensor):
         yield from _tensor(value)
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -58,43 +68,95 @@ def _parts(value: Any, depth: int = 0) -> Iterator[bytes]:
         yield f"str\0{text}\0".encode("utf-8", "surrogatepass")
     elif isinstance(value, (*_PLAIN, np.generic)):
         yield f"{type(value).__name__}\0{value!r}\0".encode()
-    elif depth >= _DEEPEST:
+    elif len(above) >= _DEEPEST or id(value) in above:
         yield f"{qualified(type(value))}\0".encode()
+    elif isinstance(value, (Mapping, set, frozenset, list, tuple)):
+        yield from _collection(value, (*above, id(value)))
     else:
-        yield from _composed(value, depth + 1)
+        for part in _object(value):
+            yield from [part] if isinstance(part, bytes) else _parts(*part, (*above, id(value)))
 
 
-def _composed(value: Any, depth: int) -> Iterator[bytes]:
-    """Give the parts of what holds other values."""
-    if isinstance(value, enum.Enum):
-        yield f"{qualified(type(value))}.{value.name}\0".encode()
-    elif isinstance(value, Mapping):
-        yield from _sorted("table", [[*_parts(key, depth), *_parts(item, depth)]
+def _collection(value: Any, above: tuple[int, ...]) -> Iterator[bytes]:
+    if isinstance(value, Mapping):
+        yield from _sorted("table", [[*_parts(key, above), *_parts(item, above)]
                                      for key, item in value.items()])
     elif isinstance(value, (set, frozenset)):
-        yield from _sorted("set", [list(_parts(item, depth)) for item in value])
-    elif isinstance(value, (list, tuple)):
+        yield from _sorted("set", [list(_parts(item, above)) for item in value])
+    else:
         yield f"{type(value).__name__}\0{len(value)}\0".encode()
         for item in value:
-            yield from _parts(item, depth)
+            yield from _parts(item, above)
+
+
+def _object(value: Any) -> Iterator[bytes | tuple[object]]:
+    """Give what a value is called and, each in a tuple of its own, the values that it holds."""
+    if isinstance(value, enum.Enum):
+        yield f"{qualified(type(value))}.{value.name}\0".encode()
     elif isinstance(value, partial):
-        yield from _parts((value.func, value.args, value.keywords), depth)
+        yield ((value.func, value.args, value.keywords),)
+    elif isinstance(value, types.MethodType):
+        yield ((value.__func__, value.__self__),)
+    elif isinstance(value, types.FunctionType):
+        nameless = value.__name__ == _NAMELESS  # wherever it was written
+        yield f"{value.__module__ if nameless else qualified(value)}\0".encode()
+        yield (_enclosed(value),)
     elif callable(value) and hasattr(value, "__qualname__"):
         yield f"{qualified(value)}\0".encode()
-    elif isinstance(value, nn.Module):  # one in a plain list is no part of the state dict
-        yield f"{qualified(type(value))}\0".encode()
-        yield from _parts(value.state_dict(), depth)
     else:
         yield f"{qualified(type(value))}\0".encode()
-        yield from _parts(_settings(value), depth)
+        if isinstance(value, nn.Module):  # one in a plain list is no part of the state dict
+            yield (value.state_dict(),)
+        yield (_settings(value),)
+
+
+def _enclosed(function: types.FunctionType) -> tuple[object, ...]:
+    """Return what two functions of one name and one file may differ in."""
+    cells: list[object] = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # a name that has no value yet
+            cells.append(None)
+    # Several functions without a name may stand on one line of source.
+    body = instructions(function.__code__) if function.__name__ == _NAMELESS else None
+    return cells, function.__defaults__, function.__kwdefaults__, body
+
+
+def instructions(code: types.CodeType) -> tuple[object, ...]:
+    """Return everything of a compiled function that decides what it does, without its place."""
+    constants = tuple(instructions(each) if isinstance(each, types.CodeType) else each
+                      for each in code.co_consts)
+    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars,
+            code.co_cellvars, code.co_flags)
 
 
 def _settings(value: object) -> dict[str, object]:
-    """Return the attributes of an object that count: all of a record, else the plain ones."""
+    """Return the attributes of an object that count: those of a library's, the plain ones alone."""
     held = dict(getattr(value, "__dict__", {}))
-    if is_dataclass(value) or isinstance(value, (SimpleNamespace, Namespace)):
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                held[name] = getattr(value, name)
+    if isinstance(value, nn.Module):
+        return {name: each for name, each in held.items() if name not in MODULE_ATTRIBUTES}
+    record = is_dataclass(value) or isinstance(value, (types.SimpleNamespace, Namespace))
+    if record or not is_installed(type(value).__module__):
         return held
     return {name: each for name, each in held.items() if isinstance(each, (str, *_PLAIN))}
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a module belongs to an installed library or to Python itself."""
+    top = name.partition(".")[0]
+    if top in LIBRARIES or top in sys.stdlib_module_names and top != "__main__":
+        return True
+    path = getattr(sys.modules.get(name), "__file__", None)
+    if path is None:
+        return False
+    return (any(part in _INSTALLED for part in Path(path).parts)
+            or Path(path).is_relative_to(sysconfig.get_path("stdlib")))
 
 
 def _sorted(kind: str, items: list[list[bytes]]) -> Iterator[bytes]:

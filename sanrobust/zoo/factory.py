@@ -22,7 +22,8 @@ from typing import Any
 from sanrobust.errors import ModelError, SanrobustError, UsageError
 from sanrobust.files import sha256_file
 from sanrobust.registry import unknown_name
-from sanrobust.zoo.code import instructions, own_file, own_modules
+from sanrobust.zoo.code import own_file, own_modules
+from sanrobust.zoo.digest import instructions
 
 Say = Callable[[str], None]
 
