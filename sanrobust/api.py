@@ -28,14 +28,14 @@ Data = str | os.PathLike[str] | DataChoice | None
 BudgetLike = Budget | tuple[float, float, int] | Mapping[str, float]
 
 
-def rotate(models: Models = (), *, data: Data = None, checkpoint: str | Path | None = None,
+def rotate(models: Models | None = None, *, data: Data = None, checkpoint: str | Path | None = None,
            preprocessing: Preprocessing | None = None, out: str | Path = "results",
            batch_size: int | Literal["auto"] | None = None, workers: int = 0, device: str = "auto",
            threads: int | None = None, fresh: bool = False) -> pd.DataFrame:
     """Measure zero-shot rotation and flip (paper, Table 9) and return the table.
 
     Args:
-        models: names, classifiers, networks of torch, or several of them; empty for the paper's
+        models: names, classifiers, networks of torch, or several of them; None for the paper's
             nine.
         data: registered name, folder, or a `DataChoice`; None for the embedded digits.
         checkpoint: file with the weights of the one model named.
@@ -59,7 +59,7 @@ def rotate(models: Models = (), *, data: Data = None, checkpoint: str | Path | N
                                Reporter()))
 
 
-def pgd(models: Models = (), *, data: Data = None, checkpoint: str | Path | None = None,
+def pgd(models: Models | None = None, *, data: Data = None, checkpoint: str | Path | None = None,
         preprocessing: Preprocessing | None = None, budgets: Sequence[BudgetLike] = TABLE10,
         targets: str = "random", loss: str = "ce", random_start: bool = False, restarts: int = 1,
         seed: int = 0, attack: str = "pgd", options: Mapping[str, object] | None = None,
@@ -88,13 +88,21 @@ def pgd(models: Models = (), *, data: Data = None, checkpoint: str | Path | None
     table comes with a warning.
     """
     settings = AttackSettings(
-        attack=attack, budgets=() if str(attack).startswith(ADAPTED) else as_budgets(budgets),
+        attack=attack, budgets=() if str(attack).startswith(ADAPTED) else _budgets(budgets),
         targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
         options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
     how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                    threads=threads, fresh=fresh)
     return _frame(run_pgd(_models(models, checkpoint, preprocessing), _data(data), how, Reporter(),
                           settings=settings))
+
+
+def _budgets(values: Sequence[BudgetLike]) -> tuple[Budget, ...]:
+    budgets = as_budgets(values)
+    if not budgets:
+        raise UsageError("there must be a budget to attack with", seen="the list of them is empty",
+                         hint="leave it out for the two of Table 10")
+    return budgets
 
 
 def _frame(summary: Summary) -> pd.DataFrame:
@@ -106,14 +114,17 @@ def _frame(summary: Summary) -> pd.DataFrame:
     return summary.frame
 
 
-def _models(models: Models, checkpoint: str | Path | None,
+def _models(models: Models | None, checkpoint: str | Path | None,
             preprocessing: Preprocessing | None) -> ModelChoice:
-    several = (models,) if isinstance(models, (str, nn.Module)) else models
+    several = (models,) if isinstance(models, (str, nn.Module)) else (models or ())
     if not isinstance(several, Sequence) or not all(isinstance(each, (str, nn.Module))
                                                     for each in several):
         raise UsageError("models must be names, classifiers or networks of torch",
                          seen=f"one is {models!r}"[:200],
                          hint="give for example 'resnet26.digits' or a torch.nn.Module")
+    if not several and models is not None:
+        raise UsageError("there must be a model to measure", seen="the list of models is empty",
+                         hint="leave it out for the paper's nine")
     if not isinstance(preprocessing, Preprocessing | None):
         raise UsageError("preprocessing must be a Preprocessing", seen=f"it is {preprocessing!r}",
                          hint="give for example sanrobust.Preprocessing(img_size=32)")

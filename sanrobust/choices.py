@@ -45,6 +45,8 @@ class DataChoice:
     def __post_init__(self) -> None:
         _take_text(self, "data", "--data")
         _take_text(self, "name", "--data-name")
+        if self.name is not None and not self.name.isprintable():
+            raise _wrong("--data-name", "a name of printable characters", self.name)
         for option, name in (("--labels", "labels"), ("--class-map", "class_map"),
                              ("--data-root", "root")):
             _take_path(self, name, option)

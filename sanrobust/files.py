@@ -90,6 +90,15 @@ def _name_new(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with a question mark for everything that is no printable character.
+
+    A name from outside may hold line ends, which would break a row in two, or the sequences by
+    which a terminal is told to do things.
+    """
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 through `atomic_write`."""
     with atomic_write(path) as stream:

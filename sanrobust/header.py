@@ -39,14 +39,14 @@ def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
     starts = _earlier_starts(before)
     begun, clock = _now(), time.monotonic()
 
-    def write(status: str) -> None:
+    def write(status: str, **more: str) -> None:
         this = {"started": begun, **facts, "seconds": round(time.monotonic() - clock, 3)}
         store.write_header({
             "status": status, "started": before.get("started", begun), "updated": _now(),
             "seconds": round(_seconds(before) + time.monotonic() - clock, 3),
             "ids_digest": ids_digest(ids), "command": command,
             **{kind: list(told) for kind, told in remarks.items()},
-            "starts": [*starts, this]})
+            **more, "starts": [*starts, this]})
 
     write("running")
     try:
@@ -58,9 +58,9 @@ def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
             "a run must finish to enter the tables",
             seen=f"it was stopped after {len(store.recorded())} of {store.spec.images} images",
             hint="type the same command again to go on from there") from None
-    except Exception:
+    except Exception as error:
         with suppress(OutputError):
-            write("failed")
+            write("failed", problem=str(error))
         raise
     write(COMPLETE)
 

@@ -3,7 +3,8 @@
 Rates, drops and intervals are in percent (drops and differences in points) and unrounded. An
 image counts once: one that failed in any of its rows is left out of all of them, so every view
 and every budget of a run is measured on the same images. Where images failed, each rate also
-stands over all images, the failed ones counted as neither right nor reached (``_all``). Images
+stands over all images, the failed ones counted against the model (``_all``): as wrong, and as
+reached by the attack. Images
 that the experiment itself leaves out, such as those whose label is the target, are not failed but
 ``excluded``; they are in no rate.
 """
@@ -26,6 +27,7 @@ from sanrobust.errors import OutputError
 
 EXCLUDED = "excluded: "
 """How the reason of an image begins that the experiment itself leaves out."""
+_ATTACKERS = ("success", "success_any")
 VIEWS = ("none", "cw90", "cw180", "cw270", "updown")
 _REBUILD = "rebuild the records: run the same command with --fresh"
 
@@ -340,7 +342,8 @@ def _put_rate(summary: Summary, name: str, outcomes: pd.Series[bool], *, failed:
     summary[name] = 100 * successes / n if n else math.nan
     summary[f"{name}_low"], summary[f"{name}_high"] = wilson(successes, n)
     if failed and (n or not len(outcomes)):
-        summary[f"{name}_all"] = 100 * successes / (n + failed)
+        against = failed if name in _ATTACKERS else 0
+        summary[f"{name}_all"] = 100 * (successes + against) / (n + failed)
 
 
 def _minus(a: float | int | str | None, b: float | int | str | None) -> float:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RUNS_FOLDER = "runs"
 HEADER_NAME = "run.json"
+_SPEC_METADATA = "sanrobust.spec"
 LOCK_NAME = "run.lock"
 
 _COLUMNS: dict[str, dict[str, str]] = {
@@ -69,7 +70,10 @@ class RunStore:
 
     def __init__(self, out: Path, spec: RunSpec, *, fresh: bool = False) -> None:
         self.spec = spec
-        self.folder = _attempt_folder(out / RUNS_FOLDER, spec, fresh=fresh)
+        try:
+            self.folder = _attempt_folder(out / RUNS_FOLDER, spec, fresh=fresh)
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise output_error(out, error) from error
         self._records = self.folder / "records"
         self._lock = FileLock(self.folder / LOCK_NAME, timeout=0)
         self._next_chunk = 0
@@ -122,6 +126,7 @@ class RunStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
         table = pa.Table.from_pydict(dict(columns), schema=schema(self.spec.experiment))
+        table = table.replace_schema_metadata({_SPEC_METADATA: self.spec.digest})
         path = self._records / f"{self._next_chunk:06d}.parquet"
         try:
             with atomic_write(path, replace=False) as stream:
@@ -134,15 +139,15 @@ class RunStore:
 
     def recorded(self) -> set[str]:
         """Return the ids of the images that have their records; raises OutputError on damage."""
-        images = read_records(self.folder, self.spec.experiment).column("image")
+        images = read_records(self.folder, self.spec.experiment, self.spec.digest).column("image")
         return set(images.to_pylist())
 
 
-def read_records(folder: Path, experiment: str) -> pa.Table:
+def read_records(folder: Path, experiment: str, spec_digest: str) -> pa.Table:
     """Return the rows of all chunks of a run in the order in which they were written.
 
     A column that an older version did not write is null. Raises OutputError for a chunk that does
-    not read back, and for an image that stands twice.
+    not read back, for one of another run, and for an image that stands twice.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -150,10 +155,17 @@ def read_records(folder: Path, experiment: str) -> pa.Table:
     tables = [wanted.empty_table()]
     for path in _chunk_paths(folder):
         try:
-            tables.append(_with_all_columns(pq.read_table(path), wanted).cast(wanted))
+            chunk = pq.read_table(path)
+            tables.append(_with_all_columns(chunk, wanted).cast(wanted))
         except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
             raise OutputError("a chunk of records must read back", seen=f"{path} does not",
                               hint="restore the file, or start anew with --fresh") from error
+        # Chunks of earlier versions do not say to which specification they belong.
+        belongs = (chunk.schema.metadata or {}).get(_SPEC_METADATA.encode(), spec_digest.encode())
+        if belongs != spec_digest.encode():
+            raise OutputError("a run must hold records of its own specification alone",
+                              seen=f"{path} was measured for another one",
+                              hint="put the file back where it was, or start anew with --fresh")
     table = pa.concat_tables(tables)
     _check_counted_once(table, experiment, folder)
     return table

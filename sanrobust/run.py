@@ -75,7 +75,8 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
     job = _Job(experiment, models, open_images(data), _tag(data), how, choose_device(how.device),
                reporter)
     if data.data is None:
-        reporter.say(f"no --data: measuring on {DATASETS.get(DEFAULT_DATA).description}")
+        reporter.say("no --data: measuring on the held-out part of "
+                     f"{DATASETS.get(DEFAULT_DATA).description}")
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
     for remark in job.images.left_out:
         reporter.say(f"{job.images.name}: {remark}")

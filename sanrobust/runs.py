@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from filelock import FileLock, Timeout
 from sanrobust.errors import OutputError
 from sanrobust.records import (HEADER_NAME, LOCK_NAME, RUNS_FOLDER, ids_digest, read_header,
                                read_records)
+
+from sanrobust.spec import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +76,17 @@ class Run:
         updated = str(self.header.get("updated") or self.header.get("started") or "")
         return f"{updated[:16].replace('T', ' ')} UTC" if updated else "an unknown time"
 
-    @property
-    def again(self) -> str:
-        """What starts or goes on with this run."""
+    def again(self, *more: str) -> str:
+        """Return what starts or goes on with this run, where it lies now."""
         command = self.header.get("command")
-        return f"type {command}" if command else "make the call again that made this run"
+        if not isinstance(command, str) or not command:
+            return "make the call again that made this run"
+        words, out = shlex.split(command), str(self.folder.parents[1])
+        if "--out" in words[:-1]:
+            words[words.index("--out") + 1] = out
+        else:
+            words += ["--out", out]
+        return f"type {shlex.join([*words, *more])}"
 
     def remarks(self) -> Iterator[str]:
         """Yield what a reader of its numbers must know besides, a sentence each."""
@@ -91,7 +100,7 @@ class Run:
         Raises OutputError on damage, and for a run said to be complete that lacks images or has
         others than its own.
         """
-        table = read_records(self.folder, self.experiment)
+        table = read_records(self.folder, self.experiment, digest_of(self.spec))
         if self.complete:
             self._require_whole(set(table.column("image").to_pylist()))
         frame: pd.DataFrame = table.to_pandas()
@@ -103,10 +112,10 @@ class Run:
             return
         seen = (f"{self.folder} holds {len(recorded)} of {wanted}" if len(recorded) != wanted
                 else f"{self.folder} holds some of other images")
-        hint = f"{self.again}, which measures the missing ones"
+        hint = f"{self.again()}, which measures the missing ones"
         raise OutputError("a complete run must hold the records of all its images", seen=seen,
                           hint=hint if isinstance(wanted, int) and len(recorded) < wanted
-                          else f"{self.again} with --fresh")
+                          else self.again("--fresh"))
 
     def is_being_written(self) -> bool:
         """Return whether a process holds the run open at this moment."""
@@ -143,15 +152,29 @@ class Found:
 def find_runs(out: Path, experiment: str) -> Found:
     """Find the runs of ``experiment`` under ``out``; a damaged one hides no other."""
     runs, damaged = [], []
-    for path in sorted((out / RUNS_FOLDER).glob(f"{experiment}-*/{HEADER_NAME}")):
+    for folder in _run_folders(out):
         try:
-            run = Run(path.parent, read_header(path))
+            run = open_run(folder)
         except OutputError as error:
-            damaged.append(error)
+            # Whose it was is told by the name of its folder, if by anything.
+            if folder.name.partition("-")[0] in (experiment, folder.name):
+                damaged.append(error)
             continue
-        if run.spec.get("experiment") == experiment:
+        if run.experiment == experiment:
             runs.append(run)
     return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
+
+
+def _run_folders(out: Path) -> list[Path]:
+    try:
+        return sorted(path for path in (out / RUNS_FOLDER).iterdir()
+                      if (path / HEADER_NAME).exists() or (path / "records").is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError("the folder of results must be readable",
+                          seen=f"{out} is not ({error.strerror})",
+                          hint="name another one with --out") from error
 
 
 def open_run(folder: Path) -> Run:

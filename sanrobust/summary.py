@@ -26,6 +26,7 @@ DEMO_NOTE = ("Embedded demonstration: small networks on scikit-learn's 8x8 digit
 FILE_NAMES = {"rotate": "rotation", "pgd": "pgd"}
 _TABLES = {"rotate": rotation_table, "pgd": pgd_table}
 _DOUBT = 0.99
+_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,21 +103,24 @@ def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
     fits no run.
     """
     found = find_runs(out, experiment)
-    asked = _select(found.runs, chosen, experiment, out)
+    asked = select(found.runs, names=chosen.runs, models=chosen.models, data=chosen.data)
+    if found.runs and not asked:
+        raise UsageError("a table must have a run that was asked for",
+                         seen=f"no run of {experiment} under {out} is of all that was chosen",
+                         hint="leave out --run, --model or --data")
     table_rows = _Rows()
     for run in asked:
         if run.complete:
             table_rows.add(run)
     damaged = (*found.damaged, *table_rows.damaged)
     if not table_rows.rows:
-        raise damaged[0] if damaged else OutputError(
-            "a table must have a complete run", seen=f"{out} holds none",
-            hint=f"type sanrobust {experiment} --out {shlex.quote(str(out))}")
+        raise _damage(damaged) or _nothing_complete(asked, experiment, out)
     table = _table(experiment, list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
     files = write_table(table, out, FILE_NAMES[experiment])
-    remarks = (*_unchosen(found.runs, asked), *table_rows.superseded(), *_unfinished(asked),
+    remarks = (*_unmatched(found.runs, chosen, experiment), *_unchosen(found.runs, asked),
+               *table_rows.superseded(), *_unfinished(asked),
                *(f"not in the table: {error}" for error in damaged), *_doubtful(table))
     return Summary(table, tuple(files), remarks, _damage(damaged))
 
@@ -183,24 +187,44 @@ def _provenance(run: Run) -> Row:
     }
 
 
-def _select(runs: Sequence[Run], chosen: Selection, experiment: str,
-            out: Path) -> tuple[Run, ...]:
-    asked = select(runs, names=chosen.runs, models=chosen.models, data=chosen.data)
-    there = {"--run": (chosen.runs, {run.name for run in runs}),
-             "--model": (chosen.models, {str(run.spec["model"]) for run in runs}),
-             "--data": (chosen.data, {str(run.spec["data"]) for run in runs})}
-    for option, (values, known) in there.items():
-        for value in values:
-            alone = {"--run": "names", "--model": "models", "--data": "data"}[option]
-            if runs and not select(runs, **{alone: (value,)}):
-                raise UsageError(f"{option} must fit a run of {experiment} under {out}",
-                                 seen=f"none fits {value!r}",
-                                 hint=f"there are {', '.join(sorted(known))}")
-    if runs and not asked:
-        raise UsageError("the runs asked for must have something in common",
-                         seen="--run, --model and --data each fit a run, but none fits them all",
-                         hint="leave one of them out")
-    return asked
+def require_known(out: Path, experiments: Sequence[str], chosen: Selection) -> None:
+    """Raise UsageError for a choice that fits no run of any of the experiments."""
+    runs = [run for name in experiments for run in find_runs(out, name).runs]
+    for option, value in _choices(chosen):
+        if runs and not _fits(runs, option, value):
+            there = {"--run": {run.name for run in runs},
+                     "--model": {str(run.spec["model"]) for run in runs},
+                     "--data": {str(run.spec["data"]) for run in runs}}[option]
+            raise UsageError(f"{option} must fit a run under {out}",
+                             seen=f"none fits {value!r}",
+                             hint=f"there are {', '.join(sorted(there))}")
+
+
+def _choices(chosen: Selection) -> Iterator[tuple[str, str]]:
+    named = {"--run": chosen.runs, "--model": chosen.models, "--data": chosen.data}
+    return ((option, value) for option, values in named.items() for value in values)
+
+
+def _fits(runs: Sequence[Run], option: str, value: str) -> tuple[Run, ...]:
+    kind = {"--run": "names", "--model": "models", "--data": "data"}[option]
+    return select(runs, **{kind: (value,)})
+
+
+def _unmatched(runs: Sequence[Run], chosen: Selection, experiment: str) -> Iterator[str]:
+    for option, value in _choices(chosen):
+        if not _fits(runs, option, value):
+            yield f"no run of {experiment} fits {option} {value}"
+
+
+def _nothing_complete(asked: Sequence[Run], experiment: str, out: Path) -> OutputError:
+    unfinished = list(_unfinished(asked))
+    if unfinished:
+        first = unfinished[0].removeprefix("not in the table: ")
+        seen, _, hint = first.partition("; ")
+        return OutputError("a table must have a complete run", seen=seen,
+                           hint=hint or "wait for it")
+    return OutputError("a table must have a complete run", seen=f"{out} holds none",
+                       hint=f"type sanrobust {experiment} --out {shlex.quote(str(out))}")
 
 
 def _others(runs: Sequence[Run], out: Path) -> Iterator[str]:
@@ -231,15 +255,20 @@ def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
             yield f"not in the table: {run.name} is being measured now, {done} so far"
         else:
             status = str(run.header.get("status", "running"))
-            ended = "killed" if status == "running" else status
-            yield f"not in the table: {run.name} was {ended} after {done}; {run.again} to go on"
+            ended = {"running": "was killed", "failed": "ended with an error"}.get(
+                status, f"was {status}")
+            reason = run.header.get("problem")
+            yield (f"not in the table: {run.name} {ended} after {done}"
+                   f"{f' ({reason})' if reason else ''}; {run.again()} to go on")
 
 
 def _damage(damaged: Sequence[OutputError]) -> SanrobustError | None:
     if len(damaged) < 2:
         return damaged[0] if damaged else None
-    return OutputError("every run must read back", seen=f"{len(damaged)} do not",
-                       hint="see the lines above; the other runs are in the table")
+    seen = "; ".join(error.seen for error in damaged[:_NAMED])
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    return OutputError("every run must read back", seen=f"{len(damaged)} do not: {seen}{more}",
+                       hint=damaged[0].hint)
 
 
 def _too_many_failed(table: Table, max_failed: float) -> SanrobustError | None:

@@ -91,7 +91,7 @@ BAD_INPUT = [
      "did you mean resnet26.untrained-small?"),
     ("eps in the wrong unit", ("pgd", "--eps", "0.031", "--step", "2", "--iters", "4"), 2,
      "type 8 or 8/255"),
-    ("eps alone", ("pgd", "--eps", "8"), 2, "--step and --iters is missing"),
+    ("eps alone", ("pgd", "--eps", "8"), 2, "--step and --iters are missing"),
     ("negative step", ("pgd", "--eps", "8", "--step", "-1", "--iters", "4"), 2, "--step"),
     ("mistyped rule", ("pgd", "--targets", "randon"), 2, "did you mean random?"),
     ("missing targets", ("pgd", "--targets", "file:no.csv"), 3, "no.csv"),
@@ -117,6 +117,11 @@ BAD_INPUT = [
     ("unpublished weights", ("rotate", "-m", "resnet26.in1k", "--data", "flat", "--labels",
                              "good.csv"), 4, "torchvision/resnet50"),
     ("no results", ("table", "--out", "empty"), 6, "holds none"),
+    ("output with a name too long", ("rotate", "-m", SMALL, "--num-samples", "2", "--out",
+                                     "n" * 300), 6, "must be writable"),
+    ("name with a line end", ("rotate", "--data", "flat", "--data-name", "a\nb"), 2, "printable"),
+    ("negative steps", ("pgd", "--attack", "torchattacks:PGD", "-A", "steps=-2"), 2,
+     "must not be negative"),
     ("output below a file", ("rotate", "-m", SMALL, "--out", "html.pth/out"), 6,
      "must be writable"),
     ("store name", ("zoo", "add", "../evil.x", "resnet38.pth"), 2, "ARCH.TAG"),
@@ -285,3 +290,18 @@ def test_python_functions_return_the_table(tmp_path: Path) -> None:
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'rotat'"):
         sanrobust.rotat
+
+
+def test_a_table_that_cannot_be_printed_is_in_its_files(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([SCRIPT, "rotate", "-m", SMALL, "--num-samples", "2", "--out", "o"],
+                              stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == 6 and "Traceback" not in done.stderr
+    assert "read o/rotation.csv, where it stands as well" in done.stderr
+    assert (tmp_path / "o" / "rotation.csv").exists()
+
+
+def test_what_a_name_tells_a_terminal_is_not_passed_on(command: Command, tmp_path: Path) -> None:
+    result = command("rotate", "-m", SMALL, "--checkpoint", tmp_path / "a\x1b[2J\nb.pth")
+    assert result.exit_code == 4
+    assert "\x1b" not in result.output and len(result.output.strip().splitlines()) <= 3

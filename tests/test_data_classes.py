@@ -50,14 +50,6 @@ def test_a_numbered_folder_without_images_moves_no_other(tmp_path: Path) -> None
     assert _labels(images) == {"0": 0, "2": 2} and images.num_classes == 3
 
 
-@pytest.mark.parametrize("names", [["7", "cat", "10"], ["-1", "0"], ["1.0", "0"], ["\u0663", "1"]])
-def test_one_name_that_is_no_index_makes_all_of_them_names(
-        tmp_path: Path, names: list[str]) -> None:
-    images = class_folders(_tree(tmp_path, *names))
-    assert images.classes == tuple(sorted(names))
-    assert _labels(images) == {name: index for index, name in enumerate(sorted(names))}
-
-
 @pytest.mark.parametrize("names, told", [
     (["1", "01", "0"], "01 and 1 in .* are both class 1"),
     (["0", "4006381333931"], "is called 4006381333931")])
@@ -239,3 +231,24 @@ def test_a_class_map_finds_folders_in_any_spelling_and_names_each_once(tmp_path:
     write_lines(class_map, [*rows, "owl,6"])
     with pytest.raises(DataError, match="lines 3 and 4 of m.csv both name owl"):
         class_folders(folder, class_map=class_map)
+
+
+@pytest.mark.parametrize("odd", ["x", "1e0", "1_000", "\N{FULLWIDTH DIGIT ONE}", "+1"])
+def test_numbers_with_one_name_among_them_are_refused_and_not_sorted_as_text(
+        tmp_path: Path, odd: str) -> None:
+    class_tree(tmp_path / "d", {name: ["a.png"] for name in ("0", odd, "2", "10")})
+    with pytest.raises(DataError, match="3 of 4 in .* are numbers.*--class-map"):
+        class_folders(tmp_path / "d")
+
+
+def test_a_number_among_words_is_a_word(tmp_path: Path) -> None:
+    class_tree(tmp_path / "d", {name: ["a.png"] for name in ("747", "glider", "kite")})
+    assert class_folders(tmp_path / "d").classes == ("747", "glider", "kite")
+
+
+def test_classes_that_end_in_numbers_say_in_which_order_they_stand(tmp_path: Path) -> None:
+    class_tree(tmp_path / "odd", {f"Class{number}": ["a.png"] for number in (2, 10, 11)})
+    (remark,) = class_folders(tmp_path / "odd").left_out
+    assert "Class11 comes before Class2" in remark
+    class_tree(tmp_path / "even", {f"Class{number:02d}": ["a.png"] for number in (2, 10, 11)})
+    assert class_folders(tmp_path / "even").left_out == ()

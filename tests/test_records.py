@@ -34,7 +34,7 @@ def test_appended_rows_read_back_in_order(tmp_path: Path) -> None:
     with RunStore(tmp_path, SPEC) as store:
         store.append(rows(["b", "a"]))
         store.append(rows(["c"]))
-    table = read_records(store.folder, "rotate")
+    table = read_records(store.folder, "rotate", SPEC.digest)
     assert table.column("image").to_pylist() == ["b", "a", "c"]
     assert tuple(table.column_names) == column_names("rotate")
 
@@ -74,7 +74,7 @@ def test_fresh_goes_beside_the_old_run_and_resume_takes_the_newest(tmp_path: Pat
     with RunStore(tmp_path, SPEC) as third:
         assert third.folder == second.folder != first.folder
         assert third.recorded() == {"b"}
-    assert read_records(first.folder, "rotate").column("image").to_pylist() == ["a"]
+    assert read_records(first.folder, "rotate", SPEC.digest).column("image").to_pylist() == ["a"]
 
 
 def test_another_specification_gets_another_folder(tmp_path: Path) -> None:
@@ -152,7 +152,23 @@ def test_a_column_that_an_earlier_version_did_not_write_is_null(tmp_path: Path) 
         path = store.folder / "records" / "000000.parquet"
         pq.write_table(pq.read_table(path).drop_columns(["zero_gradient"]), path)
         store.append({**values, "image": ["b"], "zero_gradient": [[0.5]]})
-    assert read_records(store.folder, "pgd").column("zero_gradient").to_pylist() == [None, [0.5]]
+    read = read_records(store.folder, "pgd", spec.digest)
+    assert read.column("zero_gradient").to_pylist() == [None, [0.5]]
+
+
+def test_a_chunk_of_another_run_is_refused_and_one_of_an_earlier_version_read(
+        tmp_path: Path) -> None:
+    chunks = []
+    for spec in (SPEC, replace(SPEC, weights="02")):
+        with RunStore(tmp_path, spec) as store:
+            store.append(rows(["a"]))
+        chunks.append(store.folder / "records" / "000000.parquet")
+    own, other = chunks
+    own.write_bytes(other.read_bytes())
+    with pytest.raises(OutputError, match="000000.parquet was measured for another one"):
+        read_records(own.parents[1], "rotate", SPEC.digest)
+    pq.write_table(pq.read_table(other).replace_schema_metadata(None), own)
+    assert len(read_records(own.parents[1], "rotate", SPEC.digest)) == 1
 
 
 def test_the_digest_of_ids_does_not_depend_on_their_order() -> None:

@@ -130,7 +130,7 @@ def test_table_selects_by_model_data_and_run_and_says_what_it_left_out(
     assert f"not asked for: {right}" in by_model.output
     command("table", "--run", right, "--out", tmp_path)
     assert shown(tmp_path / "rotation.csv") == [(RIGHT, 6, 100.0)]
-    mistyped = command("table", "--data", "vall", "--out", tmp_path)
+    mistyped = command("table", "--data", "vall", "-m", RIGHT, "--out", tmp_path)
     assert mistyped.exit_code == UsageError.exit_code and "there are val" in mistyped.output
     assert shown(tmp_path / "rotation.csv") == [(RIGHT, 6, 100.0)]
 
@@ -141,8 +141,11 @@ def test_a_choice_that_fits_one_experiment_shows_that_one(command: Command, imag
     command("pgd", "-m", WRONG, "--data", images, "--out", tmp_path)
     result = command("table", "--model", WRONG, "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert f"rotate: no table, because none fits '{WRONG}'" in result.output
+    assert "rotate: no table, because no run of rotate" in result.output
     assert f"wrote {tmp_path / 'pgd.csv'}" in result.output
+    both = command("table", "-m", WRONG, "-m", RIGHT, "--out", tmp_path)
+    assert shown(tmp_path / "rotation.csv") == [(RIGHT, 6, 100.0)]
+    assert f"no run of rotate fits --model {WRONG}" in both.output
 
 
 def test_a_damaged_run_hides_no_other_and_the_exit_code_tells(command: Command, images: Path,
@@ -191,6 +194,9 @@ def test_table_names_runs_in_progress_and_runs_that_were_killed(command: Command
     (wrong.folder / "run.json").write_text(json.dumps({**header, "status": "running"}))
     told = command("table", "--out", tmp_path)
     assert f"{wrong.name} was killed after 6 of 6 images; type sanrobust rotate" in told.output
+    alone = command("table", "-m", WRONG, "--out", tmp_path)
+    assert alone.exit_code == OutputError.exit_code
+    assert f"but {wrong.name} was killed after 6 of 6 images: type sanrobust" in alone.output
     with FileLock(wrong.folder / LOCK_NAME):
         told = command("table", "--out", tmp_path)
     assert f"{wrong.name} is being measured now, 6 of 6 images so far" in told.output
@@ -209,7 +215,7 @@ def test_survivors_are_no_result(command: Command, images: Path, tmp_path: Path)
     assert list(json.loads(row["reasons"]).values()) == [5]
     for suffix in ("md", "tex"):
         text = (tmp_path / f"rotation.{suffix}").read_text()
-        assert "over all 6 images" in text and "they count as neither right nor reached" in text
+        assert "over all 6 images" in text and "they count against the model" in text
 
 
 def test_how_many_images_may_fail_is_an_option_that_changes_no_number(
@@ -221,6 +227,54 @@ def test_how_many_images_may_fail_is_an_option_that_changes_no_number(
     rows = pd.read_csv(tmp_path / "pgd.csv")
     assert rows["clean_top1"].tolist() == [100.0] * 2
     assert rows["clean_top1_all"].tolist() == pytest.approx([500 / 6] * 2)
+    reached = rows["success"] * 5 / 6 + 100 / 6
+    assert rows["success_all"].tolist() == pytest.approx(reached.tolist())
+
+
+def test_survivors_are_not_the_best_of_a_group(command: Command, images: Path,
+                                               tmp_path: Path) -> None:
+    result = command("rotate", "-m", "grey_models:wrong", "-m", "grey_models:blind", "-m",
+                     "grey_models:one_fails", "--data", images, "--out", tmp_path,
+                     "--max-failed", 1)
+    starred = {line.split()[0] for line in result.stdout.splitlines()
+               if "*" in line.partition("Zero-shot")[0] and line.startswith("grey")}
+    assert starred == {"grey_models:blind"}
+
+
+def test_records_of_another_run_are_no_records_of_this_one(command: Command, images: Path,
+                                                           tmp_path: Path) -> None:
+    command("rotate", "-m", RIGHT, "-m", WRONG, "--data", images, "--out", tmp_path)
+    right, wrong = find_runs(tmp_path, "rotate").runs
+    for chunk in (wrong.folder / "records").iterdir():
+        (right.folder / "records" / chunk.name).write_bytes(chunk.read_bytes())
+    told = command("table", "--out", tmp_path)
+    assert told.exit_code == OutputError.exit_code and "was measured for another one" in told.output
+    assert shown(tmp_path / "rotation.csv") == [(WRONG, 6, 0.0)]
+    again = command("rotate", "-m", RIGHT, "--data", images, "--out", tmp_path)
+    assert again.exit_code == OutputError.exit_code
+
+
+def test_a_run_without_its_header_and_a_renamed_one_are_not_hidden(
+        command: Command, images: Path, tmp_path: Path) -> None:
+    command("rotate", "-m", RIGHT, "-m", WRONG, "--data", images, "--out", tmp_path)
+    right, wrong = find_runs(tmp_path, "rotate").runs
+    (right.folder / "run.json").unlink()
+    wrong.folder.rename(wrong.folder.with_name("zz"))
+    told = command("table", "--out", tmp_path)
+    assert told.exit_code == OutputError.exit_code and right.name in told.output
+    assert shown(tmp_path / "rotation.csv") == [(WRONG, 6, 0.0)]
+    (tmp_path / "runs" / "zz" / "run.json").write_text("[]")
+    told = command("table", "--out", tmp_path)
+    assert right.name in told.output and "zz" in told.output and "2 do not" in told.output
+
+
+def test_a_message_names_the_folder_where_a_run_lies_now(command: Command, images: Path,
+                                                         tmp_path: Path) -> None:
+    command("rotate", "-m", RIGHT, "--data", images, "--out", tmp_path / "o")
+    (tmp_path / "o").rename(tmp_path / "moved")
+    (run,) = find_runs(tmp_path / "moved", "rotate").runs
+    assert f"--out {tmp_path / 'moved'}" in run.again()
+    assert run.again("--fresh").endswith("--fresh")
 
 
 def test_a_gradient_that_is_zero_is_recorded_and_told(command: Command, images: Path,

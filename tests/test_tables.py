@@ -485,3 +485,15 @@ def test_columns_that_have_nothing_to_say_are_not_written() -> None:
 def test_whole_numbers_stay_whole_beside_rows_without_them() -> None:
     rows = pd.read_csv(io.StringIO(to_csv(MIXED)), dtype=str)
     assert rows["restarts"].dropna().tolist() == ["1", "1"]
+
+
+def test_budgets_that_differ_by_little_are_told_apart() -> None:
+    table = pgd_table([pgd_row("a", (eps, 1.0, 1), **PGD) for eps in (1.0, 1.0000001)])
+    assert "ε = 1, ρ = 1" in to_text(table) and "ε = 1.0000001, ρ = 1" in to_text(table)
+
+
+def test_a_name_from_outside_stays_on_its_line() -> None:
+    table = rotation_table([rotation_row("x\ny\x1b[2J", data="d\ne"), rotation_row("z", data="f")])
+    for render in (to_text, to_markdown, to_latex):
+        assert "x?y?[2J" in render(table).replace("{[}", "[").replace("\\[", "[")
+        assert "\x1b" not in render(table)

@@ -54,6 +54,12 @@ def read_option(name: str, key: str, text: str, parameters: Mapping[str, object]
                          f"{parameters[key]!r}", seen=f"{text!r} was seen",
                          hint="give a number such as 10, 0.5 or 8/255, true or false, or a name "
                          "where the default is one")
+    default = parameters[key]
+    # torchattacks takes a negative number of steps, and then does nothing.
+    if isinstance(value, (int, float)) and value < 0 and isinstance(default, (int, float)) \
+            and default >= 0:
+        raise UsageError(f"{key} of {name} must not be negative", seen=f"it is {text.strip()}",
+                         hint=f"give 0 or more, such as its default {default}")
     return value
 
 

@@ -7,6 +7,7 @@ import shlex
 import click
 
 from sanrobust.errors import SanrobustError
+from sanrobust.files import printable
 from sanrobust.registry import closest
 
 _TYPED = "sanrobust.command"
@@ -42,7 +43,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SanrobustError as error:
-            click.echo(f"sanrobust: {error}", err=True)
+            click.echo(printable(f"sanrobust: {error}"), err=True)
             ctx.exit(error.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]

@@ -71,8 +71,9 @@ def _budgets(values: dict[str, Any]) -> tuple[Budget, ...]:
     if len(missing) == len(FIELDS):
         return ()
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise UsageError("--eps, --step and --iters must come together",
-                         seen=f"{' and '.join(missing)} is missing",
+                         seen=f"{' and '.join(missing)} {verb} missing",
                          hint="type for example --eps 8 --step 2 --iters 4")
     return (Budget(eps=parse_level(values["eps"], "--eps"),
                    step=parse_level(values["step"], "--step"), iters=values["iters"]),)

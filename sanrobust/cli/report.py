@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 
 import click
@@ -9,7 +11,8 @@ import click
 from sanrobust import allocator
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.progress import progress
-from sanrobust.errors import SanrobustError, UsageError
+from sanrobust.errors import OutputError, SanrobustError, UsageError
+from sanrobust.files import printable
 from sanrobust.progress import Reporter
 from sanrobust.summary import Summary
 
@@ -25,7 +28,7 @@ def show(runner: Runner, models: ModelChoice, data: DataChoice, how: HowToRun) -
 
 def say(text: str) -> None:
     """Print a line about the run to standard error; standard output is for the table."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def print_summary(summary: Summary) -> None:
@@ -33,12 +36,25 @@ def print_summary(summary: Summary) -> None:
 
     Raises the summary's problem, if it has one, when all is printed.
     """
-    click.echo(f"\n{summary.text}\n")
+    _print_table(summary)
     for line in summary.remarks:
         say(line)
     say("wrote " + ", ".join(str(path) for path in summary.files))
     if summary.problem is not None:
         raise summary.problem
+
+
+def _print_table(summary: Summary) -> None:
+    try:
+        click.echo(f"\n{summary.text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, UnicodeEncodeError) as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what is left in it has nowhere to go
+        raise OutputError("the table must have somewhere to be printed",
+                          seen=f"standard output takes nothing ({error})",
+                          hint=f"read {summary.files[0]}, where it stands as well") from error
 
 
 def print_each(makers: Mapping[str, Callable[[], Summary]]) -> None:

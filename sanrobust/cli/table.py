@@ -35,7 +35,7 @@ def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, 
     """
     from sanrobust.cli.report import print_each, say
     from sanrobust.runs import find_runs
-    from sanrobust.summary import Selection, rebuild
+    from sanrobust.summary import FILE_NAMES, Selection, rebuild, require_known
     from sanrobust.tables import write_paper_tables
     if paper_only:
         say("wrote " + ", ".join(str(path) for path in write_paper_tables(out / "paper")))
@@ -43,4 +43,8 @@ def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, 
     wanted = ("rotate", "pgd") if experiment == "all" else (experiment,)
     there = [name for name in wanted if not find_runs(out, name).empty] or wanted[:1]
     chosen = Selection(runs=runs, models=models, data=data)
+    require_known(out, there, chosen)
+    for name in set(wanted) - set(there):
+        if (out / f"{FILE_NAMES[name]}.csv").exists():
+            say(f"{name}: no runs under {out}; {FILE_NAMES[name]}.* there is left as it is")
     print_each({name: partial(rebuild, out, name, chosen=chosen, paper=paper) for name in there})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sanrobust.csvfiles import MAX_INDEX_DIGITS, counted, shown
@@ -85,7 +85,24 @@ def _image_set(folder: Path, found: dict[str, Listing], rest: Listing, *, name: 
     is_whole = classes is not None and len(classes) == len(found)
     return FileImages(name or _folder_name(folder), folder, refs,
                       len(found) if is_whole else None, classes=classes,
-                      left_out=rest.left_out(used=used))
+                      left_out=(*rest.left_out(used=used), *_odd_order(indices)))
+
+
+def _odd_order(indices: dict[str, int]) -> Iterator[str]:
+    """Say where folders that end in numbers are not numbered by them."""
+    ordered = sorted(indices, key=lambda name: indices[name])
+    for one, other in zip(ordered, ordered[1:], strict=False):
+        (word, first), (same, second) = (_split_number(name) for name in (one, other))
+        if word == same and first is not None and second is not None and first > second:
+            yield (f"classes are numbered in the order of their names as text, in which "
+                   f"{shown(one)} comes before {shown(other)}")
+            return
+
+
+def _split_number(name: str) -> tuple[str, int | None]:
+    word = name.rstrip("0123456789")
+    digits = name[len(word):]
+    return word, int(digits) if 0 < len(digits) <= MAX_INDEX_DIGITS else None
 
 
 def _by_class(folder: Path) -> tuple[dict[str, Listing], Listing]:
@@ -121,8 +138,16 @@ def _by_class(folder: Path) -> tuple[dict[str, Listing], Listing]:
 def _numbered(folder: Path, found: dict[str, Listing]
               ) -> tuple[dict[str, int], tuple[str, ...] | None]:
     """Return the class index of each folder, and the names of the classes by index."""
-    if all(name.isascii() and name.isdigit() for name in found):
+    numbers = [name for name in found if name.isascii() and name.isdigit()]
+    if len(numbers) == len(found):
         return _numbered_by_name(folder, found)
+    if len(numbers) >= len(found) / 2:
+        words = [name for name in found if name not in numbers]
+        raise DataError("class folders must be named by class indices, all of them or few",
+                        seen=f"{len(numbers)} of {len(found)} in {folder} are numbers, and "
+                             f"{counted([shown(name) for name in words], 'folder')} not",
+                        hint="rename it, or pass --class-map FILE, a CSV with the columns "
+                             "folder,class_index")
     _require_images_in_all(found)
     # Two disks may hold the same letter in two forms, which sort differently.
     composed = {name: unicodedata.normalize("NFC", name) for name in found}

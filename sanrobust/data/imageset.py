@@ -34,7 +34,8 @@ class ImageSet(Protocol):
         refs: the images in their fixed order, ids unique.
         num_classes: how many classes the labels index; None when unknown.
         classes: name of each class, by index; None when unknown.
-        left_out: clauses that say what lies beside the images and is not among them.
+        left_out: clauses that say what lies beside the images and is not among them, and how
+            class folders were numbered where their names suggest another order.
         digest: SHA-256 in hexadecimal of what the set holds, wherever it lies.
     """
 

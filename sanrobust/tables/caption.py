@@ -121,7 +121,7 @@ def _failed_sentences(members: Sequence[Entry]) -> Iterator[str]:
         return
     told = "; ".join(_failure(entry) for entry in failed)
     yield (f"Images that failed: {told}. They are in no rate but those over all images, where "
-           "they count as neither right nor reached.")
+           "they count against the model: as wrong, and as reached by an attack.")
 
 
 def _failure(entry: Entry) -> str:
@@ -144,13 +144,14 @@ def _excluded_sentence(members: Sequence[Entry]) -> str:
 
 def _gradient_sentence(members: Sequence[Entry]) -> str:
     """Warn of attacks that were blind: where the gradient is zero they cannot move."""
-    blind = {entry.label: max(value for key, value in entry.values.items()
-                              if key.endswith("no_gradient"))
+    attacks = len({entry.attack for entry in members}) > 1
+    blind = {_named(entry) if attacks else entry.label:
+             max(value for key, value in entry.values.items() if key.endswith("no_gradient"))
              for entry in members if any(value > 0 for key, value in entry.values.items()
                                          if key.endswith("no_gradient"))}
     if not blind:
         return ""
-    told = ", ".join(f"{label} {share:.1f} %" for label, share in blind.items())
+    told = "; ".join(f"{label} {share:.1f} %" for label, share in blind.items())
     return ("Images at which the gradient was exactly zero in every pixel at every step, so that "
             f"the attack could not see: {told}; what it did not reach there is no sign of "
             "robustness.")

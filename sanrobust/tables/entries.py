@@ -14,6 +14,7 @@ import pandas as pd
 
 from sanrobust import paper
 from sanrobust.attacks.describe import attack_name, attack_strength
+from sanrobust.files import printable
 from sanrobust.tables.table import (BUDGET, MODEL_FACTS, PAPER_PREFIX, Table, architecture, network,
                                     optional_columns, standard_columns)
 
@@ -115,10 +116,12 @@ def _entry(table: Table, first: pd.Series, rows: Sequence[tuple[int | None, pd.S
         values.update(_numbers(row, measured, budget))
         overall.update(_numbers(row, measured, budget, suffix="_all"))
         reference.update(_numbers(row, measured, budget, prefix=PAPER_PREFIX))
-    model, data = str(first["model"]), str(first["data"])
+    model, data = str(first["model"]), printable(str(first["data"]))
     settings = [f"{name} {facts.get(name)}" for name in table.settings]
-    return Entry(model, data, _attack(facts), _label(model), facts, (data, *settings), values,
-                 overall, reference)
+    # Rates over the images that did not fail are rates over other images.
+    survivors = f"{model} {facts.get('n')}" if facts.get("failed") else ""
+    return Entry(model, data, _attack(facts), _label(model), facts, (data, survivors, *settings),
+                 values, overall, reference)
 
 
 def _measured(table: Table) -> list[str]:
@@ -151,7 +154,7 @@ def _label(model: str) -> str:
     """Print a network of the paper as the paper does, with its options; others by full name."""
     name = paper.DISPLAY_NAMES.get(network(model))
     if name is None:
-        return model
+        return printable(model)
     options = architecture(model)[len(network(model)):].strip("()")
     # A relation says by itself what it is.
     chosen = [text.removeprefix("relation=").replace("=", " ") for text in options.split(",")]

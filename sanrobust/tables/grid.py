@@ -108,8 +108,8 @@ def budget_text(budget: Budget) -> tuple[str, str]:
     eps, step, iters = budget
     title = f"attack n = {iters:g}" if math.isfinite(iters) else "attack"
     parts = {"ε": eps, "ρ": step}
-    return title, ", ".join(f"{sign} = {part:g}" for sign, part in parts.items()
-                            if math.isfinite(part))
+    return title, ", ".join(f"{sign} = {repr(part).removesuffix('.0')}"
+                            for sign, part in parts.items() if math.isfinite(part))
 
 
 def _heads(table: Table) -> tuple[Head, ...]:

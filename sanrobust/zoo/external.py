@@ -26,6 +26,7 @@ from torch.nn.parameter import is_lazy
 from sanrobust.errors import (
     CheckpointError, DownloadError, ModelError, SanrobustError, UsageError,
 )
+from sanrobust.files import printable
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.registry import closest
 from sanrobust.zoo import factory
@@ -79,7 +80,7 @@ def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool 
         wanted = external.wanted(network)
         code = code_digest(network, *external.made_by) if external.made_by else None
         preprocessing = replace(wanted.preprocessing, **(overrides or {}))
-        shown = name if checkpoint is None else f"{name}.{checkpoint.stem}"
+        shown = name if checkpoint is None else f"{name}.{printable(checkpoint.stem)}"
         return Classifier(network, name=shown, preprocessing=preprocessing, source=source,
                           code=code, assumed=wanted.sentence(overrides or {}))
 

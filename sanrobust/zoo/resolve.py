@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from sanrobust.errors import CheckpointError, DownloadError, SanrobustError, UsageError
-from sanrobust.files import sha256_file
+from sanrobust.files import printable, sha256_file
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.registry import unknown_name
 from sanrobust.zoo import catalog, store
@@ -259,7 +259,8 @@ def _from_checkpoint(name: str, entry: Entry, checkpoint: Path, overrides: Mappi
         entry = replace(entry, classes=classes)
     network = _built(entry, 0)
     load_strict(network, state, name=name, source=str(checkpoint))
-    tag = checkpoint.name.removesuffix(checkpoint.suffix).removeprefix(f"{entry.arch}.")
+    stem = printable(checkpoint.name.removesuffix(checkpoint.suffix))
+    tag = stem.removeprefix(f"{entry.arch}.")
     source = f"{checkpoint} ({weights.key})" if weights.others else str(checkpoint)
     return _classifier(entry, network, overrides, source, name=f"{entry.arch}.{tag}")
 
