@@ -137,6 +137,10 @@ def _mean_row(model: str, rows: pd.DataFrame) -> dict[str, object]:
     measured = [name.removesuffix("_low") for name in rows.columns if name.endswith("_low")]
     for name in measured:
         row[name], row[f"{name}_low"], row[f"{name}_high"] = seed_interval(rows[name].tolist())
+        overall = rows.get(f"{name}_all")
+        if overall is not None and overall.notna().any():
+            # A run without failed images has one rate, over all of its images.
+            row[f"{name}_all"] = float(overall.fillna(rows[name]).mean())
     for name in rows.columns:
         if name.endswith("_drop") or name == "mean_linf":
             row[name] = float(rows[name].mean())

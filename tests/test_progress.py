@@ -65,3 +65,18 @@ def test_a_download_says_a_line_every_tenth_of_the_way() -> None:
         follow(done * 1_000_000, 1_000_000_000)
     follow(5, None)
     assert told[0] == "m: 100 of 1000 MB" and told[-1] == "m: 1000 of 1000 MB" and len(told) == 10
+
+
+def test_a_line_tells_that_a_long_batch_is_alive(monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    lines = progress.Lines()
+    lines.begin("pgd m", total=10, done=0)
+    for lines_beat, clock.now in ((False, 4.0), (True, 9.0), (True, 14.0), (True, 15.0)):
+        if lines_beat:
+            lines.beat()
+        else:
+            lines.advance(2)
+    assert capsys.readouterr().err.splitlines() == [
+        "pgd m: 2/10 images, then a batch at work for 10 s, 2 passes of the model so far"]

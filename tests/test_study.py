@@ -71,6 +71,14 @@ def test_an_average_is_over_one_dataset_and_counts_each_training_run_once() -> N
         average(pd.concat([rows, rows.iloc[:1]]), ["b"])
 
 
+def test_rates_over_all_images_are_averaged_where_a_run_has_failed_ones() -> None:
+    rows = pd.DataFrame([{"model": f"b.s{seed}", "data": "d", "n": 10 - seed, "failed": seed,
+                          "none_top1": 50.0, "none_top1_low": 0.0, "none_top1_high": 100.0,
+                          "none_top1_all": 45.0 if seed else None} for seed in (0, 1)])
+    (found,) = average(rows, ["b"])
+    assert (found["none_top1"], found["none_top1_all"], found["failed"]) == (50.0, 47.5, 1)
+
+
 def test_the_design_space_is_tables_4_and_8_and_the_convolution() -> None:
     assert DESIGN_SPACE == tuple(map(canonical, DESIGN_SPACE))
     designs = [form.design for form in map(small_form, DESIGN_SPACE)

@@ -474,7 +474,8 @@ def test_a_table_too_wide_for_its_screen_is_cut_between_headings() -> None:
 def test_columns_that_have_nothing_to_say_are_not_written() -> None:
     facts = {"data_digest": "a" * 64, "preprocessing": "{}", "code": None, "source": "x",
              "remarks": "", "weights": "w"}
-    alike = to_csv(rotation_table([rotation_row("m", **facts), rotation_row("n", **facts)]))
+    alike = to_csv(rotation_table([rotation_row("m", **facts),
+                                   rotation_row("n", **{**facts, "source": "y"})]))
     assert not set(pd.read_csv(io.StringIO(alike))) & {*facts} - {"weights"}
     other = {**facts, "data_digest": "b" * 64, "remarks": '["m: it is random"]'}
     apart = to_csv(rotation_table([rotation_row("m", **facts), rotation_row("m", **other)]))

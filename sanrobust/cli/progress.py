@@ -80,8 +80,8 @@ class Lines:
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS:
             self._last = now
-            self._say(f"{self._title}: {self._done}/{self._total} images, the next batch after "
-                      f"{self._passes} passes of the model and {now - self._batch:.0f} s")
+            self._say(f"{self._title}: {self._done}/{self._total} images, then a batch at work for "
+                      f"{now - self._batch:.0f} s, {self._passes} passes of the model so far")
 
     def end(self) -> None:
         """Say how the run ended."""

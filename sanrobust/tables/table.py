@@ -23,8 +23,9 @@ MODEL_FACTS = ("preprocessing", "code", "source", "weights")
 NOT_SETTINGS = (*MODEL_FACTS, "run_id", "remarks", "note")
 """Columns that may differ between the rows of a table without making them incomparable."""
 
-# A file leaves out these columns where all rows agree in them...
-_TOLD_WHEN_DIFFERENT = ("data_digest", "precision", "preprocessing", "code", "source")
+# A file leaves out these columns where rows of one dataset, or of one model, agree in them...
+_TOLD_WHEN_DIFFERENT = {"data_digest": "data", "precision": "data", "preprocessing": "model",
+                        "code": "model", "source": "model"}
 # ... and these where no row has anything but zeros and empty texts in them.
 _TOLD_WHEN_ANY = ("excluded", "reasons", "no_gradient", "remarks")
 _INTEGERS = ("n", "failed", "iters", "excluded")
@@ -142,11 +143,11 @@ def to_csv(table: Table) -> str:
 def told(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows without the columns that have nothing to say.
 
-    Facts of data and model stay where rows differ in them, counts and remarks where a row has
-    any, and the parts of a gradient that were zero where one was zero as a whole.
+    Facts of data and model stay where rows of the same one differ in them, counts and remarks
+    where a row has any, and the parts of a gradient that were zero where one was zero as a whole.
     """
-    quiet = {name for name in _TOLD_WHEN_DIFFERENT
-             if name in rows and rows[name].nunique(dropna=False) < 2}
+    quiet = {name for name, of in _TOLD_WHEN_DIFFERENT.items() if name in rows
+             and rows.groupby(of, sort=False)[name].nunique(dropna=False).max() < 2}
     quiet |= {name for name in _TOLD_WHEN_ANY
               if name in rows and not any(pd.notna(value) and value for value in rows[name])}
     quiet |= {"zero_gradient"} if "no_gradient" in quiet else set()
