@@ -207,7 +207,7 @@ def test_survivors_are_no_result(command: Command, images: Path, tmp_path: Path)
     assert result.exit_code == FailedImagesError.exit_code
     assert "5 of 6 did with grey_models:most_fail" in result.output
     screen = " ".join(result.stdout.split())
-    assert "Images that failed: 5 of 6 (grey_models:most_fail): the logits of" in screen
+    assert "Images that failed: 5 of 6 (grey_models:most_fail): the model's logits" in screen
     assert "over all 6 images" in screen
     (row,) = pd.read_csv(tmp_path / "rotation.csv").to_dict(orient="records")
     assert (row["n"], row["failed"], row["none_top1"]) == (1, 5, 100.0)

@@ -120,8 +120,9 @@ def _failed_sentences(members: Sequence[Entry]) -> Iterator[str]:
         yield "No image failed."
         return
     told = "; ".join(_failure(entry) for entry in failed)
+    against = ": as wrong, and as reached by the attack" if failed[0].attack else ", as wrong"
     yield (f"Images that failed: {told}. They are in no rate but those over all images, where "
-           "they count against the model: as wrong, and as reached by an attack.")
+           f"they count against the model{against}.")
 
 
 def _failure(entry: Entry) -> str:
@@ -213,7 +214,9 @@ def _values(members: Sequence[Entry], name: str, *, unit: str = "", named: bool 
             label = _named(entry) if attacks else entry.label
             label = f"{label} on {entry.data}" if several else label
             holders.setdefault(short(str(entry.facts[name])), []).append(label)
+    told = {value: f"{value}{unit.removesuffix('s') if value == '1' else unit}"
+            for value in holders}
     if len(holders) == 1 and not named:
-        return f"{next(iter(holders))}{unit}"
-    return "; ".join(f"{value}{unit} ({', '.join(dict.fromkeys(labels))})"
+        return next(iter(told.values()))
+    return "; ".join(f"{told[value]} ({', '.join(dict.fromkeys(labels))})"
                      for value, labels in holders.items())
