@@ -27,6 +27,7 @@ def _no_user_settings(tmp_path_factory: pytest.TempPathFactory,
     for name in ("SANROBUST_DATA", "SANROBUST_DATA_ROOT", "SANROBUST_BACKEND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SANROBUST_HOME", str(tmp_path_factory.mktemp("store")))
+    monkeypatch.setenv("COLUMNS", "100")  # of the terminal, to whose width tables are cut
     # pytest-cov puts the source tree first, where processes that tests start would find a package
     # without its compiled kernels in place of the installed one.
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != SOURCES])

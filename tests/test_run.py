@@ -209,7 +209,7 @@ def _wait_for_chunk(out: Path, child: subprocess.Popen[str], count: int) -> None
 
 def test_killed_at_random_moments_a_run_goes_on_to_the_same_records(
         command: Command, process: Start, tmp_path: Path) -> None:
-    arguments = ("pgd", "-m", SMALL, "--num-samples", "256", "-b", "4")
+    arguments = ("pgd", "-m", SMALL, "--num-samples", "256", "-b", "32")
     command(*arguments, "--out", tmp_path / "whole")
     moments = random.Random(0)
     broken = tmp_path / "broken"

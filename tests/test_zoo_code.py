@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -218,12 +219,44 @@ def in_notebook(source: str, *, unused: str = "") -> str | None:
                           capture_output=True).stdout.strip()
 
 
-def test_a_class_of_a_notebook_is_known_by_what_it_uses() -> None:
+def in_module(source: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Do the same in this process, in a module that has no file."""
+    module = ModuleType("notebook_cell")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "<cell 1>", "exec"), module.__dict__)
+    return as_classifier(module.Net()).code
+
+
+def test_a_class_of_a_notebook_has_one_digest_in_every_process() -> None:
     first = in_notebook(NOTEBOOK.format(level=1, factor=2))
     assert first and first == in_notebook(NOTEBOOK.format(level=1, factor=2),
                                           unused="\ndef other():\n    return 3\n")
-    assert first != in_notebook(NOTEBOOK.format(level=2, factor=2))
-    assert first != in_notebook(NOTEBOOK.format(level=1, factor=3))
+
+
+def test_a_class_of_a_notebook_is_known_by_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = NOTEBOOK.format(level=1, factor=2)
+    first = in_module(plain, monkeypatch)
+    assert first and first == in_module(plain + "\ndef other():\n    return 3\n", monkeypatch)
+    for old, new in (("LEVEL = 1", "LEVEL = 2"), ("* 2", "* 3"), ("+ LEVEL", "- LEVEL"),
+                     ("images.mean", "images.sum"),
+                     ("def scaled(logits)", "def scaled(logits, by=1)"),
+                     ("default_cfg = dict(input_size=(3, 8, 8))",
+                      "default_cfg = dict(input_size=(3, 8, 8), crop_pct=1.0)")):
+        assert plain.replace(old, new) != plain
+        assert in_module(plain.replace(old, new), monkeypatch) != first, new
+
+
+def test_what_encloses_a_notebooks_function_is_in_its_digest(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    source = NOTEBOOK.format(level=1, factor=2).replace("def scaled(logits):", """
+def make(factor):
+    def scaled(logits):
+        return logits * factor
+    return scaled
+scaled = make({enclosed})
+def unused(logits):""")
+    codes = [in_module(source.replace("{enclosed}", text), monkeypatch) for text in "121"]
+    assert codes[0] == codes[2] != codes[1]
 
 
 def test_a_librarys_own_code_has_no_digest(tmp_path: Path) -> None:
