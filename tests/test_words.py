@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 
 import sanrobust
@@ -108,3 +109,18 @@ def test_names_of_make_targets_in_documents_exist() -> None:
         text = (Path(SOURCES) / document).read_text("utf-8")
         for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, f"{document}: make {target}"
+
+
+@pytest.mark.slow
+def test_the_python_examples_of_the_readme_run(tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (Path(SOURCES) / "README.md").read_text("utf-8"),
+                        re.DOTALL)
+    assert blocks
+    for block in blocks:
+        found: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), found)
+        table, attacked = found["table"], found["attacked"]
+        assert isinstance(table, pd.DataFrame) and table["n"].tolist() == [451]
+        assert isinstance(attacked, pd.DataFrame) and attacked["iters"].tolist() == [4]
