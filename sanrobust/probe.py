@@ -204,7 +204,7 @@ class _State:
             if repr(vars(module).get(key)) != repr(value):
                 return f"{name}.{key}".lstrip(".")
         for (name, key), (module, _, value) in self._buffers.items():
-            now = module._buffers.get(key)
+            now = dict(module._buffers.items()).get(key)
             if now is None or not _same(now, value):
                 return f"{name}.{key}".lstrip(".")
         return None

@@ -102,7 +102,14 @@ def test_the_radius_is_reported_in_units_of_one_255th(name: str, options: dict[s
     assert adapt(name, list(options.items())).eps == eps
 
 
+@pytest.mark.parametrize(("name", "key"), [("PGD", "steps"), ("Square", "n_queries"),
+                                           ("Pixle", "restarts"), ("PIFGSM", "num_iter_set")])
+def test_a_negative_count_is_refused(name: str, key: str) -> None:
+    with pytest.raises(UsageError, match=f"{key} of {name} must not be negative, but it is -1"):
+        adapt(name, [(key, "-1")])
+
+
 def test_a_value_that_the_constructor_refuses_becomes_a_sentence() -> None:
     with pytest.raises(ProtocolError, match=r"torchattacks:Pixle must come to an end, but it "
                                             r"raised ValueError"):
-        adapt("Pixle", [("restarts", "-1")])
+        adapt("Pixle", [("pixel_mapping", "sideways")])

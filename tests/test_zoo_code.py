@@ -350,3 +350,33 @@ def test_what_a_factorys_module_holds_when_the_network_is_built_is_in_the_digest
         codes.append(create_model("own_factory:make").code)
     monkeypatch.delitem(sys.modules, "own_factory", raising=False)
     assert codes[0] == codes[2] != codes[1]
+
+
+class Scripted(nn.Module):
+    def __init__(self, scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.fc = nn.Linear(3, 3)
+        self.scales = [torch.full((3,), scale)]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(images.mean((2, 3))) * self.scales[0]
+        return logits
+
+
+class Negated(Scripted):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = -self.fc(images.mean((2, 3))) * self.scales[0]
+        return logits
+
+
+@pytest.mark.parametrize("compiled", [
+    torch.jit.script, lambda network: torch.jit.freeze(torch.jit.script(network)),
+    lambda network: torch.jit.trace(network, torch.rand(2, 3, 8, 8)),
+    lambda network: torch.jit.freeze(torch.jit.trace(network, torch.rand(2, 3, 8, 8)))])
+def test_what_a_torchscript_network_holds_counts(
+        compiled: Callable[[nn.Module], nn.Module]) -> None:
+    made = [as_classifier(compiled(network.eval()), name="one")
+            for network in (Scripted(), Scripted(), Scripted(2.0), Scripted(seed=1), Negated())]
+    identities = [(model.code, model.weights_digest) for model in made]
+    assert identities[0] == identities[1] and len(set(identities)) == 4

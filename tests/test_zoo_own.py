@@ -201,6 +201,21 @@ def test_another_precision_is_said_and_recorded(made: Callable[[object], str]) -
     assert model.source.endswith("in float32 instead of float16")
 
 
+@pytest.mark.parametrize("compiled", [
+    torch.jit.script, lambda net: torch.jit.freeze(torch.jit.script(net.eval())),
+    lambda net: torch.jit.trace(net.eval(), torch.rand(2, 3, 8, 8))])
+def test_a_torchscript_network_is_attacked_like_its_source(
+        compiled: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Net()
+    tables = [sanrobust.pgd(model, data=_data(tmp_path), preprocessing=Preprocessing(img_size=8),
+                            out=tmp_path / out, budgets=[(8, 2, 4)])
+              for model, out in ((network, "plain"), (compiled(network), "compiled"))]
+    assert tables[0]["model"].tolist() == ["Net"]
+    plain, after = [table.select_dtypes("number").to_csv(index=False) for table in tables]
+    assert plain == after
+
+
 def test_an_attack_on_a_network_without_gradients_is_a_sentence(
         made: Callable[[object], str], tmp_path: Path, command: Command) -> None:
     result = command("pgd", "-m", made(quantised), "--img-size", 8, "--data", _data(tmp_path),

@@ -40,7 +40,8 @@ def read_option(name: str, key: str, text: str, parameters: Mapping[str, object]
         text: its value as typed.
         parameters: every option that the attack takes, with its default.
 
-    Raises UsageError for an option that the attack does not take or a value of another kind.
+    Raises UsageError for an option that the attack does not take, a value of another kind and a
+    negative count.
     """
     if key not in parameters:
         match = closest(key, parameters)
@@ -56,8 +57,7 @@ def read_option(name: str, key: str, text: str, parameters: Mapping[str, object]
                          "where the default is one")
     default = parameters[key]
     # torchattacks takes a negative number of steps, and then does nothing.
-    if isinstance(value, (int, float)) and value < 0 and isinstance(default, (int, float)) \
-            and default >= 0:
+    if isinstance(default, int) and default > 0 and isinstance(value, (int, float)) and value < 0:
         raise UsageError(f"{key} of {name} must not be negative", seen=f"it is {text.strip()}",
                          hint=f"give 0 or more, such as its default {default}")
     return value

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sanrobust.files import sha256_file
 from sanrobust.zoo.digest import (LIBRARIES, MODULE_ATTRIBUTES, instructions, is_installed,
                                   qualified, value_digest)
+from sanrobust.zoo.torchscript import program
 
 _MAIN = "__main__"
 _DESCRIPTORS = (property, classmethod, staticmethod, types.MemberDescriptorType,
@@ -240,7 +241,7 @@ def _attributes(network: nn.Module) -> Iterator[str]:
     """Yield a line for each value of a network that is no weight, in the order of its modules."""
     for path, module in network.named_modules():
         yield f"part {path} {qualified(type(module))}"
-        yield f"program {path} {value_digest(_program(module))}"
+        yield f"program {path} {value_digest(program(module))}"
         for name, value in sorted(vars(module).items()):
             if name in _HOOKS:
                 yield from (f"hook {path} {value_digest(each)}" for each in value.values())
@@ -250,12 +251,3 @@ def _attributes(network: nn.Module) -> Iterator[str]:
             buffer = module._buffers.get(name)
             if isinstance(buffer, Tensor):
                 yield f"buffer {path}.{name} {value_digest(buffer)}"
-
-
-def _program(module: nn.Module) -> str:
-    """Return the code that a traced or scripted module carries itself."""
-    try:
-        text = getattr(module, "code", "")
-    except RuntimeError:  # a scripted module without a forward of its own
-        return ""
-    return text if isinstance(text, str) else ""

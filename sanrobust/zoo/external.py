@@ -108,13 +108,16 @@ def as_classifier(model: nn.Module, *, name: str | None = None,
                          seen=f"it is a {type(model).__name__}",
                          hint="give the network itself, or a name such as san10-pair.digits")
     inner = _unwrapped(model)
-    shown = name or type(inner).__name__
+    shown = name or (inner.original_name if isinstance(inner, torch.jit.ScriptModule)
+                     else type(inner).__name__)
     with _building():
         _require_values(shown, inner)
         wanted = wanted_by(shown, inner) if preprocessing is None else Wanted(preprocessing)
         code = code_digest(inner)
         try:
-            network = copy.deepcopy(inner).cpu()
+            # A copy of compiled parameters that is computed with gradients is no longer a leaf.
+            with torch.no_grad():
+                network = copy.deepcopy(inner).cpu()
         # Deep copies are made by the parts' own code.
         except Exception as error:
             raise ModelError(f"{shown} must be a network that can be copied",
