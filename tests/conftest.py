@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 # Set before torch is loaded, here and in the processes that tests start: several test processes
 # with a full set of threads each would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test asks for more, those that wait give up their processor, as with the command.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 Command = Callable[..., Result]
 SOURCES = str(Path(__file__).parents[1])

@@ -158,9 +158,8 @@ def test_a_timm_file_has_the_preprocessing_of_its_tag_or_says_whose_was_assumed(
 ])
 def test_a_timm_models_crop_mode_is_its_own(name: str, mode: str) -> None:
     external = libraries.timm_models(f"timm/{name}", name, None)[0]
-    with torch.device("meta"):
-        network = external.build(None, False)
-    assert external.wanted(network).preprocessing.crop_mode == mode
+    # For real: what old versions of timm build computes with values.
+    assert external.wanted(external.build(None, False)).preprocessing.crop_mode == mode
 
 
 def test_every_published_timm_model_of_square_images_can_be_prepared_for() -> None:
