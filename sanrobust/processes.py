@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
               if hasattr(signal, name))
 # Within this time of a first signal another one is taken for impatience, not for a new wish.
 PATIENCE_S = 5.0
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2), from linux/prctl.h
 
 
 class Stop:
@@ -98,12 +102,25 @@ def become_worker() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is None:
+        return
+    if not _killed_with_parent():
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    elif os.getppid() != parent.pid:  # it ended before the system knew what is wanted
+        os._exit(1)
+
+
+def _killed_with_parent() -> bool:
+    """Have the system kill this process with its parent; False where it cannot be asked to."""
+    if sys.platform != "linux":
+        return False
+    kill: int = ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return kill == 0
 
 
 def _follow(parent: BaseProcess) -> None:
-    # The sentinel is a pipe whose other end the system closes with the parent, also before this.
+    # The sentinel is a pipe whose other end the system closes with the parent. What waits for it
+    # here may be late: it needs Python's lock, which the loading of a large library holds.
     connection.wait([parent.sentinel])
     os._exit(1)
 
