@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from sanrobust.errors import OutputError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
+
+_PREFIX = ".sanrobust-"
 
 
 class NameTaken(Exception):
@@ -25,30 +30,62 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary neighbour of ``path`` that gets its name when the block ends well.
 
     The content reaches the disk before the name does, so a crash or a full disk leaves the old
-    file as it was. Raises OutputError when the folder cannot be made or the write fails, and
+    file as it was. Temporaries of killed processes are removed when this process first writes
+    into their folder. Raises OutputError when the folder cannot be made or the write fails, and
     NameTaken where ``replace`` is False and there is a file of that name.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".",
-                                        suffix=TEMPORARY_SUFFIX)
-        temporary = Path(name)
+        _sweep_once(os.path.abspath(path.parent))
+        handle, temporary = _temporary(path.parent)
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        if replace:
-            os.replace(temporary, path)
-            temporary = None
-        else:
-            _name_new(temporary, path)
+            os.chmod(temporary, 0o644)
+            if replace:
+                os.replace(temporary, path)
+                temporary = None
+            else:
+                _name_new(temporary, path)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(folder: Path) -> tuple[int, Path]:
+    """Open a new file that `sweep` leaves alone for as long as it is open."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=_PREFIX, suffix=TEMPORARY_SUFFIX)
+        if not _lock(handle) or os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept by another process before it was locked
+
+
+def sweep(folder: Path) -> None:
+    """Remove from ``folder`` the temporaries of `atomic_write` whose process was killed."""
+    for path in folder.glob(f"{_PREFIX}*{TEMPORARY_SUFFIX}"):
+        with suppress(OSError), path.open("rb") as stream:
+            if _lock(stream.fileno()):
+                path.unlink(missing_ok=True)
+
+
+@cache
+def _sweep_once(folder: str) -> None:
+    sweep(Path(folder))
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file until it is closed or its process dies; False where that cannot be had."""
+    try:
+        import fcntl  # absent on Windows
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def cache_home() -> Path:
@@ -69,13 +106,24 @@ def cache_home() -> Path:
                          "user's home", hint="set SANROBUST_HOME to a folder") from error
 
 
-def require_writable(folder: Path) -> None:
-    """Make ``folder`` and write there for a moment; raises OutputError when that fails."""
+def require_writable(folder: Path, *names: str) -> None:
+    """Make ``folder``, write there for a moment, and see that its files ``names`` can be written.
+
+    Raises OutputError when one of that fails.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=folder, prefix=_PREFIX, suffix=TEMPORARY_SUFFIX).close()
     except OSError as error:
         raise output_error(folder, error) from error
+    for name in names:
+        try:
+            if stat.S_ISDIR(os.lstat(folder / name).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # a folder, or a name that the file system cannot hold
+            raise output_error(folder / name, error) from error
 
 
 def _name_new(temporary: Path, path: Path) -> None:
@@ -105,20 +153,27 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text.encode("utf-8"))
 
 
-def put_in_place(new: Path, path: Path) -> Path | None:
-    """Rename ``new`` to ``path``; a file of other content that is there becomes ``FILE.previous``.
+def write_keeping(path: Path, content: bytes) -> Path | None:
+    """Write ``content`` to ``path``; a file of other content there is copied to ``FILE.previous``.
 
-    Returns the path of what was kept, None when there was nothing to keep. Raises OutputError.
+    Returns the path of the copy, None when there was nothing to keep. Raises OutputError.
     """
-    previous = path.with_name(path.name + ".previous")
+    previous = previous_name(path)
     try:
-        is_other = path.exists() and sha256_file(path) != sha256_file(new)
-        if is_other:
-            os.replace(path, previous)
-        os.replace(new, path)
+        is_other = path.exists() and sha256_file(path) != hashlib.sha256(content).hexdigest()
+        with atomic_write(path) as stream:
+            stream.write(content)
+            if is_other:
+                with atomic_write(previous) as kept, path.open("rb") as old:
+                    shutil.copyfileobj(old, kept)
     except OSError as error:
         raise output_error(path, error) from error
     return previous if is_other else None
+
+
+def previous_name(path: Path) -> Path:
+    """Return where `write_keeping` keeps the earlier content of ``path``."""
+    return path.with_name(path.name + ".previous")
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

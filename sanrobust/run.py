@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,17 +22,20 @@ from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputE
                               SanrobustError, UsageError)
 from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
+from sanrobust.files import require_writable
 from sanrobust.header import missing, started
 from sanrobust.kernels.backends import use_backend
 from sanrobust.memory import default_batch, fit_batch
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.probe import probe
+from sanrobust.processes import stoppable
 from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.summary import Summary, summarise
+from sanrobust.summary import FILE_NAMES, Summary, summarise
+from sanrobust.tables import table_files
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
@@ -82,8 +82,14 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
         reporter.say(f"{job.images.name}: {remark}")
     chosen = use_backend(how.backend) if how.backend else nullcontext()
     job.refuse_unfit()
-    with exact(how.threads), chosen, _stoppable():
-        folders, failed = job.run_all()
+    require_writable(how.out, *table_files(FILE_NAMES[experiment.name]))
+    try:
+        with exact(how.threads), chosen, stoppable():
+            folders, failed = job.run_all()
+    except KeyboardInterrupt:
+        raise Interrupted("a command must end by itself to write its tables",
+                          seen="it was stopped before it measured an image of the next model",
+                          hint="type the same command again; what was measured is saved") from None
     if not folders:
         raise _summed_up(failed)
     summary = summarise([open_run(folder) for folder in folders], how.out,
@@ -281,23 +287,3 @@ def _shown(model: Model) -> str:
     if isinstance(model, str):
         return model
     return model.name if isinstance(model, Classifier) else type(model).__name__
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let a polite kill stop a run as Ctrl-C does, with everything saved."""
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("a command must end by itself to write its tables",
-                          seen="it was stopped before it measured an image of the next model",
-                          hint="type the same command again; what was measured is saved") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

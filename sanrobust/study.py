@@ -7,7 +7,6 @@ are over seeds: what would change if everything were trained once more.
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,12 +19,14 @@ import torch
 
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
-from sanrobust.errors import Interrupted, ProtocolError, UsageError
+from sanrobust.errors import Interrupted, MachineError, ProtocolError, UsageError
+from sanrobust.files import require_writable
 from sanrobust.metrics import seed_interval
+from sanrobust.processes import become_worker, stops_held, workers_ended_on_error
 from sanrobust.progress import Reporter
 from sanrobust.run import run_pgd, run_rotation
-from sanrobust.tables import Table, pgd_table, rotation_table, write_table
-from sanrobust.train import Recipe, TrainingJob, command, train_models
+from sanrobust.tables import Table, pgd_table, rotation_table, table_files, write_table
+from sanrobust.train import Recipe, TrainingJob, is_trained, train_models
 from sanrobust.zoo.checkpoint import read_facts
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.forms import small_form
@@ -96,7 +97,9 @@ def run_study(study: Study, reporter: Reporter) -> Findings:
     that cannot be written.
     """
     models = _checked(study)
-    jobs = [job for job in _jobs(study, models) if not _is_trained(job)]
+    require_writable(study.out, *(file for name in ("rotation", "pgd", "rotation_mean", "pgd_mean")
+                                  for file in table_files(name)))
+    jobs = [job for job in _jobs(study, models) if not is_trained(job)]
     reporter.say(f"{len(models) * study.seeds} networks, {len(jobs)} to train")
     _train(jobs, study.processes, reporter.say)
     trained = tuple(_load(job) for job in _jobs(study, models))
@@ -175,33 +178,27 @@ def _file(job: TrainingJob) -> Path:
     return job.out / f"{job.models[0]}.{job.tag}.safetensors"
 
 
-def _is_trained(job: TrainingJob) -> bool:
-    """Whether the file is there and says that this very command made it."""
-    if not _file(job).exists():
-        return False
-    facts: Mapping[str, object] = read_facts(_file(job)) or {}
-    return facts.get("reference") == command(job, job.models[0])
-
-
 def _train(jobs: Sequence[TrainingJob], processes: int, say: Say) -> None:
     """Train networks side by side; each is the same whoever trains it."""
     if not jobs:
         return
     # A forked process would share the parent's threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _die_quietly)
+    pool = ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), become_worker)
     try:
-        for number, made in enumerate(pool.map(_train_one, jobs), 1):
-            say(f"trained {number} of {len(jobs)}: {made}")
-    except (KeyboardInterrupt, BrokenProcessPool) as error:
+        with workers_ended_on_error():
+            with stops_held():  # which would end them with a traceback before they can ignore it
+                trained = pool.map(_train_one, jobs)
+            for number, made in enumerate(trained, 1):
+                say(f"trained {number} of {len(jobs)}: {made}")
+    except BrokenProcessPool as error:
+        raise MachineError("a study's processes must stay alive", seen="one was ended from outside",
+                           hint="type the same command again, with fewer --processes if memory "
+                                "ran out; finished networks are kept") from error
+    except KeyboardInterrupt:
         raise Interrupted("a study must train every network", seen="it was stopped before that",
-                          hint="type the same command again; finished networks are kept") from error
+                          hint="type the same command again; finished networks are kept") from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _die_quietly() -> None:
-    """Let Ctrl-C, which reaches every process of a terminal, end this one without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _train_one(job: TrainingJob) -> str:

@@ -25,18 +25,18 @@ from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, exact
-from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
-from sanrobust.files import put_in_place, require_writable, sha256_file, write_text
+from sanrobust.errors import DataError, NonFiniteError, UsageError
+from sanrobust.files import previous_name, require_writable, sha256_file, write_keeping
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.zoo import trained_list
 from sanrobust.zoo.build import build
 from sanrobust.zoo.catalog import PAPER_ORDER, SMALL_PREPROCESSING
-from sanrobust.zoo.checkpoint import save_safetensors
+from sanrobust.zoo.checkpoint import METADATA_KEY, safetensors_bytes
 from sanrobust.zoo.classifier import Normalize
 from sanrobust.zoo.entry import Architecture, Entry, Packaged
+from sanrobust.zoo.facts import facts
 from sanrobust.zoo.forms import small_form
 from sanrobust.zoo.names import canonical
-from sanrobust.zoo.store import locked
-from sanrobust.zoo.facts import facts
 
 Say = Callable[[str], None]
 
@@ -119,6 +119,7 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
             raise DataError("training images must be decodable", seen=_first(lost),
                             hint="mend the images of --data")
         say(f"epoch {epoch + 1}/{recipe.epochs}: loss {sum(losses) / len(losses):.4f}")
+        _require_finite(network, epoch)
     seconds = time.monotonic() - started
     model.eval()
     top1, images = _accuracy(model, test, preprocessing, workers, device, say)
@@ -213,6 +214,14 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: nn.Module
     return value
 
 
+def _require_finite(network: nn.Module, epoch: int) -> None:
+    broken = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise NonFiniteError("trained weights must be finite numbers",
+                             seen=f"{broken[0]} is not after epoch {epoch + 1}",
+                             hint="lower --lr; nothing was written")
+
+
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, workers: int,
               device: torch.device, say: Say) -> tuple[float, int]:
@@ -283,8 +292,9 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     _check_recipe(job.recipe, SMALL_PREPROCESSING.img_size)
     device = choose_device(job.device)
     train, test, classes = _splits(job)
-    require_writable(job.out)
-    _read_list(_list_of(job))
+    files = [_file_name(job, arch) for arch in forms]
+    require_writable(job.out, *files, *(previous_name(Path(file)).name for file in files))
+    trained_list.read(_list_of(job))
     for images in (train, test):
         for remark in images.left_out:
             say(f"{images.name}: {remark}")
@@ -338,17 +348,15 @@ def _splits(job: TrainingJob) -> tuple[ImageSet, ImageSet, int]:
 
 def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Trained,
            train: ImageSet, say: Say) -> Path:
-    path = job.out / f"{arch}.{_tag(job)}.safetensors"
+    path = job.out / _file_name(job, arch)
     entry = Entry(arch, _tag(job), architecture, Packaged(path.name, ""), SMALL_PREPROCESSING,
                   data=train.name, classes=train.classes, top1=trained.top1,
                   reference=command(job, arch))
-    new = path.with_name(path.name + ".new")
-    save_safetensors(trained.network.state_dict(), new,
-                     {"sanrobust": json.dumps(facts(entry), sort_keys=True)})
-    previous = put_in_place(new, path)
+    previous = write_keeping(path, safetensors_bytes(
+        trained.network.state_dict(), {METADATA_KEY: json.dumps(facts(entry), sort_keys=True)}))
     if previous is not None:
         say(f"{arch}: the earlier weights in {path} are kept as {previous}")
-    _list(_list_of(job), arch, {
+    trained_list.enter(_list_of(job), arch, {
         "sha256": sha256_file(path), "top1": trained.top1, "n": trained.images,
         "seconds": round(trained.seconds, 1), "command": command(job, arch)})
     return path
@@ -358,8 +366,22 @@ def _tag(job: TrainingJob) -> str:
     return job.tag or (job.data if job.data in DATASETS else Path(job.data).resolve().name)
 
 
+def _file_name(job: TrainingJob, arch: str) -> str:
+    return f"{arch}.{_tag(job)}.safetensors"
+
+
 def _list_of(job: TrainingJob) -> Path:
     return job.out / f"{_tag(job)}.json"
+
+
+def is_trained(job: TrainingJob) -> bool:
+    """Whether the file of the job's one network is there, whole, and made by this very job."""
+    arch, = job.models
+    path = job.out / _file_name(job, arch)
+    listed = trained_list.read(_list_of(job)).get(arch)
+    return (path.exists() and isinstance(listed, dict)
+            and listed.get("command") == command(job, arch)
+            and listed.get("sha256") == sha256_file(path))
 
 
 def _require_plain(tag: str) -> None:
@@ -379,27 +401,3 @@ def command(job: TrainingJob, arch: str) -> str:
         if value != getattr(Recipe(), name):
             parts += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(parts)
-
-
-def _list(path: Path, arch: str, facts_of_file: dict[str, object]) -> None:
-    """Enter one file's facts into the list beside the files: the paper's nine, then variants."""
-    with locked(path.with_name(path.name + ".lock")):  # others may train into the same folder
-        known = {**_read_list(path), arch: facts_of_file}
-        others = sorted(set(known) - set(PAPER_ORDER))
-        ordered = {name: known[name] for name in (*PAPER_ORDER, *others) if name in known}
-        write_text(path, json.dumps(ordered, indent=2) + "\n")
-
-
-def _read_list(path: Path) -> dict[str, object]:
-    """Return the list beside the files, empty when there is none."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(known, dict):
-            raise ValueError("it is no object")
-        return known
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise OutputError("the list of trained weights must be JSON",
-                          seen=f"{path} does not read ({error})",
-                          hint="remove that file or name another folder with --out") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ class Server:
             return
         request.send(206, self.content[start:], sent=cut, ETag=self.etag, Content_Range=(
             f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"))
+
+
+class Careless(Server):
+    """Sends the part asked for of whatever it has now, without a look at If-Range."""
+
+    def __call__(self, request: Request) -> None:
+        del request.headers["If-Range"]
+        super().__call__(request)
+
+
+NOTES = '{"url": "URL", "etag": %s, "modified": null, "total": "700000"}'
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -103,9 +115,22 @@ def test_starts_over_when_the_file_changed(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT[::-1]
 
 
+@pytest.mark.parametrize("etag", ["", 'W/"v1"'])
+def test_starts_over_where_nothing_tells_the_versions_apart(tmp_path: Path, etag: str) -> None:
+    server, path = Server(cuts=(300_000,), etag=etag), tmp_path / "a.pth"
+    with serving(server) as url:
+        with pytest.raises(DownloadError, match="broke off") as caught:
+            download(url, path, attempts=1)
+        assert "run again" not in caught.value.hint and leftovers(tmp_path) == []
+        server.content = CONTENT[::-1]  # of the same length
+        download(url, path)
+    assert server.asked == [None, None]
+    assert path.read_bytes() == server.content
+
+
 def test_starts_over_when_the_server_joins_another_version(tmp_path: Path) -> None:
-    server, path = Server(cuts=(300_000,), etag=""), tmp_path / "a.pth"
-    with serving(server) as url:  # no ETag: only the length tells the versions apart
+    server, path = Careless(cuts=(300_000,)), tmp_path / "a.pth"
+    with serving(server) as url:
         with pytest.raises(DownloadError):
             download(url, path, attempts=1)
         server.content = CONTENT[::-1] + b"longer"
@@ -115,7 +140,7 @@ def test_starts_over_when_the_server_joins_another_version(tmp_path: Path) -> No
 
 
 def test_starts_over_after_416(tmp_path: Path) -> None:
-    server, path = Server(cuts=(300_000,), etag=""), tmp_path / "a.pth"
+    server, path = Careless(cuts=(300_000,)), tmp_path / "a.pth"
     with serving(server) as url:
         with pytest.raises(DownloadError):
             download(url, path, attempts=1)
@@ -123,6 +148,70 @@ def test_starts_over_after_416(tmp_path: Path) -> None:
         download(url, path)
     assert server.asked == [None, "bytes=300000-", None]
     assert path.read_bytes() == CONTENT[:1000]
+
+
+def test_a_file_sent_compressed_is_refused(tmp_path: Path) -> None:
+    with serving(lambda request: request.send(200, CONTENT, Content_Encoding="gzip")) as url:
+        with pytest.raises(DownloadError, match="as it is, but .* encoded .gzip."):
+            download(url, tmp_path / "a.pth")
+    assert leftovers(tmp_path) == []
+
+
+def test_a_server_that_drips_counts_as_silent(tmp_path: Path) -> None:
+    def drip(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        with suppress(OSError):
+            for _ in range(100):
+                request.wfile.write(b"x")
+                time.sleep(0.02)
+
+    with serving(drip) as url:
+        started = time.monotonic()
+        with pytest.raises(DownloadError, match=r"only \d+ bytes came"):
+            download(url, tmp_path / "a.pth", timeout=0.2, attempts=1)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("target", ["http://[::1", "http://127.0.0.1:port/", "/caf\udce9"])
+def test_an_address_that_does_not_read_is_a_sentence(tmp_path: Path, target: str) -> None:
+    def answer(request: Request) -> None:
+        request.send_response(302)
+        request.wfile.write(b"")
+        request.flush_headers()
+        request.wfile.write(f"Location: {target}\r\n\r\n".encode("utf-8", "surrogateescape"))
+
+    with serving(answer) as url:
+        with pytest.raises(DownloadError):
+            download(url, tmp_path / "a.pth", attempts=1)
+
+
+def test_redirects_in_a_circle_are_final(tmp_path: Path) -> None:
+    asked = []
+
+    def answer(request: Request) -> None:
+        asked.append(request.path)
+        request.send(302, b"", Location="/again")
+
+    with serving(answer) as url:
+        with pytest.raises(DownloadError, match="answered 302"):
+            download(url, tmp_path / "a.pth")
+    assert len(asked) < 12
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e3"])
+def test_a_length_that_is_no_number_counts_as_unknown(tmp_path: Path, length: str) -> None:
+    with serving(lambda request: request.send(200, CONTENT, Content_Length=length)) as url:
+        assert download(url, tmp_path / "a.pth") == SHA256
+
+
+@pytest.mark.parametrize("notes", ["[]", '{"url": 1}', "[" * 100_000, NOTES % "7", NOTES % '"v1"'])
+def test_notes_that_were_altered_join_nothing(tmp_path: Path, notes: str) -> None:
+    with serving(Server()) as url:
+        (tmp_path / "a.pth.part").write_bytes(b"x" * 1000)
+        (tmp_path / "a.pth.part.json").write_text(notes.replace("URL", url))
+        assert download(url, tmp_path / "a.pth") == SHA256
 
 
 def test_a_weak_etag_is_not_used_to_join_parts(tmp_path: Path) -> None:

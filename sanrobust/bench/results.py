@@ -14,6 +14,8 @@ from sanrobust.bench.samples import Case, Sample, Summary, best_rate, healthy, s
 from sanrobust.bench.settings import Settings
 from sanrobust.files import write_text
 
+# The last is the picture, which `sanrobust.bench.plot` draws.
+FILES = ("samples.csv", "bench.csv", "bench.json", "bench.png")
 SUMMARY_COLUMNS = (
     "kind", "name", "step", "contender", "computed_by", "batch_size", "img_size", "device",
     "dtype", "threads", "median_s", "fastest_s", "slowest_s", "images_per_s", "samples",

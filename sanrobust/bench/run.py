@@ -14,11 +14,12 @@ from sanrobust.bench import models, operators
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
 from sanrobust.bench.peak import measure_peaks, too_large
-from sanrobust.bench.results import Results
+from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
 from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, OWN, STEPS, Settings
 from sanrobust.device import choose_device, environment, exact, out_of_memory
 from sanrobust.errors import UsageError
+from sanrobust.files import require_writable
 
 Say = Callable[[str], None]
 
@@ -31,6 +32,7 @@ def run_bench(settings: Settings, *, say: Say = lambda _: None) -> Results:
     device that is not there and OutputError when the files cannot be written.
     """
     settings = _checked(settings)
+    require_writable(settings.out, *FILES)
     device = torch.device(settings.shape.device)
     dtype = getattr(torch, settings.shape.dtype)
     tuning = _prepare(settings)

@@ -44,6 +44,9 @@ def complexity(models: tuple[str, ...], tables: tuple[str, ...], img_size: int |
     counts the multiply-adds of convolutions, linear layers and attention alone. FLOPs of other
     papers are often twice the latter.
     """
+    from sanrobust.files import require_writable
+    if out is not None:
+        require_writable(out)
     if tables:
         _require_plain(models, img_size, convention, stages)
         _print_tables(tables, out)

@@ -6,9 +6,12 @@ import shlex
 
 import click
 
-from sanrobust.errors import SanrobustError
+from sanrobust.cli.streams import patient_stderr
+from sanrobust.errors import Interrupted, SanrobustError
 from sanrobust.files import printable
+from sanrobust.processes import Stop, stoppable
 from sanrobust.registry import closest
+from sanrobust.trouble import machine_error
 
 _TYPED = "sanrobust.command"
 
@@ -40,11 +43,17 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
-        try:
-            return super().invoke(ctx)
-        except SanrobustError as error:
-            click.echo(printable(f"sanrobust: {error}"), err=True)
-            ctx.exit(error.exit_code)
+        with stoppable(ends_the_process=True) as stop, patient_stderr():
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.Abort, click.exceptions.Exit):
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                problem = _problem(error, stop)
+                if problem is None:
+                    raise
+                click.echo(printable(f"sanrobust: {problem}"), err=True)
+                ctx.exit(problem.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]
                         ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -55,6 +64,18 @@ class ErrorGroup(click.Group):
             hint = f" Did you mean {match}?" if match else ""
             ctx.fail(f"There is no command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
+
+
+def _problem(error: BaseException, stop: Stop) -> SanrobustError | None:
+    """Return what is to be told of an error; None for a defect, which keeps its traceback."""
+    if isinstance(error, SanrobustError):
+        return error
+    # Libraries turn the KeyboardInterrupt of a stop into errors of their own.
+    if stop.heard or isinstance(error, KeyboardInterrupt):
+        return Interrupted("a command must end by itself to do all that it was asked for",
+                           seen=f"it was stopped by {stop.heard or 'an interrupt'}",
+                           hint="type the same command again")
+    return machine_error(error)
 
 
 def typed() -> str:

@@ -70,6 +70,8 @@ def attention(**values: Any) -> None:
     from sanrobust.attention_maps import read_attention
     from sanrobust.attention_pictures import Selection, write_pictures
     from sanrobust.cli.report import say
+    from sanrobust.files import require_writable
+    require_writable(values["out"])
     selection = Selection(positions=values["positions"], groups=values["groups"],
                           channels=values["channels"], count=values["count"])
     seen = read_attention(values["model"], values["image"], stages=values["stages"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError, UsageError
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.processes import become_worker, stops_held, workers_ended_on_error
+from sanrobust.trouble import lacking
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,14 @@ def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int) ->
         # Its own generator, because a loader without one draws from torch's global one.
         generator=torch.Generator().manual_seed(0),
     )
-    with _sigint_held():
-        iterator = iter(loader)
+    iterator = _started(loader, workers)
     try:
         while True:
             try:
-                batch: Batch = next(iterator)
+                batch = next(iterator)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:
+            except (RuntimeError, OSError, EOFError, MemoryError) as error:
                 reason = _lost_worker(error) if workers else None
                 if reason is None:
                     raise
@@ -117,6 +119,33 @@ def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int) ->
             yield batch
     finally:
         _end_workers(iterator)
+
+
+def _started(loader: DataLoader[_Item], workers: int) -> Iterator[Batch]:
+    """Start the processes; where the machine refuses one, the others end."""
+    if not workers:
+        return iter(loader)
+    try:
+        with workers_ended_on_error(), stops_held(), _child_signal_kept():
+            return iter(loader)
+    except (RuntimeError, OSError, MemoryError) as error:
+        raise _worker_error(_last_line(error), workers=workers) from error
+
+
+@contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Keep torch from telling of a dead worker by an exception wherever Python happens to be.
+
+    Without its handler the death is seen in `next`, within five seconds, where it can be told.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    number = getattr(signal, "SIGCHLD", None) if is_main else None  # Windows has none
+    before = None if number is None else signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            signal.signal(number, before or signal.SIG_DFL)
 
 
 def _end_workers(iterator: object) -> None:
@@ -133,32 +162,24 @@ def _end_workers(iterator: object) -> None:
 
 def _lost_worker(error: Exception) -> str | None:
     """Say what took a worker away; None when the error is of another kind."""
-    text = str(error)
     # What a worker raises comes back as its own type, but with a text that begins like this.
-    is_pipe_broken = isinstance(error, OSError | EOFError) and not text.startswith("Caught ")
-    if is_pipe_broken or "DataLoader worker (pid" in text or "shared memory" in text:
-        return text.splitlines()[-1] if text else "it ended while its images were fetched"
+    is_pipe_broken = (isinstance(error, OSError | EOFError)
+                      and not str(error).startswith("Caught "))
+    if is_pipe_broken or "DataLoader worker (pid" in str(error) or lacking(error):
+        return _last_line(error) or "it ended while its images were fetched"
     return None
 
 
+def _last_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[-1]
+
+
 def _worker_error(reason: str, *, workers: int) -> DataError:
-    return DataError("the processes that decode images must stay alive and have shared memory",
-                     seen=f"with --workers {workers} one failed ({reason})",
+    return DataError("the processes that decode images must start, stay alive and have memory to "
+                     "share", seen=f"with --workers {workers} one failed ({reason})",
                      hint="use fewer workers, a smaller --batch-size, or --workers 0")
 
 
-@contextmanager
-def _sigint_held() -> Iterator[None]:
-    """Hold Ctrl-C back while workers start: until they can ignore it, it would kill them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    become_worker()
     torch.set_num_threads(1)

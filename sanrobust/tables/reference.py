@@ -32,10 +32,15 @@ def write_table(table: Table, folder: Path, name: str) -> list[Path]:
 
     Raises OutputError when a file cannot be written.
     """
-    paths = [folder / f"{name}.{suffix}" for suffix in RENDERERS]
+    paths = [folder / file for file in table_files(name)]
     for path, render in zip(paths, RENDERERS.values()):
         write_text(path, render(table))
     return paths
+
+
+def table_files(name: str) -> list[str]:
+    """Return the names of the files that `write_table` writes."""
+    return [f"{name}.{suffix}" for suffix in RENDERERS]
 
 
 def write_paper_tables(folder: Path) -> list[Path]:

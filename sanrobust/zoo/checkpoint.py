@@ -89,10 +89,16 @@ def read_facts(path: Path) -> dict[str, object] | None:
 def save_safetensors(state: Mapping[str, Tensor], path: Path,
                      metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors and text metadata to ``path``, whole or not at all."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    content = save(tensors, dict(metadata) if metadata else None)
+    content = safetensors_bytes(state, metadata)
     with atomic_write(path) as stream:
         stream.write(content)
+
+
+def safetensors_bytes(state: Mapping[str, Tensor],
+                      metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return tensors and text metadata as the content of a safetensors file."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return save(tensors, dict(metadata) if metadata else None)
 
 
 def _content(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -24,6 +25,7 @@ DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_BYTES = 4 << 30
 
 _BLOCK_BYTES = 1 << 18
+_SLOWEST_BYTES_S = 100
 _HTML_STARTS = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 _TEXT_CONTROLS = frozenset(b"\t\n\r\f\x1b")
 _GIVE_UP = frozenset({400, 401, 403, 404, 405, 410, 451})
@@ -109,13 +111,20 @@ class _Version:
     modified: str | None
     total: int | None
 
+    @property
+    def validator(self) -> str | None:
+        """What the server is to compare before it sends the rest; without it nothing is joined."""
+        # A weak ETag may not be used to join ranges (RFC 9110, section 13.1.5).
+        return next((each for each in (self.etag, self.modified)
+                     if each and not each.startswith("W/")), None)
+
 
 class _Response(Protocol):
     status: int
     headers: Message
 
-    def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes of the body."""
+    def read1(self, size: int) -> bytes:
+        """Return up to ``size`` bytes of the body, those that are there; none at its end."""
 
 
 class _Lost(Exception):
@@ -168,7 +177,10 @@ def _fetch_with_retries(job: _Job, attempts: int, pause: float) -> None:
             if attempt < attempts:
                 time.sleep(pause * attempt)
                 continue
-            held = _size(job.part)
+            known = _read_notes(job)
+            held = _size(job.part) if known and known.validator else 0
+            if not held:
+                job.discard()
             again = f"run again to go on from byte {held}, or " if held else ""
             raise DownloadError("the download must reach its end",
                                 seen=f"{job.url} broke off ({lost})",
@@ -190,7 +202,7 @@ def _fetch(job: _Job) -> None:
 
 def _transfer(job: _Job, *, resume: bool) -> None:
     known = _read_notes(job) if resume else None
-    start = _size(job.part) if known else 0
+    start = _size(job.part) if known and known.validator else 0
     if known and start == known.total:
         return
     request = urllib.request.Request(job.url, headers=_headers(start, known))
@@ -203,6 +215,9 @@ def _transfer(job: _Job, *, resume: bool) -> None:
         raise _http_failure(job, status) from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise _Lost(getattr(error, "reason", None) or error) from error
+    except ValueError as error:  # an address that does not read, where the server points to one
+        raise job.error("the server must send the file",
+                        f"{job.url} points to an address that cannot be ({error})") from error
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
@@ -215,19 +230,16 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
 
 def _headers(start: int, known: _Version | None) -> dict[str, str]:
     headers = {"User-Agent": "sanrobust", "Accept-Encoding": "identity"}
-    if start and known:
+    if start and known and known.validator:
         headers["Range"] = f"bytes={start}-"
-        validator = known.etag or known.modified
-        # A weak ETag may not be used to join ranges (RFC 9110, section 13.1.5).
-        if validator and not validator.startswith("W/"):
-            headers["If-Range"] = validator
+        headers["If-Range"] = known.validator
     return headers
 
 
 def _http_failure(job: _Job, status: int) -> Exception:
     if status == 416:
         return _Changed("416")
-    if status in _GIVE_UP:
+    if status in _GIVE_UP or status // 100 == 3:  # 3: round in circles
         return job.error("the server must send the file", f"{job.url} answered {status}")
     return _Lost(f"the server answered {status}")
 
@@ -235,6 +247,10 @@ def _http_failure(job: _Job, status: int) -> Exception:
 def _receive(job: _Job, response: _Response, *, start: int, known: _Version | None) -> None:
     if "html" in (response.headers.get("Content-Type") or "").lower():
         raise _web_page(job)
+    encoding = response.headers.get("Content-Encoding") or "identity"
+    if encoding.lower() != "identity":
+        raise job.error("the server must send the file as it is",
+                        f"{job.url} sends it encoded ({encoding})")
     resumed = response.status == 206
     version = _version(job, response, resumed=resumed)
     if resumed and (version != known or _range_start(response) != start):
@@ -253,7 +269,14 @@ def _receive(job: _Job, response: _Response, *, start: int, known: _Version | No
 
 
 def _copy(job: _Job, response: _Response, stream: IO[bytes], held: int, total: int | None) -> int:
-    while block := response.read(_BLOCK_BYTES):
+    begun = time.monotonic()
+    came = 0
+    while block := response.read1(_BLOCK_BYTES):
+        came += len(block)
+        # A server that drips is as good as one that is silent, which the time-out ends.
+        waited = time.monotonic() - begun
+        if waited > job.timeout and came < waited * _SLOWEST_BYTES_S:
+            raise _Lost(f"only {came} bytes came in {waited:.0f} s")
         if held == 0 and looks_like_html(block):
             job.discard()
             raise _web_page(job)
@@ -275,22 +298,27 @@ def _version(job: _Job, response: _Response, *, resumed: bool) -> _Version:
     headers = response.headers
     text = headers.get("Content-Range", "").rpartition("/")[2] if resumed else headers.get(
         "Content-Length", "")
-    total = int(text) if text.isascii() and text.isdigit() else None
-    return _Version(job.url, headers.get("ETag"), headers.get("Last-Modified"), total)
+    return _Version(job.url, headers.get("ETag"), headers.get("Last-Modified"), _number(text))
 
 
 def _range_start(response: _Response) -> int | None:
     text = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(text) if text.isascii() and text.isdigit() else None
+    return _number(text)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _read_notes(job: _Job) -> _Version | None:
     """Return the version of which ``path.part`` is a part; None when that cannot be told."""
     try:
         version = _Version(**json.loads(job.notes.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    return version if version.url == job.url and version.total is not None else None
+    is_sound = (isinstance(version.etag, str | None) and isinstance(version.modified, str | None)
+                and isinstance(version.total, int) and version.url == job.url)
+    return version if is_sound else None
 
 
 def _size(path: Path) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sanrobust.errors import CheckpointError, UsageError
-from sanrobust.files import output_error, sha256_file, write_text
+from sanrobust.files import output_error, require_writable, sha256_file, write_text
 from sanrobust.zoo.entry import Entry, Stored
 from sanrobust.zoo.facts import entry_from_facts, facts, require_text
 from sanrobust.zoo.forms import imagenet_form
@@ -121,6 +121,7 @@ def add(name: str, path: Path, *, like: Entry | None = None, overwrite: bool = F
 
     name = canonical(name) if "(" in name else name
     _require_free(name, taken=() if overwrite else _read_index())
+    require_writable(home(), weights_path(name).name, _INDEX)
     found = checkpoint.read_weights(path, use_ema=use_ema)
     remark = found.remark(str(path))
     if remark is not None:
