@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.choices import LARGEST_RATE
 from sanrobust.csvfiles import shown
 from sanrobust.data.catalog import DATASETS, resolve
 from sanrobust.data.classes import fit_classes
@@ -302,9 +303,9 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
 
 
 def _check_recipe(recipe: Recipe, side: int) -> None:
-    if not (math.isfinite(recipe.lr) and recipe.lr > 0):
-        raise UsageError("--lr must be a number above 0", seen=f"it is {recipe.lr}",
-                         hint="type for example --lr 0.05")
+    if not 0 < recipe.lr <= LARGEST_RATE:
+        raise UsageError(f"--lr must be a number above 0 and at most {LARGEST_RATE:g}",
+                         seen=f"it is {recipe.lr}", hint="type for example --lr 0.05")
     if recipe.shift >= side:
         raise UsageError(f"--shift must be smaller than the {side} pixels of an image",
                          seen=f"it is {recipe.shift}", hint="type for example --shift 3")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from typing import NoReturn
 
 import click
 
-from sanrobust.errors import SanrobustError
+from sanrobust.cli.streams import nowhere_to_print, refused_by_output
+from sanrobust.errors import SanrobustError, readable, shown_value
 from sanrobust.files import printable
 from sanrobust.registry import closest
 
@@ -42,9 +44,17 @@ class ErrorGroup(click.Group):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            message = printable(readable(error.format_message()))
+            raise click.UsageError(message, error.ctx) from error
         except SanrobustError as error:
-            click.echo(printable(f"sanrobust: {error}"), err=True)
-            ctx.exit(error.exit_code)
+            _end(ctx, error)
+        except OSError as error:
+            if not refused_by_output(error):
+                raise
+            _end(ctx, nowhere_to_print(error, hint="send it to a file or a disk with room"))
 
     def resolve_command(self, ctx: click.Context, args: list[str]
                         ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -53,8 +63,13 @@ class ErrorGroup(click.Group):
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             match = closest(name, self.list_commands(ctx))
             hint = f" Did you mean {match}?" if match else ""
-            ctx.fail(f"There is no command {name!r}.{hint}")
+            ctx.fail(f"There is no command {shown_value(name)}.{hint}")
         return super().resolve_command(ctx, args)
+
+
+def _end(ctx: click.Context, error: SanrobustError) -> NoReturn:
+    click.echo(printable(f"sanrobust: {error}"), err=True)
+    ctx.exit(error.exit_code)
 
 
 def typed() -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from sanrobust.csvfiles import MAX_INDEX_DIGITS, counted, shown
@@ -18,6 +19,7 @@ from sanrobust.errors import DataError
 SPLIT_NAMES = frozenset(("train", "test", "val", "valid", "validation"))
 # A surrogate stands for a byte that is not UTF-8; neither it nor a control character fits a CSV.
 UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+ENOUGH_ABSENT = 100  # files that are looked for in vain before the rest is believed absent too
 MOST_CLASSES = 1 << 20  # numbers beyond it are no class indices of any model
 
 
@@ -53,11 +55,15 @@ def labelled_folder(folder: Path, labels: Path, *, name: str | None = None) -> F
     """
     found = listing(folder)
     _require_images(folder, found.images)
-    rows = read_labels(labels, present=(*found.images, *found.others))
-    absent = [file for file in rows if not _is_file(folder / file)]
+    present = {*found.images, *found.others}
+    rows = read_labels(labels, present=present)
+    absent = list(islice((file for file in rows
+                          if file not in present and not os.path.isfile(folder / file)),
+                         ENOUGH_ABSENT))
     if absent:
+        at_least = "at least " if len(absent) == ENOUGH_ABSENT else ""
         raise DataError("every file of the labels file must be in the folder of images",
-                        seen=f"{counted(absent, 'file')} not in {folder}",
+                        seen=f"{at_least}{counted(absent, 'file')} not in {folder}",
                         hint="check that --labels and --data belong together")
     unlabelled = [image for image in found.images if image not in rows]
     if unlabelled:
@@ -179,13 +185,6 @@ def _numbered_by_name(folder: Path, names: Iterable[str]
     most = max(by_index) + 1
     classes = tuple(str(index) for index in range(most)) if most <= MOST_CLASSES else None
     return {name: index for index, name in by_index.items()}, classes
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for any disk, or a link to itself
-        return False
 
 
 def _within(folder: Path, file: Path) -> tuple[str, ...]:
