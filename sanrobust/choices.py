@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MOST_PROCESSES = 512
 """Processes that one command may start; more are a slip of the keyboard."""
-LARGEST_RATE = 1000.0
-"""Largest learning rate that can be meant."""
+LARGEST_RATE = 1e38
+"""Largest learning rate that float32 holds."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ MAX_INDEX_DIGITS = 9
 MOST_BYTES = 1 << 29
 """Largest file that is read: ten million rows, which take ten times as much in memory."""
 LONGEST_LINE = 1 << 20
-_NOT_PLAIN = re.compile(r"//|(^|/)\.(/|$)|/$")
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -59,7 +57,7 @@ def read_bytes(path: Path, kind: CsvKind) -> bytes:
             return stream.readall()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _unreadable(path, kind, f"cannot be read: {reason}") from error
+        raise _unreadable(path, kind, f"cannot be opened ({reason})") from error
 
 
 def parse(content: bytes, path: Path, kind: CsvKind) -> list[Row]:
@@ -136,8 +134,9 @@ def same_form(name: str) -> str:
 
 def plain(name: str) -> str:
     """Return a path without ``./`` and doubled slashes; an empty name stays empty."""
-    is_plain = not _NOT_PLAIN.search(name)  # of a million names nearly all are
-    return name if is_plain else PurePosixPath(name).as_posix()
+    if not name or not ("/." in name or "//" in name or name[0] == "." or name[-1] == "/"):
+        return name  # nearly all of a million names
+    return PurePosixPath(name).as_posix()
 
 
 def counted(names: Sequence[str], noun: str) -> str:

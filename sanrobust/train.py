@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, exact
-from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
+from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError, shown_value
 from sanrobust.files import put_in_place, require_writable, sha256_file, write_text
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.build import build
@@ -356,7 +357,8 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
 
 
 def _tag(job: TrainingJob) -> str:
-    return job.tag or (job.data if job.data in DATASETS else Path(job.data).resolve().name)
+    folder = os.path.basename(os.path.realpath(job.data))
+    return job.tag or (job.data if job.data in DATASETS else folder)
 
 
 def _list_of(job: TrainingJob) -> Path:
@@ -365,7 +367,7 @@ def _list_of(job: TrainingJob) -> Path:
 
 def _require_plain(tag: str) -> None:
     if Path(tag).name != tag or not tag.strip("."):
-        raise UsageError("a tag must be a plain file name", seen=f"it is {tag!r}",
+        raise UsageError("a tag must be a plain file name", seen=f"it is {shown_value(tag)}",
                          hint="name the folder with --out and leave the tag without slashes")
 
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from sanrobust.cli.streams import nowhere_to_print, refused_by_output
-from sanrobust.errors import SanrobustError, readable, shown_value
+from sanrobust.errors import SanrobustError, UsageError, readable, shown_value
 from sanrobust.files import printable
 from sanrobust.registry import closest
 
@@ -16,16 +16,25 @@ _TYPED = "sanrobust.command"
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice: the last one would win without a word."""
+    """A command that refuses an option given twice, and text that is empty.
+
+    Of two the last one would win without a word. A shell's variable that is not set is empty
+    text, which no option means.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words behind the command's name."""
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for param in order:
             once = isinstance(param, click.Option) and not (param.multiple or param.count)
             if once and order.count(param) > 1:
                 raise click.UsageError(f"{param.opts[-1]} must be given once, but it was given "
                                        f"{order.count(param)} times: leave all but one out.", ctx)
+            given = values.get(param.name or "")
+            if "" in (given if isinstance(given, (list, tuple)) else (given,)):
+                name = param.opts[-1] if isinstance(param, click.Option) else param.name
+                raise UsageError(f"{name} must have a value", seen="it is empty text",
+                                 hint="give one, or leave it out")
         return super().parse_args(ctx, args)
 
 

@@ -190,9 +190,10 @@ def _numbered_by_name(folder: Path, names: Iterable[str]
 def _within(folder: Path, file: Path) -> tuple[str, ...]:
     """Return the path of a file relative to the folder, when it lies below it."""
     try:
-        return (file.resolve().relative_to(folder.resolve()).as_posix(),)
-    except (OSError, RuntimeError, ValueError):
+        inside = Path(os.path.realpath(file)).relative_to(os.path.realpath(folder))
+    except ValueError:
         return ()
+    return (inside.as_posix(),)
 
 
 def _require_images(folder: Path, images: Sequence[str]) -> None:
@@ -226,7 +227,7 @@ def _require_fit_names(ids: Iterable[str]) -> None:
 
 
 def _folder_name(folder: Path) -> str:
-    name = folder.resolve().name or "images"
+    name = os.path.basename(os.path.realpath(folder)) or "images"
     if UNFIT_FOR_ID.search(name):
         raise DataError("the folder of images must have a name in UTF-8 without control characters",
                         seen=f"it is {name!r}", hint="rename it")

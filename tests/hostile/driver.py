@@ -22,7 +22,8 @@ from hostile.case import MOST_SECONDS, Answer, Case
 
 # More than a case may take, less than would trouble the machine.
 _MOST_ADDRESSES = 12 << 30
-_CORE = resource.RLIMIT_CORE
+LOADING = 60.0
+"""Seconds in which a fresh process has loaded torch, on a busy machine too."""
 State = dict[str, tuple[int, int]]
 
 
@@ -39,7 +40,7 @@ def run(case: Case, *, fresh: bool = False) -> Answer:
         child = os.fork()
         if child == 0:
             _become(case, out.fileno(), err.fileno(), _execute if fresh else _call)
-        status, peak = _wait(child)
+        status, peak = _wait(child, MOST_SECONDS + (LOADING if fresh else 0))
         seconds = time.monotonic() - begun
         after = _state(case.folder)
         written = tuple(name for name, state in after.items() if before.get(name) != state)
@@ -60,7 +61,7 @@ def _become(case: Case, out: int, err: int, begin: Callable[[Case], None]) -> No
     code = 70
     try:
         os.setsid()
-        resource.setrlimit(_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESSES, _MOST_ADDRESSES))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
@@ -89,10 +90,10 @@ def _execute(case: Case) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "sanrobust", *case.argv])
 
 
-def _wait(child: int) -> tuple[int | None, int]:
+def _wait(child: int, seconds: float) -> tuple[int | None, int]:
     """Return the wait status, None where the time was up, and the most memory it held."""
     try:
-        with _alarm(MOST_SECONDS):
+        with _alarm(seconds):
             _, status, usage = os.wait4(child, 0)
     except TimeoutError:
         os.killpg(child, signal.SIGKILL)
