@@ -7,6 +7,7 @@ where the layer has a stride), O value channels, S side of the image in pixels, 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -216,7 +217,7 @@ def open_image(image: str | Path | None) -> tuple[str, Image.Image]:
     """
     text = open_digits("test").refs[0].id if image is None else str(image)
     path = Path(text)
-    if not path.exists() and _DIGIT_ID.fullmatch(text):
+    if not os.path.exists(path) and _DIGIT_ID.fullmatch(text):
         for images in (open_digits("test"), open_digits("train")):
             for index, ref in enumerate(images.refs):
                 if ref.id == text:

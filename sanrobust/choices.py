@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sanrobust.errors import UsageError
+from sanrobust.errors import UsageError, shown_value
 
 if TYPE_CHECKING:
     from torch import nn
 
     Model = str | nn.Module
     """A name, or a classifier or network made in Python."""
+
+MOST_PROCESSES = 512
+"""Processes that one command may start; more are a slip of the keyboard."""
+LARGEST_RATE = 1e38
+"""Largest learning rate that float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class HowToRun:
         _take_path(self, "out", "--out", required=True)
         if self.batch_size not in (None, "auto"):
             _require_whole("--batch-size", self.batch_size, least=1, other="or auto")
-        _require_whole("--workers", self.workers, least=0)
+        _require_whole("--workers", self.workers, least=0, most=MOST_PROCESSES)
         if self.threads is not None:
             _require_whole("--threads", self.threads, least=1)
         if not isinstance(self.device, str):
@@ -143,12 +148,14 @@ def _take_path(choice: object, name: str, option: str, *, required: bool = False
         raise _wrong(option, "a path", value)
 
 
-def _require_whole(option: str, value: Any, *, least: int, other: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise _wrong(option, f"a whole number of {least} or more{f' {other}' if other else ''}",
-                     value)
+def _require_whole(option: str, value: Any, *, least: int, most: int | None = None,
+                   other: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least \
+            or (most is not None and value > most):
+        rule = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise _wrong(option, f"a whole number {rule}{f' {other}' if other else ''}", value)
 
 
 def _wrong(option: str, rule: str, value: object) -> UsageError:
-    return UsageError(f"{option} must be {rule}", seen=f"it is {value!r}",
+    return UsageError(f"{option} must be {rule}", seen=f"it is {shown_value(value)}",
                       hint=f"give {option} {rule}")

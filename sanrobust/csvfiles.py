@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import csv
 import io
-import stat
+import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sanrobust.errors import DataError
+from sanrobust.errors import DataError, shortened, shown_value
+from sanrobust.files import open_regular
 
 MAX_INDEX_DIGITS = 9
+MOST_BYTES = 1 << 29
+"""Largest file that is read: ten million rows, which take ten times as much in memory."""
+LONGEST_LINE = 1 << 20
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -35,7 +39,7 @@ class CsvKind:
     option: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row: its last line in the file, the plain name and the whole number."""
 
@@ -47,9 +51,10 @@ class Row:
 def read_bytes(path: Path, kind: CsvKind) -> bytes:
     """Return the file's bytes; raises DataError for one that is missing, or no regular file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, perhaps for ever
-            raise _unreadable(path, kind, "is not a regular file")
-        return path.read_bytes()
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MOST_BYTES:
+                raise _unreadable(path, kind, f"has more than {MOST_BYTES >> 20} MB")
+            return stream.readall()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise _unreadable(path, kind, f"cannot be opened ({reason})") from error
@@ -61,17 +66,24 @@ def parse(content: bytes, path: Path, kind: CsvKind) -> list[Row]:
     Raises DataError for other text, missing or repeated columns, a name that is empty, and an
     index that is not a whole number of 0 or more.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _no_csv(path, kind, f"is not UTF-8 text ({error})") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(_lines(content), strict=True)
     try:
         places = _places([column.strip() for column in next(reader, [])], path, kind)
         return [_row(cells, reader.line_num, places, path, kind) for cells in reader if cells]
+    except UnicodeDecodeError as error:
+        raise _no_csv(path, kind, f"is not UTF-8 text ({error.reason})") from error
     except csv.Error as error:
         seen = f"cannot be read after line {reader.line_num} ({error})"
         raise _no_csv(path, kind, seen) from error
+
+
+def _lines(content: bytes) -> Iterator[str]:
+    """Yield the lines one by one, so that a large file is in memory once."""
+    stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise csv.Error(f"a line has more than {LONGEST_LINE} characters")
+        yield line
 
 
 def read_rows(path: Path, kind: CsvKind) -> list[Row]:
@@ -116,12 +128,15 @@ class Names:
 
 def same_form(name: str) -> str:
     """Return what names that look alike have in common: composed letters, plain slashes."""
-    return plain(unicodedata.normalize("NFC", name.replace("\\", "/")))
+    slashed = name.replace("\\", "/")
+    return plain(slashed if slashed.isascii() else unicodedata.normalize("NFC", slashed))
 
 
 def plain(name: str) -> str:
     """Return a path without ``./`` and doubled slashes; an empty name stays empty."""
-    return PurePosixPath(name).as_posix() if name else ""
+    if not name or not ("/." in name or "//" in name or name[0] == "." or name[-1] == "/"):
+        return name  # nearly all of a million names
+    return PurePosixPath(name).as_posix()
 
 
 def counted(names: Sequence[str], noun: str) -> str:
@@ -132,8 +147,8 @@ def counted(names: Sequence[str], noun: str) -> str:
 
 
 def shown(name: str) -> str:
-    """Return a name as it may be printed: one with control characters is escaped."""
-    return name if name.isprintable() else ascii(name)
+    """Return a name as it may be printed: short, and escaped where it has control characters."""
+    return shortened(name if name.isprintable() else ascii(name))
 
 
 def _places(header: list[str], path: Path, kind: CsvKind) -> tuple[int, int]:
@@ -158,11 +173,13 @@ def _row(cells: list[str], line: int, places: tuple[int, int], path: Path, kind:
     key, value = kind.columns
     if not name:
         raise DataError(f"every row of the {kind.what} must name one {key}",
-                        seen=f"line {line} of {path.name} gives {name!r} the {value} {text!r}",
+                        seen=f"line {line} of {path.name} gives '' the {value} "
+                             f"{shown_value(text)}",
                         hint="complete or remove the row")
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_INDEX_DIGITS):
         raise DataError(f"every {value} must be a whole number of 0 or more",
-                        seen=f"line {line} of {path.name} has {text!r} for {shown(name)}",
+                        seen=f"line {line} of {path.name} has {shown_value(text)} for "
+                             f"{shown(name)}",
                         hint="write the class index as it counts in the model's logits")
     return Row(line, plain(name), int(text))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sanrobust.errors import BackendError, UsageError
+from sanrobust.errors import BackendError, UsageError, shown_value
 
 LIBRARIES = ("torch", "torchvision", "timm", "torchattacks", "numpy", "pandas", "pyarrow",
              "cupy-cuda12x", "cupy-cuda13x")
@@ -48,7 +47,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     name = str(name)
     if not _NAMES.fullmatch(name):
         raise UsageError("--device must be auto, cpu, cuda or cuda:i",
-                         seen=f"it is {reprlib.repr(name)}", hint="type for example --device cpu")
+                         seen=f"it is {shown_value(name)}", hint="type for example --device cpu")
     refusal = cuda_refusal()
     if name == "auto":
         return torch.device("cpu" if refusal else "cuda")
@@ -57,7 +56,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         # By name: an index may have more digits than Python turns into a number.
         if name not in (*["cuda"][:count], *(f"cuda:{index}" for index in range(count))):
             seen = refusal or f"there are {count} CUDA devices"
-            raise BackendError(f"{reprlib.repr(name)} must be present", seen=seen,
+            raise BackendError(f"{shown_value(name)} must be present", seen=seen,
                                hint="type --device cpu")
     return torch.device(name)
 

@@ -7,9 +7,19 @@ traceback.
 
 from __future__ import annotations
 
+import re
+
+LONGEST_VALUE = 80
+"""Characters of a value that a message shows; of a longer one it shows both ends."""
+_LONGEST_PART = 600
+# A word of a message is a path at most, of which a reader wants all that can be typed.
+_LONG_WORD = re.compile(r"\S{241,}")
+
 
 class SanrobustError(Exception):
     """Base of all deliberate errors; prints as ``rule, but seen: hint``.
+
+    Each part is cut where it is longer than anybody reads.
 
     Args:
         rule: what must hold.
@@ -20,14 +30,34 @@ class SanrobustError(Exception):
     exit_code = 1
 
     def __init__(self, rule: str, *, seen: str, hint: str) -> None:
-        self.rule = rule
-        self.seen = seen
-        self.hint = hint
-        super().__init__(f"{rule}, but {seen}: {hint}")
+        self.rule, self.seen, self.hint = map(readable, (rule, seen, hint))
+        super().__init__(f"{self.rule}, but {self.seen}: {self.hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process boundaries when a data worker raises them.
         return (_rebuild, (type(self), self.rule, self.seen, self.hint))
+
+
+def shortened(text: str, most: int = LONGEST_VALUE) -> str:
+    """Return ``text``, of which the middle is left out where it has more than ``most`` characters.
+    """
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def shown_value(value: object) -> str:
+    """Return a value as a message shows it: in quotes where it is text, printable and short."""
+    try:
+        text = shortened(value) if isinstance(value, str) else repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return repr(text) if isinstance(value, str) else shortened(text)
+
+
+def readable(text: str) -> str:
+    """Return a part of a message with words and length that can be read."""
+    whole_words = _LONG_WORD.sub(lambda word: shortened(word[0]), text)
+    return shortened(whole_words, _LONGEST_PART)
 
 
 def _rebuild(kind: type[SanrobustError], rule: str, seen: str, hint: str) -> SanrobustError:

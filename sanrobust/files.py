@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -86,6 +87,23 @@ def _lock(handle: int) -> bool:
     except (ImportError, OSError):
         return False
     return True
+
+
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a file to read, unbuffered; raises OSError for a pipe or a device too.
+
+    Those might be waited for, or read, without end.
+    """
+    stream = open(path, "rb", buffering=0, opener=_open_at_once)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return stream
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe would wait for a writer; for a regular file the flag means nothing.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def cache_home() -> Path:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from sanrobust.errors import UsageError
+from sanrobust.errors import UsageError, shown_value
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,22 +41,22 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _require(_is_side(self.img_size), "--img-size", f"a whole number from 1 to {LARGEST_SIDE}",
-                 self.img_size)
+                 self.img_size, "224")
         _require(_is_number(self.crop_pct) and self.crop_pct > 0, "--crop-pct",
-                 "a number above 0", self.crop_pct)
+                 "a number above 0", self.crop_pct, "0.875")
         _require(self.interpolation in INTERPOLATIONS, "--interpolation",
-                 f"one of {', '.join(INTERPOLATIONS)}", self.interpolation)
+                 f"one of {', '.join(INTERPOLATIONS)}", self.interpolation, "bilinear")
         _require(self.crop_mode in CROP_MODES, "--crop-mode",
-                 f"one of {', '.join(CROP_MODES)}", self.crop_mode)
-        _require(_is_triple(self.mean), "--mean", "three finite numbers", self.mean)
+                 f"one of {', '.join(CROP_MODES)}", self.crop_mode, "center")
+        _require(_is_triple(self.mean), "--mean", "three finite numbers", self.mean, "0.5,0.5,0.5")
         _require(_is_triple(self.std) and min(self.std) > 0, "--std",
-                 "three finite positive numbers", self.std)
+                 "three finite positive numbers", self.std, "0.5,0.5,0.5")
         # One type whatever the caller wrote, because a run's identity is spelled from these.
         self._set(img_size=int(self.img_size), crop_pct=float(self.crop_pct),
                   mean=tuple(map(float, self.mean)), std=tuple(map(float, self.std)))
         _require(self.img_size / self.crop_pct < LARGEST_SIDE + 1 and self.resize_size >= 1,
-                 "--crop-pct", f"such that the resized side, --img-size over --crop-pct, is from "
-                 f"1 to {LARGEST_SIDE} pixels", self.crop_pct)
+                 "--crop-pct", "a number that divides --img-size into a resized side of 1 to "
+                 f"{LARGEST_SIDE} pixels", self.crop_pct, "0.875")
 
     @property
     def resize_size(self) -> int:
@@ -90,7 +90,7 @@ def _is_triple(values: Any) -> bool:
         and all(map(_is_number, values))
 
 
-def _require(holds: bool, option: str, rule: str, seen: object) -> None:
+def _require(holds: bool, option: str, rule: str, seen: object, example: str) -> None:
     if not holds:
-        raise UsageError(f"{option} must be {rule}", seen=f"it is {seen}",
-                         hint=f"give {option} a value that is {rule}")
+        raise UsageError(f"{option} must be {rule}", seen=f"it is {shown_value(seen)}",
+                         hint=f"type for example {option} {example}")

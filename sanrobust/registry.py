@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
-from sanrobust.errors import UnknownNameError
+from sanrobust.errors import UnknownNameError, shown_value
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def unknown_name(kind: str, name: str, names: Iterable[str], *, listing: str) ->
     suggestion = f"did you mean {match}? " if match else ""
     return UnknownNameError(
         f"the {kind} must be a known name",
-        seen=f"there is no {kind} named {name!r}",
+        seen=f"there is no {kind} named {shown_value(name)}",
         hint=f"{suggestion}see {listing}",
     )
 
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
     def add(self, name: str, value: T) -> None:
         """Add ``value`` under ``name``; raises ValueError when the name is taken."""
         if name in self._values:
-            raise ValueError(f"two {self._kind}s are named {name!r}")
+            raise ValueError(f"two {self._kind}s are named {shown_value(name)}")
         self._values[name] = value
 
     def get(self, name: str) -> T:

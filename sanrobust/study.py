@@ -19,6 +19,7 @@ import torch
 
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.data.catalog import resolve
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UsageError
 from sanrobust.files import require_writable
 from sanrobust.metrics import seed_interval
@@ -160,6 +161,9 @@ def _checked(study: Study) -> tuple[str, ...]:
         raise UsageError("a study must have at least two seeds",
                          seen=f"there are {study.seeds}",
                          hint="one training run has no interval; use --seeds 3")
+    if isinstance(resolve(study.data), Path):
+        raise UsageError("--data of a study must be a registered dataset with a training split",
+                         seen=f"{study.data} is a folder", hint="type for example --data digits")
     models = tuple(dict.fromkeys(architecture(name).architecture for name in study.models))
     for model in models:
         small_form(model)  # refuses what has none

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.choices import LARGEST_RATE
 from sanrobust.csvfiles import shown
 from sanrobust.data.catalog import DATASETS, resolve
 from sanrobust.data.classes import fit_classes
@@ -25,7 +27,7 @@ from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, exact
-from sanrobust.errors import DataError, NonFiniteError, UsageError
+from sanrobust.errors import DataError, NonFiniteError, UsageError, shown_value
 from sanrobust.files import previous_name, require_writable, sha256_file, write_keeping
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo import trained_list
@@ -312,9 +314,9 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
 
 
 def _check_recipe(recipe: Recipe, side: int) -> None:
-    if not (math.isfinite(recipe.lr) and recipe.lr > 0):
-        raise UsageError("--lr must be a number above 0", seen=f"it is {recipe.lr}",
-                         hint="type for example --lr 0.05")
+    if not 0 < recipe.lr <= LARGEST_RATE:
+        raise UsageError(f"--lr must be a number above 0 and at most {LARGEST_RATE:g}",
+                         seen=f"it is {recipe.lr}", hint="type for example --lr 0.05")
     if recipe.shift >= side:
         raise UsageError(f"--shift must be smaller than the {side} pixels of an image",
                          seen=f"it is {recipe.shift}", hint="type for example --shift 3")
@@ -363,7 +365,8 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
 
 
 def _tag(job: TrainingJob) -> str:
-    return job.tag or (job.data if job.data in DATASETS else Path(job.data).resolve().name)
+    folder = os.path.basename(os.path.realpath(job.data))
+    return job.tag or (job.data if job.data in DATASETS else folder)
 
 
 def _file_name(job: TrainingJob, arch: str) -> str:
@@ -386,7 +389,7 @@ def is_trained(job: TrainingJob) -> bool:
 
 def _require_plain(tag: str) -> None:
     if Path(tag).name != tag or not tag.strip("."):
-        raise UsageError("a tag must be a plain file name", seen=f"it is {tag!r}",
+        raise UsageError("a tag must be a plain file name", seen=f"it is {shown_value(tag)}",
                          hint="name the folder with --out and leave the tag without slashes")
 
 

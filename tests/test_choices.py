@@ -32,7 +32,7 @@ def test_the_defaults_are_legal() -> None:
     (lambda: HowToRun(batch_size=2.5), "--batch-size must be"),
     (lambda: HowToRun(batch_size=True), "--batch-size must be"),
     (lambda: HowToRun(batch_size="fit"), "--batch-size must be"),
-    (lambda: HowToRun(workers=-1), "--workers must be a whole number of 0 or more"),
+    (lambda: HowToRun(workers=-1), "--workers must be a whole number from 0 to 512"),
     (lambda: HowToRun(threads=0), "--threads must be a whole number of 1 or more"),
     (lambda: HowToRun(device=0), "--device must be text"),
     (lambda: HowToRun(max_failed=1.5), "--max-failed must be a part from 0 to 1"),

@@ -102,7 +102,7 @@ BAD_INPUT = [
     ("mistyped device", ("rotate", "--device", "gpu"), 2, "--device cpu"),
     ("absent device", ("rotate", "--device", "cuda:9"), 7, "--device cpu"),
     ("mistyped backend", ("rotate", "--backend", "referense"), 2, "did you mean reference?"),
-    ("batch of none", ("rotate", "-b", "0"), 2, "neither a number of images nor auto"),
+    ("batch of none", ("rotate", "-b", "0"), 2, "auto or a whole number from 1"),
     ("mean of two", ("rotate", "--mean", "0.5,0.5"), 2, "three numbers"),
     ("crop too large", ("rotate", "-m", SMALL, "--crop-pct", "-1.5"), 2, "--crop-pct must be"),
     ("too many samples", ("rotate", "-m", SMALL, "--num-samples", "452"), 2, "451"),

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from sanrobust.errors import UsageError
+from sanrobust.errors import UsageError, shown_value
 
 LEVELS = 255
+_LARGEST_USUAL = 64  # in 1/255; of a larger part of the pixel range no attack is made
 FIELDS = ("eps", "step", "iters")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
@@ -82,7 +83,8 @@ def as_budget(value: object) -> Budget:
         fields = list(value) if known else []  # type: ignore[call-overload]
     if not known or len(fields) != len(FIELDS):
         raise UsageError("a budget must be (eps, step, iters), a mapping of them or a Budget",
-                         seen=f"it is {value!r}", hint="give for example budgets=[(8, 2, 4)]")
+                         seen=f"it is {shown_value(value)}",
+                         hint="give for example budgets=[(8, 2, 4)]")
     eps, step, iters = fields
     return Budget(eps=_given_level(eps, "eps"), step=_given_level(step, "step"), iters=iters)
 
@@ -102,7 +104,7 @@ def whole_number(value: object, name: str, *, least: int, example: str) -> int:
         number = least - 1
     if number < least or isinstance(value, bool):
         raise UsageError(f"{name} must be a whole number, {least} or more",
-                         seen=f"it is {value!r}", hint=f"type for example {example}")
+                         seen=f"it is {shown_value(value)}", hint=f"type for example {example}")
     return number
 
 
@@ -137,8 +139,10 @@ def parse_level(text: str, option: str) -> float:
     level = float(numerator)
     if 0 < level < 1 and not slash:
         likely = _likely(level)
-        raise UsageError(f"{option} must be in units of 1/255", seen=f"{text} was seen",
-                         hint=f"type {likely} or {likely}/255 (or {text}/255 if that is meant)")
+        hint = (f"type {likely} or {likely}/255 (or {text}/255 if that is meant)"
+                if likely <= _LARGEST_USUAL else
+                f"type {text}/255 (or {likely}/255 if the pixel range was the unit)")
+        raise UsageError(f"{option} must be in units of 1/255", seen=f"{text} was seen", hint=hint)
     return _level(level, option)
 
 
@@ -157,9 +161,10 @@ def _likely(level: float) -> int:
     return max(1, round(level * LEVELS))
 
 
-def _not_a_level(text: str, option: str) -> UsageError:
+def _not_a_level(text: object, option: str) -> UsageError:
     return UsageError(f"{option} must be a number of 1/255 from 0 to {LEVELS}",
-                      seen=f"{text!r} was seen", hint=f"type for example {option} 8 or 8/255")
+                      seen=f"{shown_value(text)} was seen",
+                      hint=f"type for example {option} 8 or 8/255")
 
 
 def _level(level: object, name: str) -> float:
@@ -168,7 +173,7 @@ def _level(level: object, name: str) -> float:
     except OverflowError:
         number = math.inf
     if isinstance(level, bool) or not 0 <= number <= LEVELS:
-        raise _not_a_level(str(level), name)
+        raise _not_a_level(level, name)
     return number
 
 

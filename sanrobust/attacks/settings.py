@@ -8,7 +8,7 @@ from typing import ClassVar
 from sanrobust.attacks.budget import TABLE10, Budget, as_budgets, whole_number
 from sanrobust.attacks.losses import LOSSES
 from sanrobust.attacks.targets import TargetRule, load_rule, parse_rule
-from sanrobust.errors import UsageError
+from sanrobust.errors import UsageError, shown_value
 from sanrobust.registry import unknown_name
 
 PGD = "pgd"
@@ -106,15 +106,15 @@ class AttackSettings:
         if self.attack in OWN or self.adapted:
             return
         if self.adapted == "":
-            raise UsageError("an attack of torchattacks must be named", seen=f"{self.attack!r} "
-                             "was seen", hint="type for example --attack torchattacks:MIFGSM")
+            raise UsageError("an attack of torchattacks must be named", seen=f"{self.attack} was seen",
+                             hint="type for example --attack torchattacks:MIFGSM")
         raise unknown_name("attack", self.attack, (*OWN, ADAPTED + "NAME"), listing=_LISTING)
 
     def _check_texts(self) -> None:
         for name in ("attack", "targets", "loss"):
             value = getattr(self, name)
             if not isinstance(value, str):
-                raise UsageError(f"{name} must be a name", seen=f"it is {value!r}",
+                raise UsageError(f"{name} must be a name", seen=f"it is {shown_value(value)}",
                                  hint=f"see {_LISTING}")
 
     def _check_numbers(self) -> None:

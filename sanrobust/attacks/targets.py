@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sanrobust.attacks.randomness import hashed
 from sanrobust.csvfiles import CsvKind, by_name, parse, read_bytes, same_form
-from sanrobust.errors import DataError, UsageError
+from sanrobust.errors import DataError, UsageError, shown_value
 from sanrobust.registry import Registry, unknown_name
 
 if TYPE_CHECKING:
@@ -118,15 +118,16 @@ class TargetRule:
         target = self.table.get(same_form(image_id))
         if target is None:
             raise DataError("the target file must name every image",
-                            seen=f"{self.path} has no row for image {image_id!r}",
+                            seen=f"{self.path} has no row for image {shown_value(image_id)}",
                             hint="add a row image,target for it")
         if not 0 <= target < num_classes:
             raise DataError(f"a target must be a class from 0 to {num_classes - 1}",
-                            seen=f"{self.path} gives {target} for image {image_id!r}",
+                            seen=f"{self.path} gives {target} for image {shown_value(image_id)}",
                             hint="correct that row")
         if target == label:
             raise DataError("a target must differ from the image's label",
-                            seen=f"{self.path} gives {target}, the label of image {image_id!r}",
+                            seen=f"{self.path} gives {target}, the label of image "
+                                 f"{shown_value(image_id)}",
                             hint="give that image a wrong class")
 
 
@@ -176,19 +177,20 @@ def parse_rule(text: str) -> TargetRule:
     name, colon, value = text.strip().partition(":")
     if name == "fixed":
         if not re.fullmatch(r"[0-9]{1,9}", value):
-            raise UsageError("a fixed target must be a class index", seen=f"{text!r} was seen",
+            raise UsageError("a fixed target must be a class index",
+                             seen=f"{shown_value(text)} was seen",
                              hint="type for example --targets fixed:7")
         return TargetRule("fixed", label=int(value))
     if name == "file":
         if not value:
-            raise UsageError("a target file must have a path", seen=f"{text!r} was seen",
+            raise UsageError("a target file must have a path", seen=f"{shown_value(text)} was seen",
                              hint="type for example --targets file:targets.csv")
         return TargetRule("file", path=Path(value))
     if name not in TARGETS:
         raise unknown_name("target rule", text, (*TARGETS.names(), "fixed", "file"),
                            listing=_LISTING)
     if colon:
-        raise UsageError(f"the rule {name} must stand alone", seen=f"{text!r} was seen",
+        raise UsageError(f"the rule {name} must stand alone", seen=f"{shown_value(text)} was seen",
                          hint=f"type --targets {name}")
     return TargetRule(name)
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from sanrobust.errors import UsageError
+from sanrobust.errors import UsageError, shown_value
 from sanrobust.registry import closest
 
 Option = bool | int | float | str | tuple[float, ...]
@@ -47,12 +47,12 @@ def read_option(name: str, key: str, text: str, parameters: Mapping[str, object]
         match = closest(key, parameters)
         legal = ", ".join(parameters) or "no options"
         raise UsageError(f"an option of {name} must be one that it takes",
-                         seen=f"it has no option {key!r}",
+                         seen=f"it has no option {shown_value(key)}",
                          hint=f"{f'did you mean {match}? ' if match else ''}it takes {legal}")
     value = _value(text.strip(), parameters[key])
     if value is None:
         raise UsageError(f"{key} of {name} must be of the kind of its default "
-                         f"{parameters[key]!r}", seen=f"{text!r} was seen",
+                         f"{parameters[key]!r}", seen=f"{shown_value(text)} was seen",
                          hint="give a number such as 10, 0.5 or 8/255, true or false, or a name "
                          "where the default is one")
     default = parameters[key]

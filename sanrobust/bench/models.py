@@ -30,7 +30,7 @@ from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, Ve
 from sanrobust.zoo import catalog
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.external import is_external
+from sanrobust.zoo.external import is_external, require_found
 from sanrobust.zoo.factory import find_callable
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.forms import smallest_input
@@ -62,6 +62,7 @@ def check(names: tuple[str, ...], shape: Shape) -> None:
     """
     for name in names:
         if is_external(name):
+            require_found(name)
             continue
         config = catalog.find(name, tag=UNTRAINED).architecture
         least = smallest_input(config) if isinstance(config, SanConfig) else 1

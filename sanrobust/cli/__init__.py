@@ -15,6 +15,7 @@ from sanrobust.cli.info import info
 from sanrobust.cli.pgd import pgd
 from sanrobust.cli.rotate import rotate
 from sanrobust.cli.show import show
+from sanrobust.cli.streams import open_streams
 from sanrobust.cli.study import study
 from sanrobust.cli.table import table
 from sanrobust.cli.train import train
@@ -29,6 +30,7 @@ def main() -> None:
 
     Without --data and --model the paper's nine networks are measured on the embedded digits.
     """
+    open_streams()
     _let_threads_sleep()
 
 

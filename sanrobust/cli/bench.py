@@ -10,8 +10,10 @@ import click
 from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS, Settings,
                                       Shape)
 from sanrobust.cli.group import Command
+from sanrobust.cli.numbers import Number, Whole
 from sanrobust.cli.options import PATH
-from sanrobust.errors import UsageError
+from sanrobust.errors import UsageError, shown_value
+from sanrobust.preprocessing import LARGEST_SIDE
 from sanrobust.zoo.names import canonical
 
 _DEFAULT = Settings()
@@ -31,15 +33,15 @@ _DEFAULT = Settings()
               help="Add your own: a function of an attention layer and its features (B, C, H, W) "
                    "that returns what the layer does; in the working folder or on PYTHONPATH; "
                    "repeatable.")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=_DEFAULT.shape.batch_size,
+@click.option("-b", "--batch-size", type=Whole(1), default=_DEFAULT.shape.batch_size,
               show_default=True, metavar="N", help="Images per batch.")
-@click.option("--img-size", type=click.IntRange(min=8), default=_DEFAULT.shape.img_size,
-              show_default=True, metavar="PIXELS")
-@click.option("--repeats", type=click.IntRange(min=1), default=_DEFAULT.repeats,
+@click.option("--img-size", type=Whole(8, LARGEST_SIDE),
+              default=_DEFAULT.shape.img_size, show_default=True, metavar="PIXELS")
+@click.option("--repeats", type=Whole(1), default=_DEFAULT.repeats,
               show_default=True, metavar="N", help="Healthy samples wanted of each contender.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N",
+@click.option("--threads", type=Whole(1), metavar="N",
               help="Threads of the CPU. [default: torch's choice]")
-@click.option("--peak", type=click.FloatRange(min=0), metavar="GFLOPS",
+@click.option("--peak", type=Number(0, 1e9, "100"), metavar="GFLOPS",
               help="Rate that the probe reaches here when nothing disturbs it. "
                    "[default: the best seen]")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
@@ -70,7 +72,8 @@ def bench(**values: Any) -> None:
 
 def _own(name: str) -> str:
     if OWN not in name:
-        raise UsageError("--formulation must be written module:function", seen=f"it is {name!r}",
+        raise UsageError("--formulation must be written module:function",
+                         seen=f"it is {shown_value(name)}",
                          hint="write it like mykernels:attention")
     return name
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sanrobust.cli.group import Command
+from sanrobust.cli.numbers import Whole
 from sanrobust.cli.options import PATH
 from sanrobust.complexity.settings import CONVENTIONS, IMG_SIZE, TABLES, Convention
 from sanrobust.errors import UsageError
@@ -28,7 +29,7 @@ _ALL = "all"
 @click.option("--table", "tables", multiple=True, type=click.Choice((*TABLES, _ALL)),
               metavar=f"{'|'.join(TABLES)}|{_ALL}",
               help="Print a table of the paper, ours beside the printed figures; repeatable.")
-@click.option("--img-size", type=click.IntRange(min=1, max=LARGEST_SIDE), metavar="PIXELS",
+@click.option("--img-size", type=Whole(1, LARGEST_SIDE, example=224), metavar="PIXELS",
               help="Side of the image. [default: the model's own]")
 @click.option("--convention", type=click.Choice(tuple(CONVENTIONS)), default="paper",
               show_default=True, help="What counts.")

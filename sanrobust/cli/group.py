@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 
+
 import click
 
-from sanrobust.cli.streams import patient_stderr
-from sanrobust.errors import Interrupted, SanrobustError
+from sanrobust.cli.streams import nowhere_to_print, patient_stderr, refused_by_output
+from sanrobust.errors import Interrupted, SanrobustError, UsageError, readable, shown_value
 from sanrobust.files import printable
 from sanrobust.processes import Stop, stoppable
 from sanrobust.registry import closest
@@ -17,16 +18,25 @@ _TYPED = "sanrobust.command"
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice: the last one would win without a word."""
+    """A command that refuses an option given twice, and text that is empty.
+
+    Of two the last one would win without a word. A shell's variable that is not set is empty
+    text, which no option means.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words behind the command's name."""
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for param in order:
             once = isinstance(param, click.Option) and not (param.multiple or param.count)
             if once and order.count(param) > 1:
                 raise click.UsageError(f"{param.opts[-1]} must be given once, but it was given "
                                        f"{order.count(param)} times: leave all but one out.", ctx)
+            given = values.get(param.name or "")
+            if "" in (given if isinstance(given, (list, tuple)) else (given,)):
+                name = param.opts[-1] if isinstance(param, click.Option) else param.name
+                raise UsageError(f"{name} must have a value", seen="it is empty text",
+                                 hint="give one, or leave it out")
         return super().parse_args(ctx, args)
 
 
@@ -46,6 +56,11 @@ class ErrorGroup(click.Group):
         with stoppable(ends_the_process=True) as stop, patient_stderr():
             try:
                 return super().invoke(ctx)
+            except click.exceptions.NoArgsIsHelpError:
+                raise
+            except click.UsageError as error:
+                message = printable(readable(error.format_message()))
+                raise click.UsageError(message, error.ctx) from error
             except (click.ClickException, click.Abort, click.exceptions.Exit):
                 raise
             except (Exception, KeyboardInterrupt) as error:
@@ -62,7 +77,7 @@ class ErrorGroup(click.Group):
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             match = closest(name, self.list_commands(ctx))
             hint = f" Did you mean {match}?" if match else ""
-            ctx.fail(f"There is no command {name!r}.{hint}")
+            ctx.fail(f"There is no command {shown_value(name)}.{hint}")
         return super().resolve_command(ctx, args)
 
 
@@ -75,6 +90,8 @@ def _problem(error: BaseException, stop: Stop) -> SanrobustError | None:
         return Interrupted("a command must end by itself to do all that it was asked for",
                            seen=f"it was stopped by {stop.heard or 'an interrupt'}",
                            hint="type the same command again")
+    if isinstance(error, OSError) and refused_by_output(error):
+        return nowhere_to_print(error, hint="send it to a file or a disk with room")
     return machine_error(error)
 
 

@@ -8,43 +8,14 @@ from typing import Any, TypeVar
 
 import click
 
-from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.choices import MOST_PROCESSES, DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.group import typed
-from sanrobust.errors import UsageError
-from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS
+from sanrobust.cli.numbers import BatchSize, Number, Triple, Whole
+from sanrobust.errors import UsageError, shown_value
+from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
-
-
-class Triple(click.ParamType[tuple[float, float, float]]):
-    """Three numbers, separated by commas or spaces: one per colour channel."""
-
-    name = "r,g,b"
-
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> tuple[float, float, float]:
-        """Parse the text of the option."""
-        try:
-            red, green, blue = (float(part) for part in str(value).replace(",", " ").split())
-        except ValueError:
-            self.fail(f"{value!r} is not three numbers such as 0.5,0.5,0.5", param, ctx)
-        return red, green, blue
-
-
-class BatchSize(click.ParamType[int | str]):
-    """A number of images, or ``auto``."""
-
-    name = "images|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> int | str:
-        """Parse the text of the option."""
-        if value == "auto":
-            return "auto"
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of images nor auto", param, ctx)
-        return int(value)
 
 
 def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -71,7 +42,7 @@ def data_options(command: Command) -> Command:
                      help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]"),
         click.option("--download/--no-download", default=False,
                      help="Fetch a registered dataset that is not there."),
-        click.option("--num-samples", type=click.IntRange(min=1), metavar="N",
+        click.option("--num-samples", type=Whole(1, example=100), metavar="N",
                      help="A fixed subset of N images."),
     )(command)
 
@@ -86,10 +57,10 @@ def model_options(command: Command) -> Command:
         click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights of the one model."),
         click.option("--use-ema", is_flag=True,
                      help="Take the averaged weights of a --checkpoint that has both."),
-        click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
-                     help="Side of the centre crop."),
-        click.option("--crop-pct", type=float, metavar="PART",
-                     help="Crop side over resized side."),
+        click.option("--img-size", type=Whole(1, LARGEST_SIDE, example=224),
+                     metavar="PIXELS", help="Side of the centre crop."),
+        click.option("--crop-pct", type=Number(0, LARGEST_SIDE, "0.875", min_open=True),
+                     metavar="PART", help="Crop side over resized side."),
         click.option("--crop-mode", type=click.Choice(CROP_MODES),
                      help="Resize the short side, both sides, or the long side with a border."),
         click.option("--interpolation", type=click.Choice(INTERPOLATIONS)),
@@ -107,17 +78,17 @@ def run_options(command: Command) -> Command:
                      metavar="FOLDER", help="Folder of records and tables."),
         click.option("-b", "--batch-size", type=BatchSize(),
                      help="Images per batch; auto fits it to memory. [default: by image size]"),
-        click.option("-j", "--workers", type=click.IntRange(min=0), default=0, show_default=True,
+        click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), default=0, show_default=True,
                      metavar="N", help="Processes that decode images."),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
-        click.option("--threads", type=click.IntRange(min=1), metavar="N",
+        click.option("--threads", type=Whole(1), metavar="N",
                      help="Threads of the CPU. [default: torch's own number]"),
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
         click.option("--fold/--no-fold", default=True, show_default=True,
                      help="Compute a SAN as a whole where the native kernels can."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
-        click.option("--max-failed", type=click.FloatRange(0, 1), default=HowToRun.max_failed,
+        click.option("--max-failed", type=Number(0, 1, "0.05"), default=HowToRun.max_failed,
                      show_default=True, metavar="PART",
                      help="Part of the images that may fail; beyond it the exit code is 9, and the "
                           "table the same."),
@@ -167,7 +138,8 @@ def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key or key in parsed:
-            raise UsageError(f"{option} must be key=value, each key once", seen=f"it is {pair!r}",
+            raise UsageError(f"{option} must be key=value, each key once",
+                             seen=f"it is {shown_value(pair)}",
                              hint=f"type for example {option} eps=8/255")
         parsed[key] = value
     return parsed

@@ -12,6 +12,7 @@ from sanrobust.attacks.losses import LOSSES
 from sanrobust.attacks.settings import ADAPTED, OWN, AttackSettings
 from sanrobust.attacks.targets import rule_forms
 from sanrobust.cli.group import Command
+from sanrobust.cli.numbers import Whole
 from sanrobust.cli.options import (data_options, model_options, parse_pairs, run_options,
                                    take_data, take_how, take_models)
 from sanrobust.errors import UsageError
@@ -20,7 +21,7 @@ from sanrobust.errors import UsageError
 @click.command(cls=Command)
 @click.option("--eps", metavar="LEVELS", help="Radius of the L-inf ball in 1/255: 8 or 8/255.")
 @click.option("--step", metavar="LEVELS", help="Step length in 1/255: 2 or 2/255.")
-@click.option("--iters", type=click.IntRange(min=0), metavar="N", help="Number of steps.")
+@click.option("--iters", type=Whole(0, example=4), metavar="N", help="Number of steps.")
 @click.option("--targets", default="random", show_default=True, metavar="|".join(rule_forms()),
               help="Target class of each image: drawn from the wrong ones, the wrong one with the "
                    "lowest or highest clean logit, class C for all, or the column target of a CSV "
@@ -30,9 +31,9 @@ from sanrobust.errors import UsageError
                    "logit minus the target's, or the difference-of-logits ratio.")
 @click.option("--random-start/--no-random-start", default=False,
               help="Start our PGD uniformly in the ball instead of at the image.")
-@click.option("--restarts", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+@click.option("--restarts", type=Whole(1), default=1, show_default=True, metavar="N",
               help="Random starts, of which the best for the attacker counts.")
-@click.option("--seed", type=int, default=0, show_default=True,
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True,
               help="Seed of targets and starts; each draw belongs to (seed, image).")
 @click.option("--attack", default=OWN[0], show_default=True,
               metavar="|".join((*OWN, f"{ADAPTED}NAME")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 
@@ -11,7 +10,8 @@ import click
 from sanrobust import allocator
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.progress import progress
-from sanrobust.errors import OutputError, SanrobustError, UsageError
+from sanrobust.cli.streams import nowhere_to_print
+from sanrobust.errors import SanrobustError, UsageError
 from sanrobust.files import printable
 from sanrobust.progress import Reporter
 from sanrobust.summary import Summary
@@ -50,11 +50,9 @@ def _print_table(summary: Summary) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
-    except (OSError, UnicodeEncodeError) as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what is left in it has nowhere to go
-        raise OutputError("the table must have somewhere to be printed",
-                          seen=f"standard output takes nothing ({error})",
-                          hint=f"read {summary.files[0]}, where it stands as well") from error
+    except OSError as error:
+        raise nowhere_to_print(
+            error, hint=f"read {summary.files[0]}, where it stands as well") from error
 
 
 def print_each(makers: Mapping[str, Callable[[], Summary]]) -> None:

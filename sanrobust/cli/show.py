@@ -8,23 +8,10 @@ from typing import Any
 import click
 
 from sanrobust.cli.group import ErrorGroup
+from sanrobust.cli.numbers import Position, Whole
 from sanrobust.cli.options import PATH
 from sanrobust.errors import ProtocolError
-
-
-class Position(click.ParamType[tuple[int, int]]):
-    """A pixel: row and column, separated by a comma."""
-
-    name = "y,x"
-
-    def convert(self, value: Any, param: click.Parameter | None,
-                ctx: click.Context | None) -> tuple[int, int]:
-        """Parse the text of the option."""
-        try:
-            row, column = (int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a row and a column such as 112,80", param, ctx)
-        return row, column
+from sanrobust.preprocessing import LARGEST_SIDE
 
 
 @click.group(cls=ErrorGroup)
@@ -41,20 +28,20 @@ def show() -> None:
 @click.option("--image", metavar="FILE",
               help="An image, or an embedded digit such as digits/0007. "
                    "[default: the first of the test set]")
-@click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS",
-              help="Side of the centre crop. [default: the model's]")
-@click.option("--stage", "stages", multiple=True, type=click.IntRange(min=0), metavar="N",
+@click.option("--img-size", type=Whole(1, LARGEST_SIDE, example=224),
+              metavar="PIXELS", help="Side of the centre crop. [default: the model's]")
+@click.option("--stage", "stages", multiple=True, type=Whole(0), metavar="N",
               help="Repeatable. [default: all]")
-@click.option("--block", "blocks", multiple=True, type=click.IntRange(min=0), metavar="N",
+@click.option("--block", "blocks", multiple=True, type=Whole(0), metavar="N",
               help="Of each stage; repeatable. [default: the last]")
 @click.option("--position", "positions", multiple=True, type=Position(), metavar="Y,X",
               help="Pixel of the cropped image whose attention is drawn; repeatable. "
                    "[default: the centre and two more]")
-@click.option("--group", "--head", "groups", multiple=True, type=click.IntRange(min=0),
+@click.option("--group", "--head", "groups", multiple=True, type=Whole(0),
               metavar="N", help="Weight group, or head; repeatable.")
-@click.option("--channel", "channels", multiple=True, type=click.IntRange(min=0), metavar="N",
+@click.option("--channel", "channels", multiple=True, type=Whole(0), metavar="N",
               help="Value channel, drawn by the group that weighs it; repeatable.")
-@click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
+@click.option("--count", type=Whole(1), default=4, show_default=True, metavar="N",
               help="How many groups are drawn where none is named: those with the largest "
                    "weights.")
 @click.option("--out", type=PATH, default=Path("results/attention"), show_default=True,
@@ -83,7 +70,8 @@ def attention(**values: Any) -> None:
 
 
 @show.command()
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random layers.")
+@click.option("--seed", type=Whole(0, 2**32 - 1), default=0, show_default=True,
+              help="Of the random layers.")
 def claims(seed: int) -> None:
     """Print the structural claims of the paper (Table 2, Sections 3 and 4), each measured.
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from sanrobust.choices import LARGEST_RATE, MOST_PROCESSES
 from sanrobust.cli.group import Command
+from sanrobust.cli.numbers import Number, Whole
 from sanrobust.cli.options import PATH
 
 
@@ -15,19 +17,20 @@ from sanrobust.cli.options import PATH
 @click.option("-m", "--model", "models", multiple=True, metavar="ARCH",
               help="Architecture, such as 'san10-pair(relation=dot)'; repeatable. "
                    "[default: the relations and positions of the paper's Tables 4 and 8]")
-@click.option("--seeds", type=int, default=3, show_default=True, metavar="N",
+@click.option("--seeds", type=Whole(1), default=3, show_default=True, metavar="N",
               help="Training runs of each.")
 @click.option("--data", default="digits", show_default=True, metavar="NAME",
               help="Registered dataset with a training split.")
 @click.option("--data-root", type=PATH, envvar="SANROBUST_DATA_ROOT", metavar="FOLDER",
               help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]")
-@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True)
-@click.option("-b", "--batch-size", type=click.IntRange(min=2), default=64, show_default=True,
+@click.option("--epochs", type=Whole(1), default=30, show_default=True)
+@click.option("-b", "--batch-size", type=Whole(2), default=64, show_default=True,
               help="Images per step of training.")
-@click.option("--lr", type=float, default=0.05, show_default=True)
-@click.option("--shift", type=click.IntRange(min=0), default=3, show_default=True,
+@click.option("--lr", type=Number(0, LARGEST_RATE, "0.05", min_open=True), default=0.05,
+              show_default=True)
+@click.option("--shift", type=Whole(0), default=3, show_default=True,
               metavar="PIXELS", help="Largest random translation.")
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True,
+@click.option("--processes", type=Whole(1, MOST_PROCESSES), default=1, show_default=True,
               metavar="N", help="Networks trained at a time, each on one thread.")
 @click.option("--out", type=PATH, default=Path("results/design-space"), show_default=True,
               metavar="FOLDER", help="Folder of weights, records and tables.")

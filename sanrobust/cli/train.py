@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from sanrobust.choices import LARGEST_RATE, MOST_PROCESSES
 from sanrobust.cli.group import Command
+from sanrobust.cli.numbers import Number, Whole
 from sanrobust.cli.options import PATH
 
 
@@ -25,14 +27,15 @@ from sanrobust.cli.options import PATH
 @click.option("--out", type=PATH, default=Path("weights"), show_default=True, metavar="FOLDER",
               help="Folder of the safetensors files and of their list.")
 @click.option("--tag", metavar="TAG", help="Tag of the weights. [default: the data's name]")
-@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True)
-@click.option("-b", "--batch-size", type=click.IntRange(min=2), default=64, show_default=True)
-@click.option("--lr", type=float, default=0.05, show_default=True,
+@click.option("--epochs", type=Whole(1), default=30, show_default=True)
+@click.option("-b", "--batch-size", type=Whole(2), default=64, show_default=True)
+@click.option("--lr", type=Number(0, LARGEST_RATE, "0.05", min_open=True), default=0.05,
+              show_default=True,
               help="Initial learning rate; falls to zero on a cosine.")
-@click.option("--shift", type=click.IntRange(min=0), default=3, show_default=True,
+@click.option("--shift", type=Whole(0), default=3, show_default=True,
               metavar="PIXELS", help="Largest random translation.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("-j", "--workers", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=Whole(0, 2**32 - 1), default=0, show_default=True)
+@click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
 def train(**values: Any) -> None:
     """Train the small-image form of the networks and write their weights.

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sanrobust.errors import DataError, UnknownNameError
+from sanrobust.errors import DataError, UnknownNameError, shown_value
 from sanrobust.registry import Registry, closest
 
 
@@ -109,9 +109,9 @@ def resolve(word: str) -> DatasetInfo | Path:
     if word in DATASETS:
         return DATASETS.get(word)
     path = Path(os.path.expanduser(word))
-    if word and path.is_dir():
+    if word and os.path.isdir(path):  # False too for a name that no disk can hold
         return path
-    if word and path.exists():
+    if word and os.path.exists(path):
         raise DataError("the dataset must be a folder of images", seen=f"{word} is a file",
                         hint="unpack it if it is an archive, and give the folder to --data")
     if os.sep in word:
@@ -121,6 +121,6 @@ def resolve(word: str) -> DatasetInfo | Path:
     suggestion = f"did you mean {match}? " if match else ""
     raise UnknownNameError(
         "the dataset must be a known name or an existing folder",
-        seen=f"{word!r} is neither",
+        seen=f"{shown_value(word)} is neither",
         hint=f"{suggestion}give one of {', '.join(DATASETS.names())}, or a folder of images",
     )

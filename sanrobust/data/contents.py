@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sanrobust.errors import DataError, OutputError, UsageError
-from sanrobust.files import atomic_write, cache_home
+from sanrobust.files import atomic_write, cache_home, open_regular
 
 FOLDER = "digests"
 MOST_FILES = 4_000_000  # entries of one cache file
@@ -97,21 +96,14 @@ def _hashed(path: str) -> tuple[State | None, str]:
     """Return a file's digest, and its state unless it may have changed while it was read."""
     begun = time.time_ns()
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0, opener=_open_at_once) as stream:
+    with open_regular(path) as stream:
         before = os.fstat(stream.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise OSError("not a regular file")
         while block := stream.read(BLOCK):
             digest.update(block)
         after = os.fstat(stream.fileno())
     newest = max(after.st_mtime_ns, after.st_ctime_ns)
     is_settled = _state(before) == _state(after) and newest < begun - TICK_NS
     return _state(after) if is_settled else None, digest.hexdigest()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe would wait for a writer; for a regular file the flag means nothing.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _memory(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -89,7 +90,7 @@ def _as_known(images: ImageSet, info: DatasetInfo) -> ImageSet:
 
 def _unmistakable_name(folder: Path) -> str | None:
     """Return a name for a folder that is called like a known dataset, else None for its own."""
-    own = folder.resolve().name
+    own = os.path.basename(os.path.realpath(folder))
     return f"{own} (folder)" if own in DATASETS else None
 
 

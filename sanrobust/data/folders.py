@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from sanrobust.csvfiles import MAX_INDEX_DIGITS, counted, shown
@@ -18,6 +19,7 @@ from sanrobust.errors import DataError
 SPLIT_NAMES = frozenset(("train", "test", "val", "valid", "validation"))
 # A surrogate stands for a byte that is not UTF-8; neither it nor a control character fits a CSV.
 UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+ENOUGH_ABSENT = 100  # files that are looked for in vain before the rest is believed absent too
 MOST_CLASSES = 1 << 20  # numbers beyond it are no class indices of any model
 
 
@@ -53,11 +55,15 @@ def labelled_folder(folder: Path, labels: Path, *, name: str | None = None) -> F
     """
     found = listing(folder)
     _require_images(folder, found.images)
-    rows = read_labels(labels, present=(*found.images, *found.others))
-    absent = [file for file in rows if not _is_file(folder / file)]
+    present = {*found.images, *found.others}
+    rows = read_labels(labels, present=present)
+    absent = list(islice((file for file in rows
+                          if file not in present and not os.path.isfile(folder / file)),
+                         ENOUGH_ABSENT))
     if absent:
+        at_least = "at least " if len(absent) == ENOUGH_ABSENT else ""
         raise DataError("every file of the labels file must be in the folder of images",
-                        seen=f"{counted(absent, 'file')} not in {folder}",
+                        seen=f"{at_least}{counted(absent, 'file')} not in {folder}",
                         hint="check that --labels and --data belong together")
     unlabelled = [image for image in found.images if image not in rows]
     if unlabelled:
@@ -181,19 +187,13 @@ def _numbered_by_name(folder: Path, names: Iterable[str]
     return {name: index for index, name in by_index.items()}, classes
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for any disk, or a link to itself
-        return False
-
-
 def _within(folder: Path, file: Path) -> tuple[str, ...]:
     """Return the path of a file relative to the folder, when it lies below it."""
     try:
-        return (file.resolve().relative_to(folder.resolve()).as_posix(),)
-    except (OSError, RuntimeError, ValueError):
+        inside = Path(os.path.realpath(file)).relative_to(os.path.realpath(folder))
+    except ValueError:
         return ()
+    return (inside.as_posix(),)
 
 
 def _require_images(folder: Path, images: Sequence[str]) -> None:
@@ -227,7 +227,7 @@ def _require_fit_names(ids: Iterable[str]) -> None:
 
 
 def _folder_name(folder: Path) -> str:
-    name = folder.resolve().name or "images"
+    name = os.path.basename(os.path.realpath(folder)) or "images"
     if UNFIT_FOR_ID.search(name):
         raise DataError("the folder of images must have a name in UTF-8 without control characters",
                         seen=f"it is {name!r}", hint="rename it")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from sanrobust.csvfiles import CsvKind, Names, by_name, read_rows, shown
-from sanrobust.errors import DataError
+from sanrobust.csvfiles import CsvKind, Names, by_name, plain, read_rows
+from sanrobust.errors import DataError, shown_value
 
 LABELS = CsvKind("labels file", ("file", "class_index"), "--labels")
 CLASS_MAP = CsvKind("class map", ("folder", "class_index"), "--class-map")
@@ -41,8 +41,10 @@ def read_class_map(path: Path, *, present: Iterable[str]) -> dict[str, int]:
 
 def _require_inside(name: str, labels: Path) -> None:
     """Refuse a name that climbs out of the folder; links in the folder may lead anywhere."""
-    relative = PurePosixPath(name.replace("\\", "/"))
-    if not relative.parts or relative.is_absolute() or ".." in relative.parts:
+    if name[0] not in "./\\" and ".." not in name:
+        return
+    path = name.replace("\\", "/")
+    if path.startswith("/") or ".." in path.split("/") or plain(path) in ("", "."):
         raise DataError("file names of the labels file must lead to files inside the folder",
-                        seen=f"{labels.name} names {shown(name)!r}",
+                        seen=f"{labels.name} names {shown_value(name)}",
                         hint="write them relative to the folder given to --data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -64,9 +65,9 @@ def open_imagenette(request: Request) -> FileImages:
 
     root = _root("imagenette", request)
     folder = root / "imagenette2" / _folder_of(request)
-    if request.download and not folder.is_dir():
+    if request.download and not os.path.isdir(folder):
         _download("imagenette", lambda: Imagenette(str(root), "train", download=True))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise _missing("imagenette", root, "add --download to fetch it, or correct --data-root")
     images = mapped_folders(folder, name="imagenette", indices=IMAGENETTE_CLASSES)
     return replace(images, num_classes=IMAGENET_CLASSES, classes=imagenet_names())
@@ -85,7 +86,7 @@ def open_imagenet(request: Request) -> FileImages:
         raise DataError("imagenet must be fetched by hand", seen="--download was given",
                         hint="register at image-net.org, put the archives or the unpacked "
                              f"folder {part} into --data-root, and leave --download out")
-    if not (root / part).is_dir():
+    if not os.path.isdir(root / part):
         _unpack_imagenet(root, part)
     images = mapped_folders(root / part, name="imagenet")
     if images.num_classes != IMAGENET_CLASSES:
@@ -98,7 +99,7 @@ def open_imagenet(request: Request) -> FileImages:
 def _unpack_imagenet(root: Path, part: str) -> None:
     missing = _missing("imagenet", root, f"give --data-root the folder that holds {part}/ with "
                        "its class folders, or the official archives and the devkit")
-    if not any((root / name).is_file() for name in IMAGENET_INDEX):
+    if not any(os.path.isfile(root / name) for name in IMAGENET_INDEX):
         raise missing
     from torchvision.datasets import ImageNet
 
@@ -142,7 +143,7 @@ def _root(name: str, request: Request) -> Path:
     if request.root is None:
         raise DataError(f"{name} must have a folder", seen="--data-root is not given",
                         hint="pass --data-root FOLDER, where it lies or will be downloaded to")
-    return request.root.expanduser()
+    return Path(os.path.expanduser(request.root))
 
 
 def _folder_of(request: Request) -> str:

@@ -85,6 +85,12 @@ def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool 
                           code=code, assumed=wanted.sentence(overrides or {}))
 
 
+def require_found(name: str) -> None:
+    """Refuse a name that is none, without building a model; raises as `create_external`."""
+    with _building():
+        _find(name, None, lambda _: None)
+
+
 def as_classifier(model: nn.Module, *, name: str | None = None,
                   preprocessing: Preprocessing | None = None,
                   say: Say = lambda _: None) -> Classifier:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sanrobust.design import DEFAULTS, Attention
-from sanrobust.errors import UnknownNameError
+from sanrobust.errors import UnknownNameError, shown_value
 from sanrobust.kernels import relations
 from sanrobust.registry import closest, unknown_name
 
@@ -112,7 +112,7 @@ def parse(name: str) -> ModelName:
         network = _network(head.strip())  # refuses it, with what is close
     if misplaced or not (after == "" or after.startswith(".")):
         raise UnknownNameError("options must stand between architecture and tag",
-                               seen=f"the name is {name!r}",
+                               seen=f"the name is {shown_value(name)}",
                                hint=f"type {network}({inside}).{tag or 'TAG'}")
     network = _network(network)
     return ModelName(network, _canonical_options(network, _typed_options(network, inside)),
@@ -132,7 +132,7 @@ def architecture(name: str) -> ModelName:
     parsed = parse(name)
     if parsed.tag is not None:
         raise UnknownNameError("an architecture must be named without weights",
-                               seen=f"{name} has the tag {parsed.tag!r}",
+                               seen=f"{name} has the tag {shown_value(parsed.tag)}",
                                hint=f"type {quoted(parsed.architecture)}")
     return parsed
 
@@ -203,7 +203,7 @@ def _network(text: str) -> str:
 def _require_parentheses(name: str, balanced: bool) -> None:
     if not balanced:
         raise UnknownNameError("options must stand in one pair of parentheses",
-                               seen=f"the name is {name!r}",
+                               seen=f"the name is {shown_value(name)}",
                                hint="type for example 'san10-pair(relation=hadamard,footprint=5)'")
 
 
@@ -216,7 +216,7 @@ def _typed_options(network: str, inside: str) -> dict[str, str]:
         key = key.casefold()
         if not equals or not key:
             raise UnknownNameError(f"options of {network} must be written option=value",
-                                   seen=f"one is {part!r}", hint=_own_options(legal))
+                                   seen=f"one is {shown_value(part)}", hint=_own_options(legal))
         if key not in legal:
             raise _unknown_option(network, key, legal)
         if key in typed:
@@ -252,7 +252,7 @@ def _canonical_options(network: str, typed: Mapping[str, str]) -> tuple[tuple[st
 def _unknown_option(network: str, key: str, legal: Mapping[str, Option]) -> UnknownNameError:
     elsewhere = any(key == option.name for other in NETWORKS for option in options(other))
     match = None if elsewhere else closest(key, legal)
-    seen = f"{key} means nothing to it" if elsewhere else f"there is none called {key!r}"
+    seen = f"{key} means nothing to it" if elsewhere else f"there is none called {shown_value(key)}"
     suggestion = f"did you mean {match}? " if match else ""
     return UnknownNameError(f"options of {network} must be its own", seen=seen,
                             hint=f"{suggestion}{_own_options(legal)}")
@@ -267,6 +267,6 @@ def _illegal_value(network: str, option: Option, text: str) -> UnknownNameError:
     example = "-".join([option.values[0]] * option.items)
     return UnknownNameError(
         f"{option.name} of {network} must be {'one of ' if option.items == 1 else ''}"
-        f"{option.legal}", seen=f"it is {text!r}",
+        f"{option.legal}", seen=f"it is {shown_value(text)}",
         hint=f"did you mean {match}?" if match
         else f"type for example '{network}({option.name}={example})'")
