@@ -102,7 +102,7 @@ class Run:
         """
         table = read_records(self.folder, self.experiment, digest_of(self.spec))
         if self.complete:
-            self._require_whole(set(table.column("image").to_pylist()))
+            self._require_whole(set(table.column("image").unique().to_pylist()))
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
