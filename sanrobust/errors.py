@@ -94,6 +94,12 @@ class FailedImagesError(SanrobustError):
     exit_code = 9
 
 
+class MachineError(SanrobustError):
+    """A machine that ran out of memory, open files or processes; no fault of what it computes."""
+
+    exit_code = 10
+
+
 class Interrupted(SanrobustError):
     """The user stopped the run; everything computed so far is saved."""
 

@@ -39,7 +39,8 @@ EXCLUDED = "excluded: "
 MOST_UNMERGED = 64
 _SEAL = "sha256"
 _READINGS = 5
-_RESTORE = "restore the file, or delete it and run the same command again, which measures its images"
+_RESTORE = ("restore the file, or delete it and run the same command again, which measures its "
+            "images")
 
 _COLUMNS: dict[str, dict[str, str]] = {
     "rotate": {"image": "string", "label": "int32", "view": "string", "pred": "int32",

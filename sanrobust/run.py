@@ -170,6 +170,11 @@ class _Job:
             lacking = missing(store, ids)
             if store.header().get("status") == COMPLETE:
                 self._say_what_is_there(store, classifier.name, lacking)
+            if self.how.retry_failed:
+                again = missing(store, ids, but_failed=True)
+                self.reporter.say(f"{classifier.name}: {again - lacking} images are recorded as "
+                                  "failed; measuring them again")
+                lacking = again
             if lacking or store.header().get("status") != COMPLETE:
                 self._fill(store, classifier, ids)
         return store.folder
@@ -229,7 +234,8 @@ class _Job:
         with started(store, ids, facts=facts, remarks=remarks):
             evaluate(model, self.images, self.experiment, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
-                     workers=self.how.workers, device=self.device, progress=progress)
+                     workers=self.how.workers, device=self.device, progress=progress,
+                     retry_failed=self.how.retry_failed)
 
     def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
         """Return, and say, what a reader of the numbers must know of the model and the images."""

@@ -15,6 +15,7 @@ import torch
 from conftest import Command
 from grey_models import CLASSES, Grey, folders
 from sanrobust.errors import Interrupted
+from sanrobust.records import write_header_file
 from sanrobust.runs import find_runs
 
 LABELS = list(range(CLASSES))
@@ -82,8 +83,7 @@ def pretend_it_was_killed(out: Path, experiment: str) -> None:
     for run in find_runs(out, experiment).runs:
         if run.complete:
             continue
-        header = {**run.header, "status": "running"}
-        (run.folder / "run.json").write_text(json.dumps(header))
+        write_header_file(run.folder / "run.json", {**run.header, "status": "running"})
         for chunk in sorted((run.folder / "records").iterdir())[-1:]:
             chunk.unlink()
 
