@@ -117,7 +117,7 @@ class RunStore:
     def _take_over(self) -> None:
         """Check whose folder it is and sweep what a kill left there."""
         header = self.header()
-        if header and header.get("spec_digest") != self.spec.digest:
+        if header and header["spec_digest"] != self.spec.digest:
             raise OutputError("a run's folder must hold one specification",
                               seen=f"{self.folder} was written for another one",
                               hint="pass --fresh, or name another folder with --out")
@@ -278,7 +278,7 @@ def read_header(path: Path) -> dict[str, object]:
         lacking = _SPEC_KEYS - set(header["spec"])
         if lacking:
             raise ValueError(f"its specification lacks {', '.join(sorted(lacking))}")
-        if header.get("spec_digest", digest_of(header["spec"])) != digest_of(header["spec"]):
+        if header.setdefault("spec_digest", digest_of(header["spec"])) != digest_of(header["spec"]):
             raise ValueError("its specification was changed after it was written")
         if header["spec"].get("record_schema", RECORD_SCHEMA) != RECORD_SCHEMA:
             raise ValueError("its records are of another version's schema")

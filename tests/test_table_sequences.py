@@ -3,7 +3,6 @@ commands in one folder, each held against the same command alone in an empty one
 
 from __future__ import annotations
 
-import json
 import random
 from functools import cache
 from pathlib import Path
