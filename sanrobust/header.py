@@ -67,15 +67,12 @@ def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
     write(COMPLETE)
 
 
-def missing(store: RunStore, ids: Sequence[str], *, but_failed: bool = False) -> int:
+def missing(store: RunStore, ids: Sequence[str]) -> int:
     """Return how many of the images ``ids`` have no records yet.
-
-    Args:
-        but_failed: count those recorded as failed among them.
 
     Raises OutputError when there are records of other images.
     """
-    recorded = store.recorded(but_failed=but_failed)
+    recorded = store.recorded()
     foreign = recorded.difference(ids)
     if foreign:
         raise OutputError("a run must hold records of its own images alone",

@@ -171,13 +171,17 @@ class _Job:
             if store.header().get("status") == COMPLETE:
                 self._say_what_is_there(store, classifier.name, lacking)
             if self.how.retry_failed:
-                again = missing(store, ids, but_failed=True)
-                self.reporter.say(f"{classifier.name}: {again - lacking} images are recorded as "
-                                  "failed; measuring them again")
-                lacking = again
+                lacking += self._say_what_failed(store, classifier.name)
             if lacking or store.header().get("status") != COMPLETE:
                 self._fill(store, classifier, ids)
         return store.folder
+
+    def _say_what_failed(self, store: RunStore, name: str) -> int:
+        failed = len(store.recorded() - store.recorded(but_failed=True))
+        if failed:
+            self.reporter.say(f"{name}: measuring {failed} image{'s'[:failed != 1]} again that "
+                              f"{'is' if failed == 1 else 'are'} recorded as failed")
+        return failed
 
     def _say_what_is_there(self, store: RunStore, name: str, lacking: int) -> None:
         if lacking:
