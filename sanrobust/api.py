@@ -31,7 +31,8 @@ BudgetLike = Budget | tuple[float, float, int] | Mapping[str, float]
 def rotate(models: Models | None = None, *, data: Data = None, checkpoint: str | Path | None = None,
            preprocessing: Preprocessing | None = None, out: str | Path = "results",
            batch_size: int | Literal["auto"] | None = None, workers: int = 0, device: str = "auto",
-           threads: int | None = None, fresh: bool = False) -> pd.DataFrame:
+           threads: int | None = None, fresh: bool = False,
+           retry_failed: bool = False) -> pd.DataFrame:
     """Measure zero-shot rotation and flip (paper, Table 9) and return the table.
 
     Args:
@@ -46,6 +47,7 @@ def rotate(models: Models | None = None, *, data: Data = None, checkpoint: str |
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         threads: of the CPU; None for torch's own number.
         fresh: measure again beside earlier runs.
+        retry_failed: measure images again that are recorded as failed.
 
     Returns:
         One row per model asked for, in percent, unrounded.
@@ -54,7 +56,7 @@ def rotate(models: Models | None = None, *, data: Data = None, checkpoint: str |
     table comes with a warning.
     """
     how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
-                   threads=threads, fresh=fresh)
+                   threads=threads, fresh=fresh, retry_failed=retry_failed)
     return _frame(run_rotation(_models(models, checkpoint, preprocessing), _data(data), how,
                                Reporter()))
 
@@ -65,12 +67,12 @@ def pgd(models: Models | None = None, *, data: Data = None, checkpoint: str | Pa
         seed: int = 0, attack: str = "pgd", options: Mapping[str, object] | None = None,
         out: str | Path = "results", batch_size: int | Literal["auto"] | None = None,
         workers: int = 0, device: str = "auto", threads: int | None = None,
-        fresh: bool = False) -> pd.DataFrame:
+        fresh: bool = False, retry_failed: bool = False) -> pd.DataFrame:
     """Attack with white-box targeted PGD (paper, Table 10) or another attack; return the table.
 
     Args:
-        models, data, checkpoint, preprocessing, out, batch_size, workers, device, threads, fresh:
-            as in `rotate`.
+        models, data, checkpoint, preprocessing, out, batch_size, workers, device, threads, fresh,
+            retry_failed: as in `rotate`.
         budgets: radius, step (both in 1/255) and number of steps, each a `Budget` or three
             numbers; all run in one pass. Not read by an attack of torchattacks.
         targets: ``random``, ``least-likely``, ``second``, ``fixed:C`` or ``file:CSV``.
@@ -92,7 +94,7 @@ def pgd(models: Models | None = None, *, data: Data = None, checkpoint: str | Pa
         targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
         options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
     how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
-                   threads=threads, fresh=fresh)
+                   threads=threads, fresh=fresh, retry_failed=retry_failed)
     return _frame(run_pgd(_models(models, checkpoint, preprocessing), _data(data), how, Reporter(),
                           settings=settings))
 

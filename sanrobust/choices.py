@@ -98,6 +98,7 @@ class HowToRun:
         threads: of the CPU; None for torch's own number.
         backend: name of the attention kernels; None for the best that can run.
         fresh: start a new attempt beside earlier ones.
+        retry_failed: measure images again that are recorded as failed.
         fold: compute a SAN as a whole by the native kernels where they can.
         max_failed: part of a run's images that may fail before the command counts as failed; the
             table is the same.
@@ -113,6 +114,7 @@ class HowToRun:
     threads: int | None = None
     backend: str | None = None
     fresh: bool = False
+    retry_failed: bool = False
     fold: bool = True
     max_failed: float = 0.05
     command: str = ""

@@ -12,13 +12,16 @@ from torch import Tensor
 from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.loader import Batch, Failure, batches
 from sanrobust.device import out_of_memory
-from sanrobust.errors import NonFiniteError
+from sanrobust.errors import DataError, NonFiniteError
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.processes import end_if_stopped, uninterrupted
 from sanrobust.progress import Progress
 from sanrobust.records import RunStore, chunked
 
 FLUSH_SECONDS = 2.0
 FLUSH_IMAGES = 4096
+UNREADABLE_IN_A_ROW = 64
+"""So many images without one that can be read mean that their folder is gone."""
 
 Columns = dict[str, list[object]]
 Model = Callable[[Tensor], Tensor]
@@ -66,17 +69,53 @@ class _Buffer:
         self._images = 0
         self._since = time.monotonic()
 
+    def __enter__(self) -> _Buffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
     def add(self, columns: Columns, images: int) -> None:
-        merge(self._columns, columns)
-        self._images += images
-        if self._images >= FLUSH_IMAGES or time.monotonic() - self._since >= FLUSH_SECONDS:
-            self.flush()
+        with uninterrupted():
+            merge(self._columns, columns)
+            self._images += images
+            if self._images >= FLUSH_IMAGES or time.monotonic() - self._since >= FLUSH_SECONDS:
+                self.flush()
 
     def flush(self) -> None:
-        columns, self._columns = self._columns, {}
-        if any(columns.values()):
-            self._store.append(columns)
-        self._images, self._since = 0, time.monotonic()
+        with uninterrupted():
+            columns, self._columns = self._columns, {}
+            if any(columns.values()):
+                self._store.append(columns)
+            self._images, self._since = 0, time.monotonic()
+
+
+class _Unread:
+    """The images that could not be had for a reason that may pass: they get no records."""
+
+    def __init__(self) -> None:
+        self._failures: list[Failure] = []
+        self._in_a_row = 0
+
+    def note(self, batch: Batch) -> None:
+        """Note those of a batch; raises DataError when there seems to be no other any more."""
+        unread = [failure for failure in batch.failures if failure.passing]
+        self._failures += unread
+        is_all = len(unread) == len(batch.ids) + len(batch.failures)
+        self._in_a_row = self._in_a_row + len(unread) if is_all else 0
+        if self._in_a_row >= UNREADABLE_IN_A_ROW:
+            self.require_none(f"the last {self._in_a_row} could not be read")
+
+    def require_none(self, seen: str = "") -> None:
+        """Raise DataError when there is one."""
+        if self._failures:
+            last = self._failures[-1]
+            raise DataError(
+                "every image must be readable while it is measured",
+                seen=f"{seen or f'{len(self._failures)} could not be read'} ({last.id}: "
+                     f"{last.reason})",
+                hint="see to it that they can, and type the same command again, which tries them "
+                     "once more; the records of all others are saved")
 
 
 def merge(into: Columns, columns: Columns) -> None:
@@ -87,30 +126,40 @@ def merge(into: Columns, columns: Columns) -> None:
 
 def evaluate(model: Model, images: ImageSet, experiment: Experiment, store: RunStore, *,
              preprocessing: Preprocessing, batch_size: int, workers: int, device: torch.device,
-             progress: Progress) -> None:
+             progress: Progress, retry_failed: bool = False) -> None:
     """Measure every image that ``store`` does not hold yet and append the records.
 
     Batches are cut at the same places of the dataset however often the run was stopped, so a
     resumed run repeats the arithmetic of an uninterrupted one. Rows computed before an
     exception, Ctrl-C included, are saved before it goes on.
+
+    Args:
+        retry_failed: measure those as well that are recorded as failed.
+
+    Raises DataError when images could not be read or decoded for a reason that may pass: at the
+    end, or at once when nothing can be read any more.
     """
-    done = store.recorded()
+    done = store.recorded(but_failed=retry_failed)
     plan = [[index for index in block if images.refs[index].id not in done]
             for block in chunked(len(images.refs), batch_size)]
     plan = [indices for indices in plan if indices]
-    buffer = _Buffer(store)
+    buffer, unread = _Buffer(store), _Unread()
     progress.begin(f"{store.spec.experiment} {store.spec.model}", total=len(images.refs),
                    done=len(done))
-    try:
-        loaded = batches(images, preprocessing, plan=plan, workers=workers)
-        for indices, batch in zip(plan, loaded, strict=True):
-            columns = _measure_batch(model, batch, experiment, device)
-            buffer.add(_in_order(columns, [images.refs[index].id for index in indices]),
-                       len(indices))
-            progress.advance(len(indices))
-    finally:
-        buffer.flush()
-        progress.end()
+    with buffer:
+        try:
+            loaded = batches(images, preprocessing, plan=plan, workers=workers)
+            for indices, batch in zip(plan, loaded, strict=True):
+                columns = _measure_batch(model, batch, experiment, device)
+                buffer.add(_in_order(columns, [images.refs[index].id for index in indices]),
+                           len(indices))
+                progress.advance(len(indices))
+                unread.note(batch)
+                end_if_stopped()
+        finally:
+            buffer.flush()  # again on leaving, in case that a signal came right before this
+            progress.end()
+    unread.require_none()
 
 
 def _measure_batch(model: Model, batch: Batch, experiment: Experiment,
@@ -120,14 +169,15 @@ def _measure_batch(model: Model, batch: Batch, experiment: Experiment,
         pixels, labels = batch.pixels.to(device), batch.labels.to(device)
         merge(columns, _measure(model, pixels, labels, batch.ids, experiment))
     for failure in batch.failures:
-        merge(columns, experiment.failed(failure))
+        if not failure.passing:
+            merge(columns, experiment.failed(failure))
     return columns
 
 
 def _in_order(columns: Columns, ids: Sequence[str]) -> Columns:
     """Sort rows into the order of ``ids``; the rows of one image keep theirs."""
     place = {image: position for position, image in enumerate(ids)}
-    images = columns["image"]
+    images = columns.get("image", [])
     order = sorted(range(len(images)), key=lambda row: place[str(images[row])])
     return {name: [values[row] for row in order] for name, values in columns.items()}
 

@@ -1,8 +1,9 @@
 """What a run says of itself while it computes: ``run.json``, true at every moment.
 
-Beside the specification it holds the run's status, the digest of its images' ids, remarks for its
-readers, and under ``starts`` one entry for each time that it was started or gone on with: by which
-command, on what machine, with which versions, batches and kernels, and for how many seconds.
+Beside the specification it holds the run's status, its place in the order of all runs beside it,
+the digest of its images' ids, remarks for its readers, and under ``starts`` one entry for each time
+that it was started or gone on with: by which command, on what machine, with which versions, batches
+and kernels, and for how many seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import datetime, timezone
 
 from sanrobust.errors import Interrupted, OutputError
 from sanrobust.records import RunStore, ids_digest
-from sanrobust.runs import COMPLETE
+from sanrobust.runs import COMPLETE, ORDER, all_runs
 
 # Before there was an entry for each start, these facts of the first one stood in the header.
 _OF_A_START = ("started", "weights_source", "batch_size", "workers", "environment", "not_folded",
@@ -36,6 +37,7 @@ def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
     the block ends without records of every image.
     """
     before, command = store.header(), facts.get("command")
+    order = _order(store, before)
     starts = _earlier_starts(before)
     begun, clock = _now(), time.monotonic()
 
@@ -44,7 +46,7 @@ def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
         store.write_header({
             "status": status, "started": before.get("started", begun), "updated": _now(),
             "seconds": round(_seconds(before) + time.monotonic() - clock, 3),
-            "ids_digest": ids_digest(ids), "command": command,
+            **order, "ids_digest": ids_digest(ids), "command": command,
             **{kind: list(told) for kind, told in remarks.items()},
             **more, "starts": [*starts, this]})
 
@@ -85,6 +87,16 @@ def _require_all(store: RunStore, ids: Sequence[str]) -> None:
         raise OutputError("a run must have records of all its images when it ends",
                           seen=f"{store.folder} lacks {lacking} of {len(ids)}",
                           hint="type the same command again, which measures them")
+
+
+def _order(store: RunStore, before: Mapping[str, object]) -> dict[str, object]:
+    """Return a run's number in the order of first starts: clocks are set back now and then.
+
+    Runs of earlier versions have none and keep none.
+    """
+    if before:
+        return {ORDER: before[ORDER]} if ORDER in before else {}
+    return {ORDER: 1 + max((run.order for run in all_runs(store.folder.parents[1])), default=0)}
 
 
 def _earlier_starts(header: Mapping[str, object]) -> list[object]:

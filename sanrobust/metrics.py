@@ -24,9 +24,8 @@ from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
 from sanrobust.errors import OutputError
+from sanrobust.records import EXCLUDED
 
-EXCLUDED = "excluded: "
-"""How the reason of an image begins that the experiment itself leaves out."""
 _ATTACKERS = ("success", "success_any")
 VIEWS = ("none", "cw90", "cw180", "cw270", "updown")
 _REBUILD = "rebuild the records: run the same command with --fresh"

@@ -77,6 +77,44 @@ def stoppable(*, ends_the_process: bool = False) -> Iterator[Stop]:
             signal.signal(number, signal.SIG_IGN if is_over else before[number] or signal.SIG_DFL)
 
 
+def end_if_stopped() -> None:
+    """Raise KeyboardInterrupt once more after a signal whose own one went unheard.
+
+    What is raised while an object is deleted, or within a callback of a library, is dropped there.
+    """
+    handlers = map(signal.getsignal, STOPS)
+    if any(isinstance(handler, Stop) and handler.heard for handler in handlers):
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a signal that stops the command wait until the block has ended by itself.
+
+    Blocking it in this thread would not do: the system would give it to another thread of the
+    process, and Python would still break into this one. Outside the main thread, into which Python
+    never breaks, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+
+    before = {number: handler for number in STOPS if callable(handler := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, remember)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
+
+
 @contextmanager
 def stops_held() -> Iterator[None]:
     """Hold `STOPS` back until the block ends; processes started in it hold them back as well."""

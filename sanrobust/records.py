@@ -1,8 +1,9 @@
 """Per-image results on disk: append-only chunks that survive a kill at any moment.
 
-A run's folder holds ``run.json`` (what was run, where, how long; see `sanrobust.runs`) and
-``records/NNNNNN.parquet``. A chunk holds all rows of some images; it appears whole or not at all
-and is never written again, so the images of the chunks present are exactly the images done.
+A run's folder holds ``run.json`` (what was run, where, how long; see `sanrobust.header`) and
+``records/`` with chunks (see `sanrobust.chunks`). A chunk holds all rows of some images; it appears
+whole or not at all, so the images of the chunks present are exactly the images done. Both hold a
+hash of all that they say, and what is not as it was written is refused by its name.
 """
 
 from __future__ import annotations
@@ -10,22 +11,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from filelock import FileLock, Timeout
 
+from sanrobust.chunks import Chunk, chunks_in, groups, read_chunk, write_chunk
 from sanrobust.errors import OutputError
-from sanrobust.files import TEMPORARY_SUFFIX, NameTaken, atomic_write, output_error, write_text
-from sanrobust.spec import RunSpec, digest_of
+from sanrobust.files import TEMPORARY_SUFFIX, NameTaken, output_error, write_text
+from sanrobust.spec import RECORD_SCHEMA, RunSpec, digest_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RUNS_FOLDER = "runs"
+RECORDS_FOLDER = "records"
 HEADER_NAME = "run.json"
 _SPEC_METADATA = "sanrobust.spec"
 LOCK_NAME = "run.lock"
+SEALED_FROM = "sealed_from"
+"""Key of a header under which stands the number of the first chunk that holds its hash."""
+EXCLUDED = "excluded: "
+"""How the reason of an image begins that the experiment itself leaves out."""
+MOST_UNMERGED = 64
+_SEAL = "sha256"
+_READINGS = 5
+_RESTORE = ("restore the file, or delete it and run the same command again, which measures its "
+            "images")
 
 _COLUMNS: dict[str, dict[str, str]] = {
     "rotate": {"image": "string", "label": "int32", "view": "string", "pred": "int32",
@@ -74,9 +89,10 @@ class RunStore:
             self.folder = _attempt_folder(out / RUNS_FOLDER, spec, fresh=fresh)
         except OSError as error:  # a name too long, a folder that may not be looked into
             raise output_error(out, error) from error
-        self._records = self.folder / "records"
+        self._records = self.folder / RECORDS_FOLDER
         self._lock = FileLock(self.folder / LOCK_NAME, timeout=0)
         self._next_chunk = 0
+        self._unmerged = 0
 
     def __enter__(self) -> RunStore:
         try:
@@ -88,21 +104,35 @@ class RunStore:
                               hint="wait for it, or pass --fresh for a run of your own") from None
         except OSError as error:
             raise output_error(self.folder, error) from error
-        self._check_specification()
-        for leftover in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
-        self._next_chunk = 1 + max(map(_chunk_number, _chunk_paths(self.folder)), default=-1)
+        try:
+            self._take_over()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def _check_specification(self) -> None:
+    def _take_over(self) -> None:
+        """Check whose folder it is and sweep what a kill left there."""
         header = self.header()
-        if header and header.get("spec_digest") != self.spec.digest:
+        if header and header["spec_digest"] != self.spec.digest:
             raise OutputError("a run's folder must hold one specification",
                               seen=f"{self.folder} was written for another one",
                               hint="pass --fresh, or name another folder with --out")
+        for leftover in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        chunks = chunks_in(self._records)
+        if chunks.replaced:
+            self.recorded()  # what stands in their place must read back before they go
+        _delete(chunks.replaced)
+        self._next_chunk = chunks.next_number
+        self._unmerged = sum(not chunk.merged for chunk in chunks.standing)
+        if self._unmerged > MOST_UNMERGED:
+            if header:
+                self.write_header(header)
+            self._merge()
 
     def header(self) -> dict[str, object]:
         """Return the content of ``run.json``, or an empty dict before the first write."""
@@ -110,9 +140,11 @@ class RunStore:
         return read_header(path) if path.exists() else {}
 
     def write_header(self, facts: Mapping[str, object]) -> None:
-        """Write ``run.json``: the specification, its digest, and ``facts``."""
-        header = {"spec": self.spec.as_dict(), "spec_digest": self.spec.digest, **facts}
-        write_text(self.folder / HEADER_NAME, json.dumps(header, indent=2) + "\n")
+        """Write ``run.json``: the specification, its digest, ``facts``, and a hash of it all."""
+        sealed_from = facts.get(SEALED_FROM, self.header().get(SEALED_FROM, self._next_chunk))
+        header = {**facts, "spec": self.spec.as_dict(), "spec_digest": self.spec.digest,
+                  SEALED_FROM: sealed_from}
+        write_header_file(self.folder / HEADER_NAME, header)
 
     def append(self, columns: Mapping[str, Sequence[object]]) -> None:
         """Add rows as one chunk.
@@ -124,58 +156,120 @@ class RunStore:
         chunk, which happens only where locks do nothing; its chunk stays as it is.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
         table = pa.Table.from_pydict(dict(columns), schema=schema(self.spec.experiment))
-        table = table.replace_schema_metadata({_SPEC_METADATA: self.spec.digest})
-        path = self._records / f"{self._next_chunk:06d}.parquet"
+        self._write(f"{self._next_chunk:06d}", table)
+        self._next_chunk += 1
+        self._unmerged += 1
+        if self._unmerged > MOST_UNMERGED:
+            self._merge()
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        path = self._records / f"{name}.parquet"
         try:
-            with atomic_write(path, replace=False) as stream:
-                pq.write_table(table, stream, compression="zstd")
+            write_chunk(path, table.replace_schema_metadata({_SPEC_METADATA: self.spec.digest}))
         except NameTaken:
             raise OutputError("one process at a time may write a run",
                               seen=f"another one has written {path}",
                               hint="wait for it to end, then type the same command again") from None
-        self._next_chunk += 1
 
-    def recorded(self) -> set[str]:
-        """Return the ids of the images that have their records; raises OutputError on damage."""
-        images = read_records(self.folder, self.spec.experiment, self.spec.digest).column("image")
-        return set(images.to_pylist())
+    def _merge(self) -> None:
+        """Put one chunk in the place of many small ones; a kill in between changes no record."""
+        for group in groups(chunks_in(self._records).standing):
+            table = self._rows(group).cast(schema(self.spec.experiment))
+            self._write(f"{group[0].first:06d}-{group[-1].last:06d}", table)
+            _delete(group)
+        self._unmerged = 0
+
+    def recorded(self, *, but_failed: bool = False) -> set[str]:
+        """Return the ids of the images that have their records; raises OutputError on damage.
+
+        Args:
+            but_failed: leave out those recorded as failed.
+        """
+        table = self._rows(chunks_in(self._records).standing,
+                           (*KEYS[self.spec.experiment], "error"))
+        images = table.column("image")
+        recorded = set(images.unique().to_pylist())
+        return recorded - set(images.filter(_failed(table)).to_pylist()) if but_failed else recorded
+
+    def _rows(self, chunks: Sequence[Chunk], columns: Sequence[str] | None = None) -> pa.Table:
+        return _Reader(self.folder, self.spec.experiment, self.spec.digest,
+                       self.header()).rows(chunks, columns)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the chunks of one run and refuses what does not belong to it."""
+
+    folder: Path
+    experiment: str
+    spec_digest: str
+    header: Mapping[str, object]
+
+    def rows(self, chunks: Sequence[Chunk], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of ``chunks``, text as dictionaries; those of ``columns`` if not all."""
+        import pyarrow as pa
+        wanted = _with_dictionaries(schema(self.experiment), columns)
+        tables = [wanted.empty_table(), *(self._chunk(chunk, wanted) for chunk in chunks)]
+        lengths = [len(table) for table in tables]
+        table = _without_replaced(pa.concat_tables(tables).unify_dictionaries(), lengths)
+        _check_counted_once(table, self.experiment, self.folder)
+        return table
+
+    def _chunk(self, chunk: Chunk, wanted: pa.Schema) -> pa.Table:
+        import pyarrow as pa
+        try:
+            table, is_sealed = read_chunk(chunk.path, wanted.names)
+            self._check_seal(chunk, is_sealed)
+            belongs = (table.schema.metadata or {}).get(_SPEC_METADATA.encode())
+            table = _with_all_columns(table, wanted).cast(wanted)
+        except FileNotFoundError:
+            raise  # another process may have merged it
+        except (OSError, pa.ArrowException, ValueError, KeyError, OverflowError) as error:
+            raise OutputError("a chunk of records must read back",
+                              seen=f"{chunk.path} does not ({_short(error)})",
+                              hint=_RESTORE) from error
+        # Chunks of earlier versions do not say to which specification they belong.
+        if belongs not in (None, self.spec_digest.encode()):
+            raise OutputError("a run must hold records of its own specification alone",
+                              seen=f"{chunk.path} was measured for another one",
+                              hint="put the file back where it was, or start anew with --fresh")
+        return table
+
+    def _check_seal(self, chunk: Chunk, is_sealed: bool) -> None:
+        """Notice a hash that was taken away: versions that wrote none wrote no such header."""
+        if not self.header:
+            return
+        if SEALED_FROM not in self.header and is_sealed:
+            raise ValueError(f"it holds its hash but {HEADER_NAME} beside it has lost its own")
+        sealed_from = self.header.get(SEALED_FROM, chunk.last + 1)
+        assert isinstance(sealed_from, int)
+        if not is_sealed and (chunk.merged or chunk.last >= sealed_from):
+            raise ValueError("it has lost its hash")
 
 
 def read_records(folder: Path, experiment: str, spec_digest: str) -> pa.Table:
     """Return the rows of all chunks of a run in the order in which they were written.
 
-    A column that an older version did not write is null. Raises OutputError for a chunk that does
-    not read back, for one of another run, and for an image that stands twice.
+    Text is held as dictionaries. A column that an older version did not write is null. Rows of an
+    image that failed count until it was measured again. Raises OutputError for a chunk that is not
+    as it was written, for one of another run, and for an image that stands twice.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    wanted = schema(experiment)
-    tables = [wanted.empty_table()]
-    for path in _chunk_paths(folder):
-        try:
-            chunk = pq.read_table(path)
-            tables.append(_with_all_columns(chunk, wanted).cast(wanted))
-        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-            raise OutputError("a chunk of records must read back", seen=f"{path} does not",
-                              hint="restore the file, or start anew with --fresh") from error
-        # Chunks of earlier versions do not say to which specification they belong.
-        belongs = (chunk.schema.metadata or {}).get(_SPEC_METADATA.encode(), spec_digest.encode())
-        if belongs != spec_digest.encode():
-            raise OutputError("a run must hold records of its own specification alone",
-                              seen=f"{path} was measured for another one",
-                              hint="put the file back where it was, or start anew with --fresh")
-    table = pa.concat_tables(tables)
-    _check_counted_once(table, experiment, folder)
-    return table
+    path = folder / HEADER_NAME
+    reader = _Reader(folder, experiment, spec_digest, read_header(path) if path.exists() else {})
+    for _ in range(_READINGS):
+        with suppress(FileNotFoundError):
+            return reader.rows(chunks_in(folder / RECORDS_FOLDER).standing)
+    raise OutputError("a run's records must stay where they are while they are read",
+                      seen=f"some of {folder} vanished {_READINGS} times",
+                      hint="wait for the process that writes them, and run the same command again")
 
 
 def read_header(path: Path) -> dict[str, object]:
-    """Return the content of a ``run.json``.
+    """Return the content of a ``run.json``, without its hash.
 
-    Raises OutputError when it is none, or when its specification is not the one it was written
-    with.
+    Raises OutputError when it is none, or is not as it was written. One of an earlier version
+    holds no hash, and no number of the first chunk that does.
     """
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
@@ -184,12 +278,24 @@ def read_header(path: Path) -> dict[str, object]:
         lacking = _SPEC_KEYS - set(header["spec"])
         if lacking:
             raise ValueError(f"its specification lacks {', '.join(sorted(lacking))}")
-        if header.get("spec_digest", digest_of(header["spec"])) != digest_of(header["spec"]):
+        if header.setdefault("spec_digest", digest_of(header["spec"])) != digest_of(header["spec"]):
             raise ValueError("its specification was changed after it was written")
+        if header["spec"].get("record_schema", RECORD_SCHEMA) != RECORD_SCHEMA:
+            raise ValueError("its records are of another version's schema")
+        is_sealed = SEALED_FROM in header or _SEAL in header
+        if is_sealed and header.pop(_SEAL, None) != digest_of(header):
+            raise ValueError("it was changed after it was written")
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError("a run's header must read back", seen=f"{path} does not ({error})",
-                          hint="delete that run's folder, or start anew with --fresh") from error
+                          hint="restore it, or delete it and run the same command again, which "
+                               "goes on with the run's records") from error
     return header
+
+
+def write_header_file(path: Path, header: Mapping[str, object]) -> None:
+    """Write ``run.json`` with a hash of all that it says."""
+    sealed = {**header, _SEAL: digest_of(header)}
+    write_text(path, json.dumps(sealed, indent=2) + "\n")
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -217,15 +323,21 @@ def _attempt_name(runs: Path, spec: RunSpec, attempt: int) -> Path:
     return runs / (spec.run_id if attempt == 1 else f"{spec.run_id}.{attempt}")
 
 
-def _chunk_paths(folder: Path) -> list[Path]:
-    """Return the chunks in the order of their numbers, which may have gaps: a lost chunk's images
-    count as not measured."""
-    paths = [path for path in (folder / "records").glob("*.parquet") if path.stem.isdecimal()]
-    return sorted(paths, key=_chunk_number)
+def _delete(chunks: Iterable[Chunk]) -> None:
+    for chunk in chunks:
+        chunk.path.unlink(missing_ok=True)
 
 
-def _chunk_number(path: Path) -> int:
-    return int(path.stem)
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+def _with_dictionaries(whole: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """Return a schema, or its part, with text held once for each value."""
+    import pyarrow as pa
+    text = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([(field.name, text if field.type == pa.string() else field.type)
+                      for field in whole if columns is None or field.name in columns])
 
 
 def _with_all_columns(table: pa.Table, wanted: pa.Schema) -> pa.Table:
@@ -233,6 +345,31 @@ def _with_all_columns(table: pa.Table, wanted: pa.Schema) -> pa.Table:
     columns = [table.column(field.name) if field.name in table.column_names
                else pa.nulls(len(table), field.type) for field in wanted]
     return pa.table(columns, names=wanted.names)
+
+
+def _failed(table: pa.Table) -> pa.ChunkedArray:
+    """Return which rows are of an image that failed; those that are excluded did not."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    reasons = table.column("error").cast(pa.string())
+    return pc.and_(pc.is_valid(reasons), pc.fill_null(
+        pc.invert(pc.starts_with(reasons, EXCLUDED)), False))
+
+
+def _without_replaced(table: pa.Table, lengths: Sequence[int]) -> pa.Table:
+    """Drop the rows of failed images that a later chunk measured again.
+
+    Args:
+        lengths: of the chunks that make up the table.
+    """
+    if not len(table) or not (failed := _failed(table).to_numpy()).any():
+        return table
+    chunks = np.repeat(np.arange(len(lengths)), lengths)
+    images = np.concatenate([part.indices.to_numpy() for part in table.column("image").chunks])
+    newest = np.zeros(images.max() + 1, dtype=np.int64)
+    np.maximum.at(newest, images, chunks)
+    again = failed & (chunks < newest[images])
+    return table.filter(~again) if again.any() else table
 
 
 def _check_counted_once(table: pa.Table, experiment: str, folder: Path) -> None:

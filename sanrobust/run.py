@@ -176,9 +176,18 @@ class _Job:
             lacking = missing(store, ids)
             if store.header().get("status") == COMPLETE:
                 self._say_what_is_there(store, classifier.name, lacking)
+            if self.how.retry_failed:
+                lacking += self._say_what_failed(store, classifier.name)
             if lacking or store.header().get("status") != COMPLETE:
                 self._fill(store, classifier, ids)
         return store.folder
+
+    def _say_what_failed(self, store: RunStore, name: str) -> int:
+        failed = len(store.recorded() - store.recorded(but_failed=True))
+        if failed:
+            self.reporter.say(f"{name}: measuring {failed} image{'s'[:failed != 1]} again that "
+                              f"{'is' if failed == 1 else 'are'} recorded as failed")
+        return failed
 
     def _say_what_is_there(self, store: RunStore, name: str, lacking: int) -> None:
         if lacking:
@@ -235,7 +244,8 @@ class _Job:
         with started(store, ids, facts=facts, remarks=remarks):
             evaluate(model, self.images, self.experiment, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
-                     workers=self.how.workers, device=self.device, progress=progress)
+                     workers=self.how.workers, device=self.device, progress=progress,
+                     retry_failed=self.how.retry_failed)
 
     def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
         """Return, and say, what a reader of the numbers must know of the model and the images."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPLETE = "complete"
+ORDER = "order"
+"""Key of a header under which stands the run's number in the order of first starts."""
+TABLES_LOCK_NAME = "tables.lock"
+TABLES_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,12 @@ class Run:
         return self.header.get("status") == COMPLETE
 
     @property
+    def order(self) -> int:
+        """Its number in the order of first starts; 0 for runs of earlier versions."""
+        order = self.header.get(ORDER, 0)
+        return order if isinstance(order, int) else 0
+
+    @property
     def last_start(self) -> Mapping[str, object]:
         """How the run was computed when it was last started: device, versions, batch size."""
         starts = self.header.get("starts")
@@ -102,7 +113,7 @@ class Run:
         """
         table = read_records(self.folder, self.experiment, digest_of(self.spec))
         if self.complete:
-            self._require_whole(set(table.column("image").to_pylist()))
+            self._require_whole(set(table.column("image").unique().to_pylist()))
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
@@ -136,7 +147,7 @@ class Found:
     """What lies under a folder of results.
 
     Attributes:
-        runs: the runs whose header reads back, oldest first by their start.
+        runs: the runs whose header reads back, oldest first.
         damaged: what is wrong with each of the others.
     """
 
@@ -165,6 +176,13 @@ def find_runs(out: Path, experiment: str) -> Found:
     return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
 
 
+def all_runs(out: Path) -> Iterator[Run]:
+    """Yield the runs of every experiment under ``out`` whose header reads back."""
+    for folder in _run_folders(out):
+        with suppress(OutputError):
+            yield open_run(folder)
+
+
 def _run_folders(out: Path) -> list[Path]:
     try:
         return sorted(path for path in (out / RUNS_FOLDER).iterdir()
@@ -182,6 +200,35 @@ def open_run(folder: Path) -> Run:
     return Run(folder, read_header(folder / HEADER_NAME))
 
 
+@contextmanager
+def tables_locked(out: Path) -> Iterator[None]:
+    """Keep other commands from making tables of ``out`` while the block reads runs and writes one.
+
+    So the table of the command that ends last stands there, and it knows what others recorded.
+    Raises OutputError when another one takes too long.
+    """
+    folder = out / RUNS_FOLDER
+    if not folder.is_dir():
+        yield
+        return
+    lock = FileLock(folder / TABLES_LOCK_NAME, timeout=TABLES_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError("one command at a time may write tables",
+                          seen=f"another one has been writing those of {out} for "
+                               f"{TABLES_SECONDS:g} s",
+                          hint=f"when it has ended type sanrobust table --out "
+                               f"{shlex.quote(str(out))}") from None
+    except (OSError, NotImplementedError):  # no locks here; if no files either, writing will tell
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def identity(run: Run, row: Mapping[str, object]) -> str:
     """Return what decides the numbers of a row: rows of equal identity measure the same.
 
@@ -193,10 +240,10 @@ def identity(run: Run, row: Mapping[str, object]) -> str:
     return json.dumps([{**run.spec, "settings": settings}, budget], sort_keys=True)
 
 
-def _age(run: Run) -> tuple[str, int, str]:
+def _age(run: Run) -> tuple[int, str, int, str]:
     attempt = run.name.rpartition(".")[2]
-    return (str(run.header.get("started", "")), int(attempt) if attempt.isdecimal() else 0,
-            run.name)
+    return (run.order, str(run.header.get("started", "")),
+            int(attempt) if attempt.isdecimal() else 0, run.name)
 
 
 def select(runs: Sequence[Run], *, names: Sequence[str] = (), models: Sequence[str] = (),

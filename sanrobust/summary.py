@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from sanrobust import metrics
 from sanrobust.errors import (FailedImagesError, OutputError, SanrobustError, UnknownNameError,
                               UsageError)
-from sanrobust.runs import Run, find_runs, identity, select
+from sanrobust.processes import uninterrupted
+from sanrobust.runs import Run, find_runs, identity, select, tables_locked
 from sanrobust.tables import Table, pgd_table, rotation_table, to_text, with_paper, write_table
 from sanrobust.zoo import catalog
 
@@ -81,9 +82,10 @@ def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Sum
 
     Raises OutputError when records do not read back or the files cannot be written.
     """
-    rows = [row for run in runs for row in _rows(run)]
-    table = _table(runs[0].experiment, rows)
-    files = write_table(table, out, FILE_NAMES[runs[0].experiment])
+    with tables_locked(out):
+        rows = [row for run in runs for row in _rows(run)]
+        table = _table(runs[0].experiment, rows)
+        files = _write(table, out, runs[0].experiment)
     return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
                    _too_many_failed(table, max_failed))
 
@@ -102,6 +104,11 @@ def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
     when no complete run can be shown or the files cannot be written, UsageError for a choice that
     fits no run.
     """
+    with tables_locked(out):
+        return _rebuilt(out, experiment, chosen, paper=paper)
+
+
+def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> Summary:
     found = find_runs(out, experiment)
     asked = select(found.runs, names=chosen.runs, models=chosen.models, data=chosen.data)
     if found.runs and not asked:
@@ -118,11 +125,16 @@ def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
     table = _table(experiment, list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
-    files = write_table(table, out, FILE_NAMES[experiment])
+    files = _write(table, out, experiment)
     remarks = (*_unmatched(found.runs, chosen, experiment), *_unchosen(found.runs, asked),
                *table_rows.superseded(), *_unfinished(asked),
                *(f"not in the table: {error}" for error in damaged), *_doubtful(table))
     return Summary(table, tuple(files), remarks, _damage(damaged))
+
+
+def _write(table: Table, out: Path, experiment: str) -> list[Path]:
+    with uninterrupted():  # all files of a table or none
+        return write_table(table, out, FILE_NAMES[experiment])
 
 
 @dataclass

@@ -13,8 +13,9 @@ from filelock import FileLock
 
 from conftest import Command
 from grey_models import CLASSES, Grey, folders, level
+from sanrobust.chunks import write_chunk
 from sanrobust.errors import FailedImagesError, OutputError, UsageError
-from sanrobust.records import LOCK_NAME
+from sanrobust.records import LOCK_NAME, write_header_file
 from sanrobust.runs import find_runs
 
 RIGHT, WRONG = "grey_models:right", "grey_models:wrong"
@@ -51,9 +52,9 @@ def test_a_run_of_other_versions_is_used_and_they_are_named(command: Command, im
     arguments = ("rotate", "-m", RIGHT, "--data", images, "--out", tmp_path)
     command(*arguments)
     (run,) = find_runs(tmp_path, "rotate").runs
-    header = json.loads((run.folder / "run.json").read_text())
+    header = json.loads(json.dumps(run.header))
     header["starts"][-1]["environment"]["versions"]["torch"] = "1.0"
-    (run.folder / "run.json").write_text(json.dumps(header))
+    write_header_file(run.folder / "run.json", header)
     told = command(*arguments).output
     assert f"with torch 1.0 ({metadata.version('torch')} here); --fresh" in told
 
@@ -182,16 +183,16 @@ def _split_chunks(records: Path) -> None:
     (chunk,) = records.iterdir()
     table = pq.read_table(chunk)
     half = len(table) // 2
-    pq.write_table(table.slice(0, half), chunk)
-    pq.write_table(table.slice(half), records / "000001.parquet")
+    chunk.unlink()
+    write_chunk(chunk, table.slice(0, half))
+    write_chunk(records / "000001.parquet", table.slice(half))
 
 
 def test_table_names_runs_in_progress_and_runs_that_were_killed(command: Command, images: Path,
                                                                 tmp_path: Path) -> None:
     command("rotate", "-m", RIGHT, "-m", WRONG, "--data", images, "--out", tmp_path)
     wrong = find_runs(tmp_path, "rotate").runs[1]
-    header = json.loads((wrong.folder / "run.json").read_text())
-    (wrong.folder / "run.json").write_text(json.dumps({**header, "status": "running"}))
+    write_header_file(wrong.folder / "run.json", {**wrong.header, "status": "running"})
     told = command("table", "--out", tmp_path)
     assert f"{wrong.name} was killed after 6 of 6 images; type sanrobust rotate" in told.output
     alone = command("table", "-m", WRONG, "--out", tmp_path)

@@ -3,7 +3,6 @@ commands in one folder, each held against the same command alone in an empty one
 
 from __future__ import annotations
 
-import json
 import random
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from conftest import Command
 from grey_models import CLASSES, Grey, folders
 from sanrobust.errors import Interrupted
+from sanrobust.records import write_header_file
 from sanrobust.runs import find_runs
 
 LABELS = list(range(CLASSES))
@@ -82,8 +82,7 @@ def pretend_it_was_killed(out: Path, experiment: str) -> None:
     for run in find_runs(out, experiment).runs:
         if run.complete:
             continue
-        header = {**run.header, "status": "running"}
-        (run.folder / "run.json").write_text(json.dumps(header))
+        write_header_file(run.folder / "run.json", {**run.header, "status": "running"})
         for chunk in sorted((run.folder / "records").iterdir())[-1:]:
             chunk.unlink()
 

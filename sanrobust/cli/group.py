@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 
-
 import click
 
 from sanrobust.cli.streams import nowhere_to_print, patient_stderr, refused_by_output

@@ -88,6 +88,8 @@ def run_options(command: Command) -> Command:
                      help="Compute a SAN as a whole where the native kernels can."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
+        click.option("--retry-failed", is_flag=True,
+                     help="Measure images again that are recorded as failed."),
         click.option("--max-failed", type=Number(0, 1, "0.05"), default=HowToRun.max_failed,
                      show_default=True, metavar="PART",
                      help="Part of the images that may fail; beyond it the exit code is 9, and the "
@@ -127,7 +129,8 @@ def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
 
 def take_how(values: dict[str, Any]) -> HowToRun:
     """Take the values of `run_options` out of a command's parameters."""
-    fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh", "fold",
+    fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh",
+              "retry_failed", "fold",
               "max_failed")
     return HowToRun(**{name: values.pop(name) for name in fields}, command=typed())
 

@@ -50,6 +50,14 @@ class Contents:
             self._find(missing)
         return (self._digests[path] for path in paths)
 
+    def differs(self, path: str) -> bool:
+        """Whether a file, read once more, is not what its digest was taken of, or is gone."""
+        known = self._digests.get(path)
+        try:
+            return known is not None and _hashed(os.path.join(self._folder, path))[1] != known
+        except OSError:
+            return True
+
     def _find(self, paths: Sequence[str]) -> None:
         known = _recall(self._folder)
         learnt: Known = {}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
+
+from sanrobust.trouble import MEMORY, lacking
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp",
@@ -21,10 +26,19 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF",
            *(("AVIF",) if "avif" in features.modules and features.check("avif") else ()))
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _SILENCE = logging.NullHandler()
+# What decoding takes at most, in bytes, beside the pixels and for each of them: 16 bits in four
+# channels, their copy in RGB, and what a resampling filter holds.
+_ROOM, _ROOM_PER_PIXEL = 1 << 26, 16
+# Numbers of errors that a damaged file can cause, by places to read from that no file has.
+_OF_CONTENT = frozenset((errno.EINVAL, errno.EOVERFLOW))
 
 
 class ImageError(Exception):
     """An image that cannot serve; the message is a short reason without the file's name."""
+
+
+class ImageTrouble(ImageError):
+    """An image that could not be had this time, for a reason that does not lie in its content."""
 
 
 def decode(path: Path) -> Image.Image:
@@ -33,19 +47,42 @@ def decode(path: Path) -> Image.Image:
     The pixels are those of Pillow's ``convert("RGB")``, as in torchvision's default loader: alpha
     is dropped, palettes are looked up, only the first frame is read and the EXIF orientation is
     not applied. The exception is greyscale of 16 bits, which is scaled to 0..255 instead of
-    clipped. AVIF needs a Pillow that was built with it. Raises ImageError when the file is
-    missing, empty, not an image, damaged, or larger than MAX_PIXELS. Prints nothing.
+    clipped. AVIF needs a Pillow that was built with it. Raises ImageError when the file is empty,
+    not an image, damaged, or larger than MAX_PIXELS; ImageTrouble when it is missing or cannot be
+    read, or the machine lacks what decoding takes. Prints nothing.
     """
-    reason = _refusal(path)
-    if reason is not None:
-        raise ImageError(reason)
+    try:
+        stream = _opened(path)
+    except OSError as error:
+        raise ImageTrouble(_reason(error)) from error
+    with stream:
+        if not os.fstat(stream.fileno()).st_size:
+            raise ImageError("the file is empty")
+        return _decoded(stream)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file; a pipe or a device could block for ever."""
+    stream = open(path, "rb", opener=_open_at_once)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError("not a regular file")
+    return stream
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _decoded(stream: BinaryIO) -> Image.Image:
+    pixels = 0
     try:
         with ExitStack() as stack:
             stack.enter_context(_quiet())
-            stream = stack.enter_context(path.open("rb"))
             image = stack.enter_context(Image.open(stream, formats=FORMATS))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"more than {MAX_PIXELS} pixels")
+            pixels = image.width * image.height
             if image.format == "TIFF":
                 stack.enter_context(_muted_stderr())
             image.load()
@@ -54,17 +91,22 @@ def decode(path: Path) -> Image.Image:
         raise
     # Damaged files make Pillow's readers raise nearly any type; all mean the same to us.
     except Exception as error:
-        raise ImageError(_reason(error)) from error
+        trouble = _trouble(error, pixels)
+        raise ImageTrouble(trouble) if trouble else ImageError(_reason(error)) from error
 
 
-def _refusal(path: Path) -> str | None:
-    """Say why a path is not worth opening; a pipe or a device could block for ever."""
-    try:
-        if not path.is_file():
-            return "not a regular file" if path.exists() else "the file is missing"
-        return "the file is empty" if path.stat().st_size == 0 else None
-    except OSError as error:
+def _trouble(error: Exception, pixels: int) -> str | None:
+    """Say what kept an image from being decoded that is not in the file; None: nothing did."""
+    if isinstance(error, OSError) and error.errno not in (None, *_OF_CONTENT):
         return _reason(error)
+    lacks = lacking(error)
+    if lacks not in (None, MEMORY):
+        return f"the machine has not enough {lacks} to decode it"
+    try:  # a decoder that lacks memory says so in many ways, and so does a damaged file
+        np.empty(_ROOM + _ROOM_PER_PIXEL * pixels, np.uint8)
+    except MemoryError:
+        return "the machine has not enough memory to decode it"
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -72,6 +114,10 @@ def _reason(error: Exception) -> str:
         return "not an image of a known format"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS} pixels"
+    if isinstance(error, FileNotFoundError):
+        return "the file is missing"
+    if isinstance(error, IsADirectoryError):
+        return "not a regular file"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     detail = " ".join(str(error).split())[:100]
@@ -111,11 +157,11 @@ def _muted_stderr() -> Iterator[None]:
     except OSError:  # the process runs without a standard error: nothing to keep clean
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
+        os.close(nowhere)
         yield
     finally:
         os.dup2(saved, 2)
-        os.close(nowhere)
         os.close(saved)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sanrobust.data.contents import Contents
-from sanrobust.data.decode import decode
+from sanrobust.data.decode import ImageError, ImageTrouble, decode
 from sanrobust.errors import UsageError
 
 
@@ -58,7 +58,11 @@ class ImageSet(Protocol):
     def digest(self) -> str: ...
 
     def load(self, index: int) -> Image.Image:
-        """Return image ``index`` in mode RGB; raises ImageError when it cannot be decoded."""
+        """Return image ``index`` in mode RGB.
+
+        Raises ImageError when it cannot be decoded, ImageTrouble when that may be otherwise another
+        time.
+        """
         ...
 
     def take(self, indices: Sequence[int]) -> ImageSet:
@@ -101,8 +105,21 @@ class FileImages:
         return total.hexdigest()
 
     def load(self, index: int) -> Image.Image:
-        """Return image ``index`` in mode RGB; raises ImageError when it cannot be decoded."""
-        return decode(self.folder / self.refs[index].id)
+        """Return image ``index`` in mode RGB.
+
+        Raises ImageError when it cannot be decoded, ImageTrouble when that may be otherwise another
+        time.
+        """
+        assert self.contents is not None
+        name = self.refs[index].id
+        try:
+            return decode(self.folder / name)
+        except ImageTrouble:
+            raise
+        except ImageError as error:
+            if self.contents.differs(name):
+                raise ImageTrouble("the file is not the one that it was at the start") from error
+            raise
 
     def take(self, indices: Sequence[int]) -> FileImages:
         """Return the set of the images at ``indices``."""

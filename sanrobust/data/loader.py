@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sanrobust.data.decode import ImageError
+from sanrobust.data.decode import ImageError, ImageTrouble
 from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError, UsageError
@@ -23,11 +23,17 @@ from sanrobust.trouble import lacking
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be decoded, and the short reason."""
+    """An image that could not be decoded, and the short reason.
+
+    Attributes:
+        passing: whether the reason is trouble with reading or the machine, which may pass, and no
+            property of the image.
+    """
 
     id: str
     label: int
     reason: str
+    passing: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,7 @@ def batches(images: ImageSet, preprocessing: Preprocessing, *, plan: Sequence[Se
     return _batches(_Pixels(images, preprocessing), plan=plan, workers=workers)
 
 
-_Item = tuple[ImageRef, Tensor | str]
+_Item = tuple[ImageRef, Tensor | ImageError]
 
 
 class _Pixels(Dataset[_Item]):
@@ -72,7 +78,12 @@ class _Pixels(Dataset[_Item]):
         try:
             return ref, to_pixels(self.images.load(index), self.preprocessing)
         except ImageError as error:
-            return ref, str(error)
+            return ref, error
+        except (MemoryError, RuntimeError) as error:  # the transform's
+            lacks = lacking(error)
+            if lacks is None:
+                raise
+            return ref, ImageTrouble(f"the machine has not enough {lacks} to prepare it")
 
     def collate(self, items: Sequence[_Item]) -> Batch:
         """Join the items of one batch."""
@@ -89,8 +100,8 @@ class _Pixels(Dataset[_Item]):
             ids=tuple(ref.id for ref, _ in good),
             labels=torch.tensor([ref.label for ref, _ in good], dtype=torch.int64),
             pixels=stacked,
-            failures=tuple(Failure(ref.id, ref.label, pixels) for ref, pixels in items
-                           if isinstance(pixels, str)),
+            failures=tuple(Failure(ref.id, ref.label, str(error), isinstance(error, ImageTrouble))
+                           for ref, error in items if isinstance(error, ImageError)),
         )
 
 
