@@ -105,6 +105,16 @@ def _fits(state: Collection[str], expected: Collection[str]) -> bool:
         name in state or name.endswith(BATCH_COUNTER) for name in expected)
 
 
+def shown(name: str) -> str:
+    """Return a name of a file for a sentence, cut where it is long."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+
+
+def _quoted(name: object) -> str:
+    known = isinstance(name, (str, bytes, int, float, type(None)))
+    return shown(repr(name) if known else _described(name))
+
+
 def _found(loaded: object) -> Iterator[Weights]:
     """Yield each table of weights in nested tables, raw ones first."""
     seen: set[tuple[int, bool]] = set()  # a table may lie in itself
@@ -151,14 +161,14 @@ def _checked(state: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     for name, value in state.items():
         if not isinstance(name, str) or not _is_value(name, value):
             raise CheckpointError("every value of a checkpoint's state must be a plain tensor",
-                                  seen=f"{_shown(name)} in {path} is {_described(value)}",
+                                  seen=f"{_quoted(name)} in {path} is {_described(value)}",
                                   hint="save the model's state_dict() and give that file")
         if len(name) > _LONGEST_NAME:
             raise CheckpointError(f"a name must have at most {_LONGEST_NAME} characters",
-                                  seen=f"{_shown(name)} in {path} has {len(name)}", hint=_WHENCE)
+                                  seen=f"{_quoted(name)} in {path} has {len(name)}", hint=_WHENCE)
         if isinstance(value, StoredTensor) and value.nbytes > largest:
             raise CheckpointError("a tensor of a checkpoint must not be larger than its file",
-                                  seen=f"{_shown(name)} in {path} repeats few values to shape "
+                                  seen=f"{_quoted(name)} in {path} repeats few values to shape "
                                        f"{value.shape}", hint=_WHENCE)
     return dict(state)
 
@@ -193,12 +203,6 @@ def _value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_value, value))
     return value
-
-
-def _shown(name: object) -> str:
-    """Return a name of the file for a sentence, cut where it is long."""
-    text = repr(name if isinstance(name, (str, bytes, int, float, type(None))) else type(name))
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _described(value: object) -> str:

@@ -25,6 +25,8 @@ from torch import Tensor
 from hostile.pickle_parts import (
     HEAD, STOP, called, named, number, numbers, older, storage, table, tensor, text, zipped,
 )
+from sanrobust.zoo import catalog
+from sanrobust.zoo.facts import facts
 from zoo_files import trained
 
 RAN = "it-ran"
@@ -52,8 +54,10 @@ def checkpoints(folder: Path, seed: int) -> Iterator[tuple[str, Path]]:
 
 def pickles(mark: str) -> dict[str, bytes]:
     """Instructions that run something, never end, or take all memory or the stack."""
-    laughs = b"]" + b"".join(b"q" + bytes([n]) + b"]" + b"h" + bytes([n]) * 1 + b"ah"
-                             + bytes([n]) + b"a" for n in range(100))
+    # Each tuple holds the one before it twice.
+    laughs = b"]q\x000" + b"".join(
+        b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) + b"0"
+        for n in range(100)) + b"h\x64"
     values = {
         "runs": called("os.mkdir", text(mark)),
         "runs-by-inst": b"(" + text(mark) + b"ios\nmkdir\n",
@@ -76,15 +80,16 @@ def pickles(mark: str) -> dict[str, bytes]:
                                     called("numpy.dtype", text("V2000000000"))),
         "numpy-objects": called("numpy.core.multiarray.scalar", called("numpy.dtype", text("O")),
                                 b"C\x08AAAAAAAA"),
-        "deep-tuples": b"}" + b")" + b"\x85" * 500_000 + b"Ns",
+        "deep-tuples": b"}" + b")" + b"\x85" * 200_000 + b"Ns",
         "deep-lists": b"]" * 200_000 + b"a" * 199_999,
-        "deep-tables": text("model") + b"}" * 1000 + text("model")[:0] + b"",
+        "deep-tables": (b"}" + text("model")) * 10_000 + b"}" + b"s" * 10_000,
         "laughs": laughs,
-        "laughs-as-extra-state": b"}" + text("_extra_state") + laughs + b"s",
+        "laughs-as-extra-state": b"}(" + text("fc.weight") + tensor()
+        + text("_extra_state") + laughs + b"u",
         "copies-of-a-text": text("a" * 1_000_000) + b"q\x00" + (
             named("_codecs.encode") + b"h\x00" + text("latin1") + b"\x86R0") * 10_000,
         "copies-of-a-table": b"}(" + b"NN" * 1000 + b"uq\x00" + (
-            named("collections.OrderedDict") + b"h\x00\x85R0") * 100_000,
+            named("collections.OrderedDict") + b"h\x00\x85R0") * 5_000,
         "itself": b"}q\x00" + text("model") + b"h\x00s",
         "itself-many-times": b"}q\x00(" + b"".join(
             text(name) + b"h\x00" for name in ("model", "net", "ema", "state_dict", "module"))
@@ -165,7 +170,7 @@ def zips() -> dict[str, bytes]:
         "other": _archive({"word/document.xml": b"<a/>"}), "empty": _archive({}),
         "no-folder": _archive({"data.pkl": HEAD + value + STOP}),
         "odd-byte-order": zipped(value, members={"a/byteorder": b"middle"}),
-        "many-records": zipped(value, members={f"a/data/x{n}": b"" for n in range(20_000)}),
+        "many-records": zipped(value, members={f"a/data/x{n}": b"" for n in range(3_000)}),
         "encrypted": patched(directory + 8, b"\1"), "sizes-differ": patched(directory + 24, b"\7"),
         "record-of-4-gigabytes": patched(directory + 20, b"\xff\xff\xff\x7f" * 2),
         "zip64-without-sizes": patched(directory + 20, b"\xff\xff\xff\xff" * 2),
@@ -212,7 +217,7 @@ def safetensors(state: State) -> dict[str, bytes]:
     def told(facts: str) -> bytes:
         return written(lambda each: each.update(__metadata__={"sanrobust": facts}))
 
-    first, second = list(header)[:2]
+    first, second = [name for name in header if name != "__metadata__"][:2]
     return {
         **{f"length-{name}": struct.pack("<Q", size) + whole[8:] for name, size in (
             ("0", 0), ("1", 1), ("one-more", length + 1), ("of-the-file", len(whole)),
@@ -231,16 +236,36 @@ def safetensors(state: State) -> dict[str, bytes]:
         "no-dtype": written(lambda each: each[first].pop("dtype")),
         "number-for-tensor": written(lambda each: each.update({first: 3})),
         "number-in-metadata": written(lambda each: each.update(__metadata__={"a": 1})),
-        "twice": _headed(b"{" + (json.dumps({first: header[first]})[1:-1] + ",").encode()
-                         + json.dumps(header).encode()[1:], data),
         "deep": _headed(b'{"a":' + b"[" * 200_000, data),
         "not-utf8": _headed(b'{"\xff\xfe":1}', data), "no-json": _headed(b"{abc", data),
         "no-tensors": _headed(b"{}", b""), "header-alone": whole[:8 + length],
-        "facts-deep": told("[" * 200_000), "facts-no-json": told("{"), "facts-a-list": told("[]"),
-        "facts-empty": told("{}"), "facts-not-numbers": told(json.dumps(
-            {"arch": "san10-pair", "preprocessing": {"mean": [float("nan")] * 3}})),
-        "facts-of-another": told(json.dumps({"arch": "\x1b[2Jresnet50"})),
+        **{f"facts-{name}": told(each) for name, each in false_facts().items()},
     }
+
+
+def false_facts() -> dict[str, str]:
+    """What our own training writes beside weights, changed where it then means nothing."""
+    true = facts(catalog.find("san10-pair.digits"))
+    within: dict[str, dict[str, dict[str, Any]]] = {
+        "preprocessing": {
+            "mean-nan": {"mean": [float("nan")] * 3}, "std-0": {"std": [0, 1, 1]},
+            "mean-text": {"mean": "abc"}, "mean-of-2": {"mean": [0, 0]},
+            "side-fraction": {"img_size": 32.5}, "side-huge": {"img_size": 10 ** 9},
+            "crop-tiny": {"crop_pct": 5e-324}, "more": {"more": 1}},
+        "architecture": {
+            "kind": {"kind": "\x1b[2J"}, "pools": {"pools": None}, "layers": {"layers": [10 ** 9]},
+            "layers-nested": {"layers": [[[1]]] * 5}, "widths": {"widths": [2 ** 40] * 5},
+            "classes-none": {"num_classes": 0}, "classes-huge": {"num_classes": 10 ** 12},
+            "design": {"design": {"attention": "eval"}}, "layers-true": {"layers": [True] * 5},
+            "footprints": {"footprints": [10 ** 6] * 5}, "pools-nested": {"pools": [[1]] * 5}},
+    }
+    changed = {f"{part}-{name}": {**true, part: {**true[part], **change}}  # type: ignore[dict-item]
+               for part, changes in within.items() for name, change in changes.items()}
+    changed |= {"arch": {**true, "arch": "\x1b[2Jresnet50"}, "top1": {**true, "top1": -1},
+                "class-names": {**true, "classes": ["\x1b[2J\n"] * 10},
+                "data": {**true, "data": 3}, "none": {}, "list": []}  # type: ignore[dict-item]
+    return {"deep": "[" * 200_000, "no-json": "{", "digits": "1" * 10_000,
+            **{name: json.dumps(each) for name, each in changed.items()}}
 
 
 def weights(state: State) -> dict[str, bytes]:
