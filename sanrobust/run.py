@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, device_name, environment, exact, out_of_memory, versions
-from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
-                              SanrobustError, UsageError)
+from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
+                              SanrobustError, UsageError, first_line)
 from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.header import missing, started
@@ -42,6 +43,7 @@ from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.external import as_classifier, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
+from sanrobust.zoo.switches import kept
 
 if TYPE_CHECKING:
     from sanrobust.choices import Model
@@ -146,7 +148,8 @@ class _Job:
         failed: dict[str, SanrobustError] = {}
         for name in self.names:
             try:
-                folders[self._run_one(name)] = None
+                with kept():  # one model's forward must not change how the next is computed
+                    folders[self._run_one(name)] = None
             except (Interrupted, OutputError, BackendError):
                 raise  # what stops one model would stop the others too
             except SanrobustError as error:
@@ -154,6 +157,11 @@ class _Job:
                 failed[_shown(name)] = error
                 if len(self.names) > 1:
                     self.reporter.say(str(error))
+            except Exception as error:  # a defect, of which the other models know nothing
+                if len(self.names) == 1:
+                    raise
+                failed[_shown(name)] = _defect(_shown(name), error)
+                traceback.print_exc()
         return list(folders), failed
 
     def _run_one(self, name: Model) -> Path:
@@ -281,6 +289,13 @@ def _shown(model: Model) -> str:
     if isinstance(model, str):
         return model
     return model.name if isinstance(model, Classifier) else type(model).__name__
+
+
+def _defect(name: str, error: Exception) -> ModelError:
+    return ModelError(f"{name} must run without an exception",
+                      seen=f"it stopped with {type(error).__name__}: {first_line(error)}",
+                      hint="report it with the lines printed above; the other models are in the "
+                           "table")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import CheckpointError
+from sanrobust.errors import CheckpointError, first_line
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.forms import imagenet_form, small_form
 from sanrobust.zoo.names import NETWORKS
@@ -41,11 +41,11 @@ def load_strict(model: nn.Module, state: Mapping[str, Any], *, name: str, source
     own = model.state_dict()
     state = aligned(state, own)
     require_fit(shapes(own), state, name=name, source=source, suggestion=suggestion)
-    converted = {key: _as_in(key, own[key], value, source)
-                 for key, value in state.items()}
+    for key, value in state.items():
+        _require_numbers(key, own[key], value, source)
     counters = {key: value for key, value in own.items() if key.endswith(BATCH_COUNTER)}
     try:
-        model.load_state_dict({**counters, **converted}, strict=True)
+        model.load_state_dict({**counters, **state}, strict=True)
     # A module that reads extra state raises what it likes.
     except Exception as error:
         raise CheckpointError(f"the weights must fit {name}",
@@ -129,11 +129,6 @@ def shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             for name, value in state.items()}
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's message in one line, of an error without one its type."""
-    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
-
-
 @dataclass(frozen=True)
 class _Difference:
     missing: tuple[str, ...]
@@ -174,28 +169,26 @@ def _head_size(expected: Shapes, difference: _Difference) -> int:
     return expected[difference.reshaped[0]][0]
 
 
-def _as_in(key: str, own: Any, value: Any, source: str) -> Any:
-    """Return ``value`` in the type of the network's ``own``, which must hold it.
+def _require_numbers(key: str, own: Any, value: Any, source: str) -> None:
+    """Raise CheckpointError unless the type of the network's ``own`` holds ``value``.
 
     Integers, truth values and complex numbers are no weights of another precision. A batch
     counter, which nothing reads in eval mode, may have been averaged.
     """
     where = f"{shown(key)} in {source}"
     if not (isinstance(own, Tensor) and isinstance(value, Tensor)):
-        return value
+        return
     if not _converts(value, own) and not key.endswith(BATCH_COUNTER):
         raise CheckpointError("weights must be of the kind of number that the model computes with",
                               seen=f"{where} is of type {_dtype(value)} where the model has "
                                    f"{_dtype(own)}",
                               hint="give the weights before they were quantised or converted")
-    converted = value.to(own.dtype)
     if _kind(own) in ("floating", "complex"):
-        lost = _lost(value, converted)
+        lost = _lost(value, value.to(own.dtype))
         if lost is not None:
             raise CheckpointError("weights must be finite numbers that the model's type holds",
                                   seen=f"{where} holds {lost}",
                                   hint="use an earlier checkpoint, from before training diverged")
-    return converted
 
 
 def _converts(value: Tensor, own: Tensor) -> bool:
