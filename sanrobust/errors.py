@@ -134,3 +134,13 @@ class Interrupted(SanrobustError):
     """The user stopped the run; everything computed so far is saved."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception of other people's code says, in one line; else its type."""
+    try:
+        said = str(error)
+    # Even this is their code.
+    except Exception:
+        said = ""
+    return (said.strip().splitlines() or [""])[0][:300] or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, device_name, environment, exact, out_of_memory, versions
-from sanrobust.errors import (BackendError, Interrupted, NonFiniteError, OutputError,
-                              SanrobustError, UsageError)
+from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
+                              SanrobustError, UsageError, first_line)
 from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.files import require_writable
@@ -36,12 +37,14 @@ from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
 from sanrobust.summary import FILE_NAMES, Summary, summarise
 from sanrobust.tables import table_files
+from sanrobust.trouble import machine_error
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.external import as_classifier, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
+from sanrobust.zoo.switches import kept
 
 if TYPE_CHECKING:
     from sanrobust.choices import Model
@@ -152,7 +155,8 @@ class _Job:
         failed: dict[str, SanrobustError] = {}
         for name in self.names:
             try:
-                folders[self._run_one(name)] = None
+                with kept():  # one model's forward must not change how the next is computed
+                    folders[self._run_one(name)] = None
             except (Interrupted, OutputError, BackendError):
                 raise  # what stops one model would stop the others too
             except SanrobustError as error:
@@ -160,6 +164,11 @@ class _Job:
                 failed[_shown(name)] = error
                 if len(self.names) > 1:
                     self.reporter.say(str(error))
+            except Exception as error:  # a defect, of which the other models know nothing
+                if len(self.names) == 1:
+                    raise
+                failed[_shown(name)] = machine_error(error) or _defect(_shown(name), error)
+                traceback.print_exc()
         return list(folders), failed
 
     def _run_one(self, name: Model) -> Path:
@@ -297,3 +306,10 @@ def _shown(model: Model) -> str:
     if isinstance(model, str):
         return model
     return model.name if isinstance(model, Classifier) else type(model).__name__
+
+
+def _defect(name: str, error: Exception) -> ModelError:
+    return ModelError(f"{name} must run without an exception",
+                      seen=f"it stopped with {type(error).__name__}: {first_line(error)}",
+                      hint="report it with the lines printed above; the other models are in the "
+                           "table")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
@@ -29,8 +31,13 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
     Entries are parameters and buffers alike: what a checkpoint of the architecture holds.
     """
-    entries = _weightless(architecture).state_dict()
-    return {name: tuple(value.shape) for name, value in entries.items()}
+    return dict(_entries(architecture))
+
+
+@lru_cache(maxsize=100)  # which network a file fits is looked for among all of them
+def _entries(architecture: Architecture) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(value.shape))
+                 for name, value in _weightless(architecture).state_dict().items())
 
 
 def parameter_count(architecture: Architecture) -> int:

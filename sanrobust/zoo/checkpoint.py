@@ -6,28 +6,22 @@ by its name.
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.dtypes import Float32DType, Float64DType, Int32DType, Int64DType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sanrobust.errors import CheckpointError
 from sanrobust.files import atomic_write
-from sanrobust.zoo import pickles
+from sanrobust.zoo import torchfiles
 from sanrobust.zoo.download import looks_like_html, looks_like_text
+from sanrobust.zoo.pickles import STUMBLES, Unsafe
+from sanrobust.zoo.stored import Unreadable, held
 from sanrobust.zoo.wrapping import Weights, chosen
 
 METADATA_KEY = "sanrobust"
@@ -35,7 +29,6 @@ METADATA_KEY = "sanrobust"
 _HEAD_BYTES = 4096
 _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05]")
-_UNSAFE_NAME = re.compile(r"GLOBAL (\S+)")
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
@@ -57,8 +50,16 @@ def read_weights(path: Path, *, use_ema: bool = False) -> Weights:
     Raises CheckpointError for anything else.
     """
     kind = _content(path)
-    loaded = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
-    return chosen(loaded, path, use_ema=use_ema)
+    try:
+        loaded = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
+        return chosen(loaded, path, use_ema=use_ema)
+    except Unreadable as error:
+        raise _damaged(path, str(error)) from error
+    except OSError as error:
+        raise _damaged(path, f"reading it failed: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CheckpointError("a checkpoint must fit into memory", seen=f"{path} does not",
+                              hint="free some memory, or give the state_dict() alone") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -105,6 +106,8 @@ def _content(path: Path) -> str:
     """Name what a file holds: safetensors, zip or pickle; anything else raises."""
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise OSError("not a regular file")  # a pipe would wait for somebody to write
         with path.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
     except OSError as error:
@@ -145,74 +148,21 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 def _read_safetensors(path: Path) -> object:
     try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError) as error:
+        return {name: held(value) for name, value in load_file(path, device="cpu").items()}
+    # What the library does not know of a file it says in any of these ways.
+    except (SafetensorError, RuntimeError, *STUMBLES) as error:
         raise _damaged(path, "its safetensors content does not read") from error
 
 
 def _read_torch(path: Path, kind: str) -> object:
-    _require_readable(path, kind)
     try:
-        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles of other protocols, refused just below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = _UNSAFE_NAME.search(str(error))
-        if wanted is not None:
-            raise _refused(path, wanted[1].rstrip(".")) from error
-        raise _damaged(path, "it holds what torch.save never writes") from error
-    except MemoryError as error:
-        raise _damaged(path, "it asks for more memory than there is") from error
-    # A damaged pickle makes the reader stumble in any of these ways, none of them our defect.
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
-            AssertionError, OverflowError) as error:
-        raise _damaged(path, "it ends early or its content does not read") from error
-
-
-def _require_readable(path: Path, kind: str) -> None:
-    """Refuse a file whose reading would take the process or all memory with it."""
-    if kind == "zip":
-        refusal = _require_torch_zip(path)
-    else:
-        with path.open("rb") as stream:
-            refusal = pickles.refusal(stream)
-    if refusal is not None:
-        raise CheckpointError("a checkpoint must be as torch.save writes it",
-                              seen=f"reading {path} was not tried because {refusal}",
-                              hint="check where the file came from")
-
-
-def _require_torch_zip(path: Path) -> str | None:
-    """Say what in the zip's instructions must not be read; raises for one of another kind."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            refusal = _unpickling_refusal(archive, members)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, "its zip directory does not read") from error
-    names = {member.filename.partition("/")[2] for member in members}
-    if "data.pkl" not in names or "constants.pkl" in names:
-        kind = "a TorchScript program" if "constants.pkl" in names else "some other zip file"
-        raise CheckpointError("a checkpoint must hold weights", seen=f"{path} is {kind}",
-                              hint="save the model's state_dict() with torch.save and give that")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        # torch.save never compresses, and a compressed record could unpack to any size.
-        raise CheckpointError("a checkpoint must be as torch.save writes it",
-                              seen=f"{path} was compressed afterwards",
-                              hint="save the state_dict() again with torch.save")
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        return "its records are larger than the file, so they overlap"
-    return refusal
-
-
-def _unpickling_refusal(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> str | None:
-    for member in members:
-        if member.filename.endswith("data.pkl") and member.compress_type == zipfile.ZIP_STORED:
-            with archive.open(member) as stream:
-                refusal = pickles.refusal(io.BytesIO(stream.read()), pickles=1)
-            if refusal is not None:
-                return refusal
-    return None
+        return (torchfiles.read_zip if kind == "zip" else torchfiles.read_legacy)(path)
+    except torchfiles.NotWeights as error:
+        raise CheckpointError("a checkpoint must hold weights", seen=f"{path} is {error}",
+                              hint="save the model's state_dict() with torch.save and give that"
+                              ) from error
+    except Unsafe as error:
+        raise _refused(path, str(error)) from error
 
 
 def _refused(path: Path, wanted: str) -> CheckpointError:
@@ -221,10 +171,3 @@ def _refused(path: Path, wanted: str) -> CheckpointError:
                                 "done",
                            hint="save the model's state_dict() alone, or as safetensors, "
                                 "and give that file")
-
-
-def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Plain values that training scripts leave beside the tensors: numpy numbers and options."""
-    scalar: Any = np.float64(0).__reduce__()[0]
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
-            np.dtype, Float32DType, Float64DType, Int32DType, Int64DType, argparse.Namespace]

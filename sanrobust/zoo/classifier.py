@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.device import out_of_memory
-from sanrobust.errors import ModelError, NonFiniteError, SanrobustError, UsageError
+from sanrobust.errors import ModelError, NonFiniteError, SanrobustError, UsageError, first_line
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.code import code_digest
 from sanrobust.zoo.digest import state_digest
@@ -78,6 +78,7 @@ class Classifier(nn.Module):
         self._quantised = any(type(module).__module__.startswith(_QUANTISED)
                               for module in network.modules())
         self.eval()
+        self.require_eval()
         self.requires_grad_(False)
         self.num_classes = self._probe() if num_classes is None else num_classes
         self.classes = None if classes is None else tuple(classes)
@@ -124,13 +125,24 @@ class Classifier(nn.Module):
         super().train(False)
         return self
 
+    def require_eval(self) -> None:
+        """Raise ModelError where a part of the network stays in train mode.
+
+        There numbers depend on the other images of a batch or on chance.
+        """
+        for name, module in self.network.named_modules():
+            if module.training:
+                raise ModelError(f"every part of {self.name} must be in eval mode",
+                                 seen=f"{name or 'it'} ({type(module).__name__}) stays in train "
+                                      "mode", hint="mend its train and eval methods")
+
     def _digest(self) -> str:
         try:
             return state_digest(self.network.state_dict())
         # A module gives out its extra state, and tensors of other kinds their values, or not.
         except Exception as error:
             raise ModelError(f"the weights of {self.name} must be readable",
-                             seen=f"reading them stopped with: {_first_line(error)}",
+                             seen=f"reading them stopped with: {first_line(error)}",
                              hint="use a network whose state_dict() holds plain tensors"
                              ) from error
 
@@ -138,13 +150,15 @@ class Classifier(nn.Module):
         """Return what the network makes of the pixels, its exceptions as a sentence."""
         try:
             logits: Tensor = self.network(self.normalize(pixels))
-        except Exception as error:
+        except (SanrobustError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # sys.exit too
             # An exception of our own networks or a library's is a defect, with its traceback.
-            if self.code is None or isinstance(error, SanrobustError) or out_of_memory(error):
+            if self.code is None or out_of_memory(error):
                 raise
             raise ModelError(f"{self.name} must take {len(pixels)} float32 images of "
                              f"{pixels.shape[-2]} x {pixels.shape[-1]} pixels",
-                             seen=f"it stopped with: {_first_line(error)}",
+                             seen=f"it stopped with: {first_line(error)}",
                              hint="mend its forward, which gets images (B, 3, H, W)") from error
         return logits
 
@@ -162,7 +176,7 @@ class Classifier(nn.Module):
             hint = (f"it takes {other} pixels: give --img-size {other}" if other else
                     "check that its forward takes float32 images (B, 3, H, W) on the CPU")
             raise ModelError(f"{self.name} must take images of {side} x {side} pixels",
-                             seen=f"it stopped with: {_first_line(cause)}", hint=hint) from error
+                             seen=f"it stopped with: {first_line(cause)}", hint=hint) from error
 
     def _classes(self, side: int) -> int:
         pixels = torch.zeros(1, 3, side, side, device=self.normalize.mean.device)
@@ -190,7 +204,3 @@ class Classifier(nn.Module):
             raise ModelError(rule, seen=f"{batch} images gave {tuple(logits.shape)}", hint=hint)
         if not logits.is_floating_point():
             raise ModelError(rule, seen=f"they are of type {logits.dtype}", hint=hint)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

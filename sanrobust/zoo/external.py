@@ -7,6 +7,7 @@ while it is built is held to tensors.
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
 import random
@@ -24,7 +25,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sanrobust.errors import (
-    CheckpointError, DownloadError, ModelError, SanrobustError, UsageError,
+    CheckpointError, DownloadError, ModelError, SanrobustError, UsageError, first_line,
 )
 from sanrobust.files import printable
 from sanrobust.preprocessing import Preprocessing
@@ -35,13 +36,16 @@ from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.code import code_digest
 from sanrobust.zoo.config import USUAL_SHAPE, Shape, Wanted, description, input_shape, wanted_by
 from sanrobust.zoo.libraries import External, filling, timm_models, torchvision_models
+from sanrobust.zoo.switches import kept
 
 PREFIXES = ("torchvision", "timm")
 FORCE_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 Say = Callable[[str], None]
 
-_NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub", "http", "urllib")
+_NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub", "http", "urllib",
+                    "socket", "ssl")
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 _REAL_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -68,8 +72,8 @@ def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool 
     Raises UnknownNameError for a name that does not exist, DownloadError when weights cannot be
     fetched, CheckpointError when they do not fit, and ModelError when the model is no classifier.
     """
-    with _building():
-        with _switches_kept():
+    with _building(name):
+        with kept():  # before anything is computed
             found = _find(name, checkpoint, say)
             if checkpoint is None:
                 external, source = found[0], found[0].source
@@ -87,7 +91,7 @@ def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool 
 
 def require_found(name: str) -> None:
     """Refuse a name that is none, without building a model; raises as `create_external`."""
-    with _building():
+    with _building(name):
         _find(name, None, lambda _: None)
 
 
@@ -116,7 +120,7 @@ def as_classifier(model: nn.Module, *, name: str | None = None,
     inner = _unwrapped(model)
     shown = name or (inner.original_name if isinstance(inner, torch.jit.ScriptModule)
                      else type(inner).__name__)
-    with _building():
+    with _building(shown):
         _require_values(shown, inner)
         wanted = wanted_by(shown, inner) if preprocessing is None else Wanted(preprocessing)
         code = code_digest(inner)
@@ -127,7 +131,7 @@ def as_classifier(model: nn.Module, *, name: str | None = None,
         # Deep copies are made by the parts' own code.
         except Exception as error:
             raise ModelError(f"{shown} must be a network that can be copied",
-                             seen=f"copy.deepcopy stopped with: {error}",
+                             seen=f"copy.deepcopy stopped with: {first_line(error)}",
                              hint="give a function that makes it, as package.module:callable"
                              ) from error
         network, source = _measurable(network, shown, f"the weights of {shown} in Python", say)
@@ -149,7 +153,7 @@ def build_external(name: str, *, meta: bool = False,
     Raises UnknownNameError for a name that does not exist and ModelError for what is no network,
     or cannot be built for another side.
     """
-    with _building(), _switches_kept():
+    with _building(name):
         external = _find(name, None, lambda _: None)[0]
         build = partial(external.build, None, False) if side is None else _sized(external, side)
         network = _shapes_alone(build) if meta and not external.made_by else None
@@ -174,30 +178,26 @@ def _shapes_alone(build: Callable[[], nn.Module]) -> nn.Module | None:
 
 
 @contextmanager
-def _building() -> Iterator[None]:
-    """Give other people's code seeded generators, and leave the caller's and the path as they were.
+def _building(name: str) -> Iterator[None]:
+    """Give other people's code seeded generators, and leave everything else as it was.
 
-    Imported modules draw random numbers too, and the caller must not notice.
+    Imported modules draw random numbers too, and the caller must not notice. An exception of
+    theirs that is none of ours, `sys.exit` included, becomes a ModelError.
     """
-    python, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]), _tensors_only(), factory.here_on_path():
-            _seed()
+    with kept(), _tensors_only(), factory.here_on_path():
+        _seed()
+        try:
             yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
+        except (SanrobustError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if not _is_own(name):
+                raise
+            raise factory.failed(name, "building it", error) from error
 
 
-@contextmanager
-def _switches_kept() -> Iterator[None]:
-    """Undo what other people's code sets for all of torch."""
-    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(gradients)
+def _is_own(name: str) -> bool:
+    return name.partition("/")[0] not in PREFIXES
 
 
 def _seed() -> None:
@@ -265,7 +265,9 @@ def _built(external: External, build: Callable[[], nn.Module]) -> nn.Module:
                               seen="they want to run code when they are read, which was "
                                    "not done",
                               hint="use other weights of this model") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit too
         if _is_network_failure(error):
             raise _no_weights(external, error) from error
         if not external.made_by:
@@ -315,7 +317,8 @@ def _measurable(network: nn.Module, name: str, source: str, say: Say) -> tuple[n
     # A library's networks of few bits refuse it in words of their own.
     except Exception as error:
         raise ModelError(f"{name} must be a network in float32", seen=f"it is in "
-                         f"{', '.join(sorted(others))} and float() stopped with: {error}",
+                         f"{', '.join(sorted(others))} and float() stopped with: "
+                         f"{first_line(error)}",
                          hint="return it in float32") from error
     converted = f"in float32 instead of {', '.join(sorted(others))}"
     say(f"{name}: measured {converted}, the precision of every run")
@@ -339,17 +342,16 @@ def _tensors_only() -> Iterator[None]:
 def _is_network_failure(error: BaseException | None) -> bool:
     """Tell a failed download from a file that is missing on this machine."""
     while error is not None:
-        here = isinstance(error, OSError) and error.filename is not None
-        if type(error).__module__.startswith(_NETWORK_MODULES) or (
-                isinstance(error, OSError) and not here):
+        if type(error).__module__.startswith(_NETWORK_MODULES) or isinstance(
+                error, (ConnectionError, TimeoutError)) or getattr(
+                    error, "errno", None) in _UNREACHABLE:
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _no_weights(external: External, error: BaseException) -> DownloadError:
-    lines = str(error).splitlines() or [type(error).__name__]
     return DownloadError(f"the weights of {external.name} must be fetched once",
-                         seen=f"that failed ({lines[0]})",
+                         seen=f"that failed ({first_line(error)})",
                          hint="check the network and run again, or fetch the file yourself and "
                               "give it with --checkpoint FILE")

@@ -19,7 +19,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
-from sanrobust.errors import ModelError, SanrobustError, UsageError
+from sanrobust.errors import ModelError, SanrobustError, UsageError, first_line
 from sanrobust.files import sha256_file
 from sanrobust.registry import unknown_name
 from sanrobust.zoo.code import own_file, own_modules
@@ -105,11 +105,13 @@ def failed(name: str, doing: str, error: BaseException) -> ModelError:
                   if not _is_ours(frame.filename)), "")
     if isinstance(error, SyntaxError):
         where = f" ({os.path.basename(error.filename or '')}, line {error.lineno})"
-    line = (str(error).splitlines() or [""])[0][:300]
-    said = f"{type(error).__name__}: {line}".rstrip(": ")
-    return ModelError(f"{name} must run without an exception", seen=f"{doing} raised {said}{where}",
-                      hint=f"mend it there; python -c 'from {name.partition(':')[0]} import "
-                           f"{name.partition(':')[2]}' runs it without sanrobust")
+    kind, line = type(error).__name__, first_line(error)
+    said = kind if line == kind else f"{kind}: {line}"
+    module, _, attribute = name.partition(":")
+    hint = "mend it there" + (f"; python -c 'from {module} import {attribute}' runs it without "
+                              "sanrobust" if attribute else "")
+    return ModelError(f"{name} must run without an exception",
+                      seen=f"{doing} raised {said}{where}", hint=hint)
 
 
 def _is_ours(filename: str) -> bool:
@@ -227,7 +229,9 @@ def _imported(name: str, module_name: str) -> types.ModuleType:
         raise ModelError(f"the module of {name} must exist",
                          seen=f"there is no {missing} in {os.getcwd()} or on PYTHONPATH",
                          hint="go to the folder that holds it, or set PYTHONPATH to it") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit too
         if not module_name or module_name.startswith("."):
             raise UsageError("what to call must be written package.module:callable",
                              seen=f"it is {name!r}", hint="write it like mymodels:make") from error

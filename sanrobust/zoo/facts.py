@@ -88,6 +88,7 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
 
 def _require_sane(architecture: Architecture) -> None:
     """A file may ask for a network that no machine can hold."""
+    hash(architecture)  # lists in place of numbers raise TypeError
     sides = architecture.sizes.sides
     sizes = (*architecture.layers, *architecture.sizes.channels, architecture.num_classes)
     if not all(type(size) is int and 1 <= size <= _MOST_CHANNELS for size in sizes):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import CheckpointError
+from sanrobust.errors import CheckpointError, first_line
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.forms import imagenet_form, small_form
 from sanrobust.zoo.names import NETWORKS
-from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
+from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,11 +41,11 @@ def load_strict(model: nn.Module, state: Mapping[str, Any], *, name: str, source
     own = model.state_dict()
     state = aligned(state, own)
     require_fit(shapes(own), state, name=name, source=source, suggestion=suggestion)
-    converted = {key: _as_in(key, own[key], value, source)
-                 for key, value in state.items()}
+    for key, value in state.items():
+        _require_numbers(key, own[key], value, source)
     counters = {key: value for key, value in own.items() if key.endswith(BATCH_COUNTER)}
     try:
-        model.load_state_dict({**counters, **converted}, strict=True)
+        model.load_state_dict({**counters, **state}, strict=True)
     # A module that reads extra state raises what it likes.
     except Exception as error:
         raise CheckpointError(f"the weights must fit {name}",
@@ -129,11 +129,6 @@ def shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             for name, value in state.items()}
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's message in one line, of an error without one its type."""
-    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
-
-
 @dataclass(frozen=True)
 class _Difference:
     missing: tuple[str, ...]
@@ -144,13 +139,13 @@ class _Difference:
         parts = []
         if self.missing:
             parts.append(f"{len(self.missing)} of {len(expected)} names are missing "
-                         f"(first {self.missing[0]})")
+                         f"(first {shown(self.missing[0])})")
         if self.unexpected:
             parts.append(f"{len(self.unexpected)} names are unexpected "
-                         f"(first {self.unexpected[0]})")
+                         f"(first {shown(self.unexpected[0])})")
         if self.reshaped:
             first = self.reshaped[0]
-            parts.append(f"{len(self.reshaped)} have another shape (first {first}: "
+            parts.append(f"{len(self.reshaped)} have another shape (first {shown(first)}: "
                          f"{tuple(state[first].shape)} where the model has {expected[first]})")
         return ", ".join(parts)
 
@@ -174,27 +169,45 @@ def _head_size(expected: Shapes, difference: _Difference) -> int:
     return expected[difference.reshaped[0]][0]
 
 
-def _as_in(key: str, own: Any, value: Any, source: str) -> Any:
-    """Return ``value`` in the type of the network's ``own``, which must hold it.
+def _require_numbers(key: str, own: Any, value: Any, source: str) -> None:
+    """Raise CheckpointError unless the type of the network's ``own`` holds ``value``.
 
     Integers, truth values and complex numbers are no weights of another precision. A batch
     counter, which nothing reads in eval mode, may have been averaged.
     """
-    where = f"{key} in {source}"
+    where = f"{shown(key)} in {source}"
     if not (isinstance(own, Tensor) and isinstance(value, Tensor)):
-        return value
-    if _kind(own) != _kind(value) and not key.endswith(BATCH_COUNTER):
+        return
+    if not _converts(value, own) and not key.endswith(BATCH_COUNTER):
         raise CheckpointError("weights must be of the kind of number that the model computes with",
                               seen=f"{where} is of type {_dtype(value)} where the model has "
                                    f"{_dtype(own)}",
                               hint="give the weights before they were quantised or converted")
-    converted = value.to(own.dtype)
-    if _kind(own) in ("floating", "complex") and not bool(torch.isfinite(converted).all()):
-        overflows = bool(torch.isfinite(value.to(torch.float64)).all())
-        held = f"values too large for {_dtype(own)}" if overflows else "NaN or infinity"
-        raise CheckpointError("weights must be finite numbers", seen=f"{where} holds {held}",
-                              hint="use an earlier checkpoint, from before training diverged")
-    return converted
+    if _kind(own) in ("floating", "complex"):
+        lost = _lost(value, value.to(own.dtype))
+        if lost is not None:
+            raise CheckpointError("weights must be finite numbers that the model's type holds",
+                                  seen=f"{where} holds {lost}",
+                                  hint="use an earlier checkpoint, from before training diverged")
+
+
+def _converts(value: Tensor, own: Tensor) -> bool:
+    """Return whether ``value`` is of the same kind of number as ``own``.
+
+    Floating-point numbers of eight bits or fewer mean nothing without the factors by which they
+    were scaled.
+    """
+    small = value.is_floating_point() and value.dtype.itemsize < 2
+    return _kind(own) == _kind(value) and (not small or value.dtype == own.dtype)
+
+
+def _lost(value: Tensor, converted: Tensor) -> str | None:
+    """Say what of the values was no number, or is none any more; None where nothing was lost."""
+    if not bool(torch.isfinite(converted).all()):
+        overflows = bool(torch.isfinite(value).all())
+        return f"values too large for {_dtype(converted)}" if overflows else "NaN or infinity"
+    vanished = value.dtype != converted.dtype and not bool(converted.any()) and bool(value.any())
+    return f"values that are all too small for {_dtype(converted)}" if vanished else None
 
 
 def _kind(value: Tensor) -> str:
