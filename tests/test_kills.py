@@ -1,0 +1,179 @@
+"""Commands that are stopped at any moment and typed again: nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from warm_commands import WarmCommands, alive
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+ORPHAN_S = 5.0
+SMALL = ("-m", "resnet26.digits", "--num-samples", "40", "-b", "4", "--out", "o")
+TRAINED = ("-m", "resnet26", "--epochs", "1", "-b", "512")
+SIGNALS = ("KILL", "TERM", "INT", "HUP", "broken pipe", "stop and continue")
+
+Content = dict[str, object]
+
+
+def records(folder: Path) -> Content:
+    """The rows of each run, whatever files they are in."""
+    found: Content = {}
+    for run in sorted((folder / "o" / "runs").iterdir()):
+        table = pa.concat_tables(map(pq.read_table, sorted(run.glob("records/*.parquet"))))
+        keys = [(name, "ascending") for name in ("image", "view", "eps", "step", "iters")
+                if name in table.column_names]
+        found[run.name] = table.sort_by(keys).replace_schema_metadata(None).to_pylist()
+    return found
+
+
+def bytes_of(pattern: str) -> Callable[[Path], Content]:
+    """The bytes of the files that a pattern names."""
+    def read(folder: Path) -> Content:
+        return {str(path.relative_to(folder)): path.read_bytes()
+                for path in sorted(folder.glob(pattern))}
+    return read
+
+
+def tables(folder: Path) -> Content:
+    """Tables of results, which name no time."""
+    return {**bytes_of("o/*.csv")(folder), **bytes_of("o/*.md")(folder),
+            **bytes_of("o/*.tex")(folder)}
+
+
+def study_content(folder: Path) -> Content:
+    """Weights, tables and records of a study."""
+    return {**bytes_of("o/weights/*.safetensors")(folder), **tables(folder), **records(folder)}
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A command; ``before`` are commands that make what it needs, ``content`` is what counts."""
+
+    argv: tuple[str, ...]
+    content: Callable[[Path], Content]
+    before: tuple[tuple[str, ...], ...] = ()
+
+
+VICTIMS = {
+    "rotate": Victim(("rotate", *SMALL, "-j", "1"), records),
+    "pgd": Victim(("pgd", *SMALL), records),
+    "table": Victim(("table", "--out", "o"), tables, (("rotate", *SMALL), ("pgd", *SMALL))),
+    "zoo add": Victim(("zoo", "add", "resnet26.mine", "w/resnet26.digits.safetensors",
+                       "--overwrite"), bytes_of("home/*.safetensors"),
+                      (("train", *TRAINED, "--out", "w"),)),
+    "train": Victim(("train", *TRAINED, "--out", "w"), bytes_of("w/*.safetensors")),
+    "study": Victim(("study", *TRAINED, "--seeds", "2", "--processes", "2", "--out", "o"),
+                    study_content),
+}
+
+
+class Range:
+    """Runs a victim as often as asked, each time from the same beginning."""
+
+    def __init__(self, commands: WarmCommands, folder: Path, name: str) -> None:
+        self._commands, self._folder, self.victim = commands, folder, VICTIMS[name]
+        self._prepared, self._here = folder / "prepared", folder / "here"
+        self._prepared.mkdir(parents=True)
+        for argv in self.victim.before:
+            assert self._run(argv, self._prepared) == 0
+        self._renew()
+        begun = time.monotonic()
+        assert self._run(self.victim.argv, self._here) == 0, self._said()
+        self.seconds = time.monotonic() - begun
+        self.expected = self.victim.content(self._here)
+        assert self.expected
+
+    def stop(self, kind: str, chance: random.Random) -> int:
+        """Stop the command once, type it again, and hold what is there to the expected."""
+        self._renew()
+        said = self._folder / "said"
+        if kind == "broken pipe":
+            said = self._folder / "pipe"
+            os.mkfifo(said)
+            reader = os.open(said, os.O_RDONLY | os.O_NONBLOCK)
+        pid = self._commands.start(*self.victim.argv, folder=self._here, said=said)
+        time.sleep(chance.uniform(0, self.seconds))
+        if kind == "broken pipe":
+            os.close(reader)
+            said.unlink()
+        elif kind == "stop and continue":
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.1)
+            os.kill(pid, signal.SIGCONT)
+        else:
+            os.kill(pid, getattr(signal, f"SIG{kind}"))
+        code = self._commands.wait(pid)
+        self._require_nobody_left(pid)
+        assert kind == "broken pipe" or "Traceback" not in self._said(), self._said()
+        assert self._run(self.victim.argv, self._here) == 0, self._said()
+        assert self.victim.content(self._here) == self.expected
+        left = [path for path in self._here.rglob("*")
+                if path.suffix in (".tmp", ".part", ".new") or path.name.startswith(".sanrobust")]
+        assert not left
+        return code
+
+    def _renew(self) -> None:
+        shutil.rmtree(self._here, ignore_errors=True)
+        shutil.copytree(self._prepared, self._here)
+
+    def _run(self, argv: tuple[str, ...], folder: Path) -> int:
+        return self._commands.wait(self._commands.start(*argv, folder=folder,
+                                                        said=self._folder / "said"))
+
+    def _said(self) -> str:
+        path = self._folder / "said"
+        return path.read_text() if path.exists() else ""
+
+    @staticmethod
+    def _require_nobody_left(session: int) -> None:
+        until = time.monotonic() + ORPHAN_S
+        while (left := alive(session)) and time.monotonic() < until:
+            time.sleep(0.05)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, f"{len(left)} processes outlive the command by {ORPHAN_S:.0f} s"
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[WarmCommands]:
+    warm = WarmCommands()
+    yield warm
+    warm.close()
+
+
+@pytest.mark.parametrize("name", ["rotate", "zoo add"])
+def test_a_command_that_was_stopped_goes_on(commands: WarmCommands, tmp_path: Path,
+                                            name: str) -> None:
+    place, chance = Range(commands, tmp_path / "range", name), random.Random(name)
+    for kind in ("KILL", "INT", "broken pipe"):
+        place.stop(kind, chance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VICTIMS)
+def test_two_hundred_stops(commands: WarmCommands, tmp_path: Path, name: str,
+                           capfd: pytest.CaptureFixture[str]) -> None:
+    """A command's part of them: 36 each, a study, which takes longest, 20."""
+    place, chance = Range(commands, tmp_path / "range", name), random.Random(f"slow {name}")
+    counts: Counter[str] = Counter()
+    for round_ in range(3 if name == "study" else 6):
+        for kind in SIGNALS:
+            code = place.stop(kind, chance)
+            counts[f"{kind}, exit code {code}"] += 1
+    with capfd.disabled():
+        print(f"\n{name}: {counts.total()} stops within {place.seconds:.1f} s each: "
+              + "; ".join(f"{kind}: {count}" for kind, count in sorted(counts.items())))
