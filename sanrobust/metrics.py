@@ -26,6 +26,12 @@ from scipy.stats import t as student
 from sanrobust.errors import OutputError
 from sanrobust.records import EXCLUDED
 
+COLUMNS = {
+    "rotate": ("image", "label", "view", "pred", "top5_hit", "error"),
+    "pgd": ("image", "label", "eps", "step", "iters", "clean_pred", "adv_pred", "hit", "hit_any",
+            "linf", "zero_gradient", "error"),
+}
+"""What the summary of an experiment reads of its records."""
 _ATTACKERS = ("success", "success_any")
 VIEWS = ("none", "cw90", "cw180", "cw270", "updown")
 _REBUILD = "rebuild the records: run the same command with --fresh"
@@ -67,8 +73,7 @@ def rotation_summary(records: pd.DataFrame, *, views: Sequence[str] = VIEWS) -> 
     """Summarise the records of one model under rotation and flip (paper, Table 9).
 
     Args:
-        records: one row per image and view, with columns image, label, view, pred, top5_hit and
-            error.
+        records: one row per image and view, with the `COLUMNS` of ``rotate``.
         views: names that every image must have; the first is the one that drops refer to.
 
     Returns what `_counts` does, and per view ``V_top1`` and ``V_top5`` with ``_low`` and
@@ -91,8 +96,8 @@ def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
     """Summarise the records of one model under attack, one dict per budget (paper, Table 10).
 
     Args:
-        records: one row per image and budget, with columns image, label, eps, step, iters,
-            clean_pred, adv_pred, hit, hit_any, linf and error; eps, step and linf in 1/255.
+        records: one row per image and budget, with the `COLUMNS` of ``pgd``, of which
+            zero_gradient may be absent; eps, step and linf in 1/255.
 
     Each dict has what `_counts` returns, the budget, and in percent of the evaluated images, with
     ``_low`` and ``_high`` (95 % Wilson) and ``_all`` where images failed: ``clean_top1``;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,8 +186,7 @@ class RunStore:
         Args:
             but_failed: leave out those recorded as failed.
         """
-        table = self._rows(chunks_in(self._records).standing,
-                           (*KEYS[self.spec.experiment], "error"))
+        table = self._rows(chunks_in(self._records).standing, ())
         images = table.column("image")
         recorded = set(images.unique().to_pylist())
         return recorded - set(images.filter(_failed(table)).to_pylist()) if but_failed else recorded
@@ -207,9 +206,10 @@ class _Reader:
     header: Mapping[str, object]
 
     def rows(self, chunks: Sequence[Chunk], columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of ``chunks``, text as dictionaries; those of ``columns`` if not all."""
+        """Return the rows of ``chunks``, text as dictionaries; see `read_records`."""
         import pyarrow as pa
-        wanted = _with_dictionaries(schema(self.experiment), columns)
+        wanted = _with_dictionaries(schema(self.experiment), None if columns is None else
+                                    {*columns, *KEYS[self.experiment], "error"})
         tables = [wanted.empty_table(), *(self._chunk(chunk, wanted) for chunk in chunks)]
         lengths = [len(table) for table in tables]
         table = _without_replaced(pa.concat_tables(tables).unify_dictionaries(), lengths)
@@ -248,18 +248,20 @@ class _Reader:
             raise ValueError("it has lost its hash")
 
 
-def read_records(folder: Path, experiment: str, spec_digest: str) -> pa.Table:
+def read_records(folder: Path, experiment: str, spec_digest: str, *,
+                 columns: Sequence[str] | None = None) -> pa.Table:
     """Return the rows of all chunks of a run in the order in which they were written.
 
-    Text is held as dictionaries. A column that an older version did not write is null. Rows of an
-    image that failed count until it was measured again. Raises OutputError for a chunk that is not
-    as it was written, for one of another run, and for an image that stands twice.
+    Text is held as dictionaries. Of the columns only those named are read beside ``error`` and
+    those by which rows are known; None reads all. A column that an older version did not write is
+    null. Rows of an image that failed count until it was measured again. Raises OutputError for a
+    chunk that is not as it was written, for one of another run, and for an image that stands twice.
     """
     path = folder / HEADER_NAME
     reader = _Reader(folder, experiment, spec_digest, read_header(path) if path.exists() else {})
     for _ in range(_READINGS):
         with suppress(FileNotFoundError):
-            return reader.rows(chunks_in(folder / RECORDS_FOLDER).standing)
+            return reader.rows(chunks_in(folder / RECORDS_FOLDER).standing, columns)
     raise OutputError("a run's records must stay where they are while they are read",
                       seen=f"some of {folder} vanished {_READINGS} times",
                       hint="wait for the process that writes them, and run the same command again")
@@ -332,7 +334,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
-def _with_dictionaries(whole: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+def _with_dictionaries(whole: pa.Schema, columns: Collection[str] | None) -> pa.Schema:
     """Return a schema, or its part, with text held once for each value."""
     import pyarrow as pa
     text = pa.dictionary(pa.int32(), pa.string())

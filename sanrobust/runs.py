@@ -105,13 +105,16 @@ class Run:
             value = self.header.get(key)
             yield from [str(each) for each in value] if isinstance(value, list) else []
 
-    def records(self) -> pd.DataFrame:
+    def records(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return all rows in the order in which they were measured.
+
+        Args:
+            columns: which columns to read, see `read_records`; None reads all.
 
         Raises OutputError on damage, and for a run said to be complete that lacks images or has
         others than its own.
         """
-        table = read_records(self.folder, self.experiment, digest_of(self.spec))
+        table = read_records(self.folder, self.experiment, digest_of(self.spec), columns=columns)
         if self.complete:
             self._require_whole(set(table.column("image").unique().to_pylist()))
         frame: pd.DataFrame = table.to_pandas()

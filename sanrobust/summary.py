@@ -175,7 +175,7 @@ def _table(experiment: str, rows: Sequence[Row]) -> Table:
 
 def _rows(run: Run) -> Iterator[Row]:
     """Yield a run's rows: one for rotation, one per budget for attacks."""
-    records = run.records()
+    records = run.records(metrics.COLUMNS[run.experiment])
     summaries: Sequence[Mapping[str, object]] = (
         [metrics.rotation_summary(records)] if run.experiment == "rotate"
         else metrics.pgd_summaries(records))
@@ -260,7 +260,7 @@ def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
         if run.complete:
             continue
         try:
-            done = f"{run.records()['image'].nunique()} of {run.spec['images']} images"
+            done = f"{run.records(())['image'].nunique()} of {run.spec['images']} images"
         except OutputError as error:
             done = f"records that do not read back ({error.seen})"
         if run.is_being_written():
