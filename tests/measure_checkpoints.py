@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NAME, REPEATS = "san19-pair", 5
+NAME, REPEATS = "san19-pair", 3
 
 
 def forms() -> dict[str, Callable[[dict[str, Any]], object]]:
