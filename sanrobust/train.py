@@ -103,8 +103,8 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
     optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
-    loss_of = nn.CrossEntropyLoss(
-        label_smoothing=_torch_smoothing(recipe.label_smoothing, architecture.num_classes))
+    smoothing = _torch_smoothing(recipe.label_smoothing, architecture.num_classes)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=smoothing)
     lost: dict[str, str] = {}
     for epoch in range(recipe.epochs):
         model.train()
@@ -159,14 +159,14 @@ def _all_broken(images: ImageSet) -> str | None:
     return f"none of {len(images.refs)} can ({_first(reasons)})"
 
 
-def _first(reasons: Mapping[str, str]) -> str:
-    image, reason = next(iter(reasons.items()))
-    return f"the first is {shown(image)}: {reason}"
-
-
 def _undecodable(reasons: Mapping[str, str], total: int, split: str) -> str:
     return (f"{len(reasons)} of {total} {split} images cannot be decoded and are left out "
             f"({_first(reasons)})")
+
+
+def _first(reasons: Mapping[str, str]) -> str:
+    image, reason = next(iter(reasons.items()))
+    return f"the first is {shown(image)}: {reason}"
 
 
 def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch: int,
@@ -282,10 +282,10 @@ class TrainingJob:
 def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     """Train each network, write it at once and list it in ``TAG.json``; return the files.
 
-    Weights of the same name stay beside the new ones as ``FILE.previous``. Raises
-    UnknownNameError for a name that is no architecture, UsageError for a tag or recipe that
-    cannot be meant, DataError for held-out images of other classes, and OutputError for a folder
-    that cannot be written, all before anything is trained.
+    Weights of the same name stay beside the new ones as ``FILE.previous``. Raises before anything
+    is trained UnknownNameError for a name that is no architecture, UsageError for a tag or recipe
+    that cannot be meant, DataError for held-out images of other classes, and OutputError for
+    files that cannot be written.
     """
     _require_plain(_tag(job))
     forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
@@ -393,10 +393,8 @@ def _require_plain(tag: str) -> None:
 def command(job: TrainingJob, arch: str) -> str:
     """Return the command that trains one network as ``job`` does."""
     parts = ["sanrobust", "train", "--model", arch, "--data", job.data]
-    if job.held_out is not None:
-        parts += ["--held-out", str(job.held_out)]
-    if job.tag is not None:
-        parts += ["--tag", job.tag]
+    for option, value in (("--held-out", job.held_out), ("--tag", job.tag)):
+        parts += [option, str(value)] if value is not None else []
     for name, value in asdict(job.recipe).items():
         if value != getattr(Recipe(), name):
             parts += [f"--{name.replace('_', '-')}", str(value)]
