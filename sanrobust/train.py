@@ -39,7 +39,6 @@ from sanrobust.zoo.forms import small_form
 from sanrobust.zoo.names import canonical
 
 Say = Callable[[str], None]
-
 _MOST_SEEDS = 1 << 32
 
 
@@ -92,8 +91,8 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
 
     ``say`` is told each epoch's loss, and how many images could not be decoded or have no finite
     logits. Raises DataError when the two sets are the same, none of their images can be decoded
-    or a batch is larger than the training split, and NonFiniteError when the loss or all logits
-    are no numbers.
+    or a batch is larger than the training split, and NonFiniteError when the loss, a weight or all
+    logits are no numbers.
     """
     _check_splits(train, test, recipe)
     started = time.monotonic()
@@ -352,8 +351,8 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
     entry = Entry(arch, _tag(job), architecture, Packaged(path.name, ""), SMALL_PREPROCESSING,
                   data=train.name, classes=train.classes, top1=trained.top1,
                   reference=command(job, arch))
-    previous = write_keeping(path, safetensors_bytes(
-        trained.network.state_dict(), {METADATA_KEY: json.dumps(facts(entry), sort_keys=True)}))
+    metadata = {METADATA_KEY: json.dumps(facts(entry), sort_keys=True)}
+    previous = write_keeping(path, safetensors_bytes(trained.network.state_dict(), metadata))
     if previous is not None:
         say(f"{arch}: the earlier weights in {path} are kept as {previous}")
     trained_list.enter(_list_of(job), arch, {
@@ -393,8 +392,8 @@ def _require_plain(tag: str) -> None:
 def command(job: TrainingJob, arch: str) -> str:
     """Return the command that trains one network as ``job`` does."""
     parts = ["sanrobust", "train", "--model", arch, "--data", job.data]
-    for option, value in (("--held-out", job.held_out), ("--tag", job.tag)):
-        parts += [option, str(value)] if value is not None else []
+    for option, given in (("--held-out", job.held_out), ("--tag", job.tag)):
+        parts += [] if given is None else [option, str(given)]
     for name, value in asdict(job.recipe).items():
         if value != getattr(Recipe(), name):
             parts += [f"--{name.replace('_', '-')}", str(value)]
