@@ -41,7 +41,6 @@ from sanrobust.zoo.forms import small_form
 from sanrobust.zoo.names import canonical
 
 Say = Callable[[str], None]
-
 _MOST_SEEDS = 1 << 32
 
 
@@ -94,8 +93,8 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
 
     ``say`` is told each epoch's loss, and how many images could not be decoded or have no finite
     logits. Raises DataError when the two sets are the same, none of their images can be decoded
-    or a batch is larger than the training split, and NonFiniteError when the loss or all logits
-    are no numbers.
+    or a batch is larger than the training split, and NonFiniteError when the loss, a weight or all
+    logits are no numbers.
     """
     _check_splits(train, test, recipe)
     started = time.monotonic()
@@ -105,8 +104,8 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
     optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
-    loss_of = nn.CrossEntropyLoss(
-        label_smoothing=_torch_smoothing(recipe.label_smoothing, architecture.num_classes))
+    smoothing = _torch_smoothing(recipe.label_smoothing, architecture.num_classes)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=smoothing)
     lost: dict[str, str] = {}
     for epoch in range(recipe.epochs):
         model.train()
@@ -161,14 +160,14 @@ def _all_broken(images: ImageSet) -> str | None:
     return f"none of {len(images.refs)} can ({_first(reasons)})"
 
 
-def _first(reasons: Mapping[str, str]) -> str:
-    image, reason = next(iter(reasons.items()))
-    return f"the first is {shown(image)}: {reason}"
-
-
 def _undecodable(reasons: Mapping[str, str], total: int, split: str) -> str:
     return (f"{len(reasons)} of {total} {split} images cannot be decoded and are left out "
             f"({_first(reasons)})")
+
+
+def _first(reasons: Mapping[str, str]) -> str:
+    image, reason = next(iter(reasons.items()))
+    return f"the first is {shown(image)}: {reason}"
 
 
 def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch: int,
@@ -284,10 +283,10 @@ class TrainingJob:
 def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     """Train each network, write it at once and list it in ``TAG.json``; return the files.
 
-    Weights of the same name stay beside the new ones as ``FILE.previous``. Raises
-    UnknownNameError for a name that is no architecture, UsageError for a tag or recipe that
-    cannot be meant, DataError for held-out images of other classes, and OutputError for a folder
-    that cannot be written, all before anything is trained.
+    Weights of the same name stay beside the new ones as ``FILE.previous``. Raises before anything
+    is trained UnknownNameError for a name that is no architecture, UsageError for a tag or recipe
+    that cannot be meant, DataError for held-out images of other classes, and OutputError for
+    files that cannot be written.
     """
     _require_plain(_tag(job))
     forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
@@ -354,8 +353,8 @@ def _write(job: TrainingJob, arch: str, architecture: Architecture, trained: Tra
     entry = Entry(arch, _tag(job), architecture, Packaged(path.name, ""), SMALL_PREPROCESSING,
                   data=train.name, classes=train.classes, top1=trained.top1,
                   reference=command(job, arch))
-    previous = write_keeping(path, safetensors_bytes(
-        trained.network.state_dict(), {METADATA_KEY: json.dumps(facts(entry), sort_keys=True)}))
+    metadata = {METADATA_KEY: json.dumps(facts(entry), sort_keys=True)}
+    previous = write_keeping(path, safetensors_bytes(trained.network.state_dict(), metadata))
     if previous is not None:
         say(f"{arch}: the earlier weights in {path} are kept as {previous}")
     trained_list.enter(_list_of(job), arch, {
@@ -396,10 +395,8 @@ def _require_plain(tag: str) -> None:
 def command(job: TrainingJob, arch: str) -> str:
     """Return the command that trains one network as ``job`` does."""
     parts = ["sanrobust", "train", "--model", arch, "--data", job.data]
-    if job.held_out is not None:
-        parts += ["--held-out", str(job.held_out)]
-    if job.tag is not None:
-        parts += ["--tag", job.tag]
+    for option, given in (("--held-out", job.held_out), ("--tag", job.tag)):
+        parts += [] if given is None else [option, str(given)]
     for name, value in asdict(job.recipe).items():
         if value != getattr(Recipe(), name):
             parts += [f"--{name.replace('_', '-')}", str(value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -172,14 +173,35 @@ def test_an_error_ends_the_workers_at_once(culprit: Scripted) -> None:
     assert set(multiprocessing.active_children()) == before
 
 
-# torch's signal handler raises wherever Python happens to be, now and then in a finaliser.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_becomes_a_sentence() -> None:
     with pytest.raises(DataError, match="with --workers 1 one failed .*--workers 0"):
         list(batches(Dies(), SMALL, plan=_one_each(), workers=1))
 
 
+def test_the_death_of_a_worker_interrupts_nothing_but_the_fetching_of_batches() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    stream = batches(Slow(), SMALL, plan=_one_each(), workers=1)
+    next(stream)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_process_that_cannot_start_becomes_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(loader: object) -> None:
+        multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", refuse)
+    with pytest.raises(DataError, match="with --workers 2 one failed .*Resource temporarily"):
+        list(batches(Slow(), SMALL, plan=_one_each(), workers=2))
+    assert set(multiprocessing.active_children()) == before
+
+
 @pytest.mark.parametrize("error", [
+    MemoryError("Caught MemoryError in DataLoader worker process 0.\nMemoryError"),
+    RuntimeError("Caught RuntimeError in DataLoader worker process 0.\ncan't start new thread"),
+    RuntimeError("Too many open files. Communication with the workers is no longer possible."),
     EOFError(), ConnectionResetError("reset by peer"),
     RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."),
     RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +15,11 @@ from scipy.stats import ttest_1samp
 from conftest import Command
 from sanrobust import study
 from sanrobust.design import Design
-from sanrobust.errors import Interrupted, ProtocolError, UnknownNameError, UsageError
+from sanrobust.errors import Interrupted, MachineError, ProtocolError, UnknownNameError, UsageError
 from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
-from sanrobust.train import Recipe
+from sanrobust.train import Recipe, TrainingJob
 from sanrobust.zoo.entry import SanConfig
 from sanrobust.zoo.forms import small_form
 from sanrobust.zoo.names import canonical
@@ -133,6 +136,19 @@ def test_a_study_trains_measures_averages_and_goes_on_where_it_was(
     assert again.rotation.rows.equals(found.rotation.rows)
     with pytest.raises(AssertionError, match="trained again"):
         run_study(replace(small, recipe=replace(SHORT, lr=0.01)), quiet())
+
+
+def _die(job: TrainingJob) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def test_a_network_whose_process_is_killed_is_told_in_a_sentence(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "_train_one", _die)
+    monkeypatch.setattr(study, "get_context", lambda _: multiprocessing.get_context("fork"))
+    with pytest.raises(MachineError, match="ended from outside.*fewer --processes"):
+        run_study(Study(models=("resnet26",), seeds=2, out=tmp_path), quiet())
 
 
 def test_a_stopped_study_says_how_to_go_on(tmp_path: Path,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from conftest import Command
 from sanrobust import train as module
 from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
-from sanrobust.train import Recipe, Trained, TrainingJob, train_models
+from sanrobust.train import Recipe, Trained, TrainingJob, is_trained, train_models
 from sanrobust.zoo.checkpoint import read_facts
 from sanrobust.zoo.entry import Architecture
 from sanrobust.zoo.resolve import create_model
@@ -212,6 +212,62 @@ def test_a_loss_that_is_no_number_stops_training_and_nothing_is_written(tmp_path
     with pytest.raises(NonFiniteError, match="the training loss must be .* in epoch 1: lower --lr"):
         train_models(job, say=lambda _: None)
     assert not list((tmp_path / "w").iterdir())
+
+
+class _Overflown(_Colours):
+    """A perfect classifier with a weight that is no number and decides nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([1.0, float("inf")]))
+
+
+def test_weights_that_are_no_numbers_stop_training_and_the_earlier_ones_stay(
+        colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = _tree(colours.parent / "held", _plain("ab"), images=1)
+    path, _ = _train(_job(colours, held))
+    earlier = path.read_bytes()
+    monkeypatch.setattr(module, "build", lambda architecture: _Overflown())
+    with pytest.raises(NonFiniteError, match="mean is not after epoch 1: lower --lr"):
+        _train(_job(colours, held))
+    assert path.read_bytes() == earlier and not path.with_name(path.name + ".previous").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet26.t.safetensors", "resnet26.t.safetensors.previous"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path: Path,
+                                                                  name: str) -> None:
+    (tmp_path / name).mkdir()
+    job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t", recipe=Recipe(epochs=10**6))
+    with pytest.raises(OutputError, match="Is a directory"):
+        train_models(job, say=lambda _: None)
+
+
+def test_a_tag_too_long_for_a_file_is_found_before_training(tmp_path: Path) -> None:
+    job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t" * 235,
+                      recipe=Recipe(epochs=10**6))
+    with pytest.raises(OutputError, match="File name too long"):
+        train_models(job, say=lambda _: None)
+
+
+def test_a_pipe_as_the_list_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.json")
+    job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t", recipe=Recipe(epochs=10**6))
+    with pytest.raises(OutputError, match="no regular file"):
+        train_models(job, say=lambda _: None)
+
+
+def test_a_network_counts_as_trained_when_its_file_is_whole_and_listed(
+        tmp_path: Path, no_training: Callable[[float], None]) -> None:
+    job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t", device="cpu")
+    assert not is_trained(job)
+    no_training(1.0)
+    path, _ = _train(job)
+    assert is_trained(job) and not is_trained(replace(job, recipe=Recipe(lr=0.01)))
+    (tmp_path / "t.json").rename(tmp_path / "away.json")  # as after a kill before it was listed
+    assert not is_trained(job)
+    (tmp_path / "away.json").rename(tmp_path / "t.json")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not is_trained(job)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def alive(session: int) -> list[int]:
 
 def _serve() -> None:
     for name in ("torch", "pandas", "pyarrow.parquet", "sanrobust.api", "sanrobust.study",
-                 "sanrobust.tables", "sanrobust.zoo.libraries"):
+                 "sanrobust.tables", "sanrobust.zoo.libraries", "sanrobust.cli"):
         __import__(name)
     for line in sys.stdin:
         question = json.loads(line)
@@ -84,7 +84,7 @@ def _become(question: dict[str, Any]) -> None:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # not of interest before the command begins
     sys.modules["__main__"] = types.ModuleType("__main__")  # nothing that a worker must load
     from sanrobust.cli import main
     code = 1
