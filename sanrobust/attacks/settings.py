@@ -106,7 +106,8 @@ class AttackSettings:
         if self.attack in OWN or self.adapted:
             return
         if self.adapted == "":
-            raise UsageError("an attack of torchattacks must be named", seen=f"{self.attack} was seen",
+            raise UsageError("an attack of torchattacks must be named",
+                             seen=f"{self.attack} was seen",
                              hint="type for example --attack torchattacks:MIFGSM")
         raise unknown_name("attack", self.attack, (*OWN, ADAPTED + "NAME"), listing=_LISTING)
 
