@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.cfg setup.py pyproject.toml README.md \
   $(shell find sanrobust -type f -not -name '*.pyc' -not -path '*/native/lib/*')
 
-.PHONY: demo test test-oldest check check-slow weights gpu-check clean
+.PHONY: demo test test-oldest check check-slow fuzz weights gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -34,6 +34,12 @@ check:
 # Long sweeps that `check` leaves out.
 check-slow: $(VENV)/test.stamp
 	$(BIN)/pytest -q -n $(PROCESSES) -m slow
+
+# Hostile inputs on the command line; another SEED makes others. Prints what came of each family.
+CASES ?= 500
+SEED ?= 0
+fuzz: $(VENV)/test.stamp
+	PYTHONPATH=tests $(BIN)/python -m hostile --count $(CASES) --seed $(SEED)
 
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights

@@ -148,6 +148,13 @@ def _take_path(choice: object, name: str, option: str, *, required: bool = False
         object.__setattr__(choice, name, Path(os.path.expanduser(value)))
     elif not isinstance(value, Path if required else Path | None):
         raise _wrong(option, "a path", value)
+    if not is_utf8(value or ""):
+        raise _wrong(option, "a path in UTF-8", value)
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Say whether a path can be written in UTF-8, as readers of records and weights want it."""
+    return not any("\ud800" <= each <= "\udfff" for each in str(path))
 
 
 def _require_whole(option: str, value: Any, *, least: int, most: int | None = None,

@@ -40,8 +40,11 @@ class Experiment(Protocol):
     gradient: bool
     batched: bool
 
-    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> None:
-        """Raise when these images cannot be measured with a model of ``num_classes`` logits."""
+    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> Sequence[str]:
+        """Return what the user should know before these images are measured.
+
+        Raises where they cannot be, with a model of ``num_classes`` logits.
+        """
         ...
 
     def settings(self) -> Mapping[str, object]:

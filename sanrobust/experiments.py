@@ -30,8 +30,10 @@ class Rotation:
         """Return the views in their order."""
         return {"views": list(VIEWS)}
 
-    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> None:
-        """Accept every dataset: views need nothing of the labels."""
+    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> tuple[str, ...]:
+        """Accept every dataset without a remark: views need nothing of the labels."""
+        del refs, num_classes
+        return ()
 
     @torch.no_grad()
     def measure(self, model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str]) -> Columns:
@@ -92,9 +94,11 @@ class TargetedPgd:
         """Return the attack's settings; a targets file enters by its hash."""
         return self._settings.as_dict(self._rule)
 
-    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> None:
-        """Refuse targets that cannot serve these images, before anything is computed."""
-        self._rule.check([ref.id for ref in refs], [ref.label for ref in refs], num_classes)
+    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> tuple[str, ...]:
+        """Refuse targets that cannot serve these images; say which targets serve none."""
+        ids = [ref.id for ref in refs]
+        self._rule.check(ids, [ref.label for ref in refs], num_classes)
+        return self._rule.remarks(ids)
 
     def measure(self, model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str]) -> Columns:
         """Return one row per image and budget, images in the order of ``ids``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from sanrobust.evaluate import Experiment, evaluate
 from sanrobust.experiments import Rotation, TargetedPgd
 from sanrobust.files import require_writable
 from sanrobust.header import missing, started
-from sanrobust.kernels.backends import use_backend
+from sanrobust.kernels.backends import requested, use_backend
 from sanrobust.memory import default_batch, fit_batch
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.probe import probe
@@ -83,7 +82,7 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
     reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
     for remark in job.images.left_out:
         reporter.say(f"{job.images.name}: {remark}")
-    chosen = use_backend(how.backend) if how.backend else nullcontext()
+    chosen = use_backend(requested(how.backend))
     job.refuse_unfit()
     require_writable(how.out, *table_files(FILE_NAMES[experiment.name]))
     try:
@@ -179,7 +178,8 @@ class _Job:
 
     def _measure(self, classifier: Classifier) -> Path:
         """Measure a model on images labelled with its class indices."""
-        self.experiment.check(self.images.refs, num_classes=classifier.num_classes)
+        for remark in self.experiment.check(self.images.refs, num_classes=classifier.num_classes):
+            self.reporter.say(remark)
         ids = [ref.id for ref in self.images.refs]
         with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
             lacking = missing(store, ids)

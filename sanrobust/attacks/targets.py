@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanrobust.attacks.randomness import hashed
-from sanrobust.csvfiles import CsvKind, by_name, parse, read_bytes, same_form
+from sanrobust.csvfiles import CsvKind, by_name, counted, parse, read_bytes, same_form
 from sanrobust.errors import DataError, UsageError, shown_value
 from sanrobust.registry import Registry, unknown_name
 
@@ -92,6 +92,14 @@ class TargetRule:
         if self.kind == "file":
             for image_id, label in zip(ids, labels, strict=True):
                 self._check_row(image_id, int(label), num_classes)
+
+    def remarks(self, ids: Sequence[str]) -> tuple[str, ...]:
+        """Say which rows of a file name no image of ``ids``, all that are to be measured."""
+        known = {same_form(image_id) for image_id in ids}
+        others = [name for name in self.table if name not in known]
+        if not others:
+            return ()
+        return (f"note: of the target file {counted(others, 'row')} for no image that is measured",)
 
     def choose(self, ids: Sequence[str], labels: Tensor, logits: Tensor, *, seed: int) -> Tensor:
         """Return a wrong label for every image.

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from sanrobust.choices import MOST_PROCESSES, DataChoice, HowToRun, ModelChoice
+from sanrobust.choices import MOST_PROCESSES, DataChoice, HowToRun, ModelChoice, is_utf8
 from sanrobust.cli.group import typed
-from sanrobust.cli.numbers import BatchSize, Number, Triple, Whole
-from sanrobust.errors import UsageError, shown_value
+from sanrobust.cli.numbers import BatchSize, Number, Triple, Whole, refuse
+from sanrobust.errors import UsageError, shortened, shown_value
 from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
+
+
+class _Place(click.Path):
+    """A path that readers of every kind of file can open."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Turn the text of the option into a path."""
+        path = os.path.expanduser(value)  # a shell expands no ~ behind --out=
+        if not is_utf8(path):
+            refuse(param, "a path in UTF-8", value, "results")
+        if path.startswith("~"):
+            refuse(param, "a path, or ~ and the name of a user", value, f"./{shortened(path)}")
+        return Path(path)
+
+
+PATH = _Place(path_type=Path)
 
 
 def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -33,11 +33,11 @@ def open_streams() -> None:
 
 
 def refused_by_output(error: OSError) -> bool:
-    """Say whether an error came from standard output: what it did not take is refused again."""
+    """Say whether an error came from standard output, which then refuses one more line too."""
     if isinstance(error, BrokenPipeError):
         return False
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError:
         return True
     return False

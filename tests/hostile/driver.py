@@ -66,6 +66,7 @@ def _become(case: Case, out: int, err: int, begin: Callable[[Case], None]) -> No
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        sys.stdout, sys.stderr = (open(each, "w", closefd=False) for each in (1, 2))
         os.chdir(case.folder)
         os.environ.update({"SANROBUST_HOME": "home", "COLUMNS": "100", **case.env})
         begin(case)
