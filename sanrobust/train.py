@@ -25,7 +25,7 @@ from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
-from sanrobust.data.loader import batches
+from sanrobust.data.loader import Batch, batches
 from sanrobust.device import choose_device, exact
 from sanrobust.errors import DataError, NonFiniteError, UsageError, shown_value
 from sanrobust.files import previous_name, require_writable, sha256_file, write_keeping
@@ -170,6 +170,18 @@ def _first(reasons: Mapping[str, str]) -> str:
     return f"the first is {shown(image)}: {reason}"
 
 
+def _note_lost(batch: Batch, lost: dict[str, str]) -> None:
+    """Enter images that cannot be decoded; raises DataError for those that could not be read.
+
+    Without them the weights would be of other images than the job names.
+    """
+    unread = {failure.id: failure.reason for failure in batch.failures if failure.passing}
+    if unread:
+        raise DataError("every image must be readable while it is trained on", seen=_first(unread),
+                        hint="see to it that it can be read, and type the same command again")
+    lost.update((failure.id, failure.reason) for failure in batch.failures)
+
+
 def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch: int,
            workers: int, device: torch.device, lost: dict[str, str]
            ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,7 +194,7 @@ def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch
     size = recipe.batch_size
     plan = [order[start:start + size] for start in range(0, len(order) - size + 1, size)]
     for batch in batches(images, preprocessing, plan=plan, workers=workers):
-        lost.update((failure.id, failure.reason) for failure in batch.failures)
+        _note_lost(batch, lost)
         if len(batch.ids) < 2:  # batch normalisation has no variance of one image
             continue
         pixels = random_shift(batch.pixels, limit=recipe.shift, generator=generator)
@@ -232,7 +244,7 @@ def _accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, 
     hits = finite = 0
     lost: dict[str, str] = {}
     for batch in batches(images, preprocessing, plan=plan, workers=workers):
-        lost.update((failure.id, failure.reason) for failure in batch.failures)
+        _note_lost(batch, lost)
         if not batch.ids:
             continue
         logits = model(batch.pixels.to(device)).cpu()
