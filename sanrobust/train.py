@@ -10,7 +10,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.choices import LARGEST_RATE
-from sanrobust.csvfiles import shown
 from sanrobust.data.catalog import DATASETS, resolve
 from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
-from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageSet
-from sanrobust.data.loader import Batch, batches
+from sanrobust.data.loader import batches
+from sanrobust.data.lost import all_broken, first, note_lost, undecodable
 from sanrobust.device import choose_device, exact
 from sanrobust.errors import DataError, NonFiniteError, UsageError, shown_value
 from sanrobust.files import previous_name, require_writable, sha256_file, write_keeping
@@ -115,9 +114,9 @@ def train_network(architecture: Architecture, train: ImageSet, test: ImageSet, *
                   in _epoch(train, preprocessing, recipe, epoch, workers, device, lost)]
         schedule.step()
         if len(lost) > known:
-            say(_undecodable(lost, len(train.refs), "training"))
+            say(undecodable(lost, len(train.refs), "training"))
         if not losses:
-            raise DataError("training images must be decodable", seen=_first(lost),
+            raise DataError("training images must be decodable", seen=first(lost),
                             hint="mend the images of --data")
         say(f"epoch {epoch + 1}/{recipe.epochs}: loss {sum(losses) / len(losses):.4f}")
         _require_finite(network, epoch)
@@ -142,44 +141,10 @@ def _check_splits(train: ImageSet, test: ImageSet, recipe: Recipe) -> None:
                         seen=f"it has {len(train.refs)} images, a batch {recipe.batch_size}",
                         hint="lower --batch-size")
     for images, option in ((train, "--data"), (test, "--held-out")):
-        reason = _all_broken(images)
+        reason = all_broken(images)
         if reason is not None:
             raise DataError(f"{images.name} must hold images that can be decoded", seen=reason,
                             hint=f"mend the images or name others with {option}")
-
-
-def _all_broken(images: ImageSet) -> str | None:
-    """Say why no image can be decoded; None as soon as one can."""
-    reasons: dict[str, str] = {}
-    for index, ref in enumerate(images.refs):
-        try:
-            images.load(index)
-            return None
-        except ImageError as error:
-            reasons[ref.id] = str(error)
-    return f"none of {len(images.refs)} can ({_first(reasons)})"
-
-
-def _undecodable(reasons: Mapping[str, str], total: int, split: str) -> str:
-    return (f"{len(reasons)} of {total} {split} images cannot be decoded and are left out "
-            f"({_first(reasons)})")
-
-
-def _first(reasons: Mapping[str, str]) -> str:
-    image, reason = next(iter(reasons.items()))
-    return f"the first is {shown(image)}: {reason}"
-
-
-def _note_lost(batch: Batch, lost: dict[str, str]) -> None:
-    """Enter images that cannot be decoded; raises DataError for those that could not be read.
-
-    Without them the weights would be of other images than the job names.
-    """
-    unread = {failure.id: failure.reason for failure in batch.failures if failure.passing}
-    if unread:
-        raise DataError("every image must be readable while it is trained on", seen=_first(unread),
-                        hint="see to it that it can be read, and type the same command again")
-    lost.update((failure.id, failure.reason) for failure in batch.failures)
 
 
 def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch: int,
@@ -194,7 +159,7 @@ def _epoch(images: ImageSet, preprocessing: Preprocessing, recipe: Recipe, epoch
     size = recipe.batch_size
     plan = [order[start:start + size] for start in range(0, len(order) - size + 1, size)]
     for batch in batches(images, preprocessing, plan=plan, workers=workers):
-        _note_lost(batch, lost)
+        note_lost(batch, lost)
         if len(batch.ids) < 2:  # batch normalisation has no variance of one image
             continue
         pixels = random_shift(batch.pixels, limit=recipe.shift, generator=generator)
@@ -244,7 +209,7 @@ def _accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, 
     hits = finite = 0
     lost: dict[str, str] = {}
     for batch in batches(images, preprocessing, plan=plan, workers=workers):
-        _note_lost(batch, lost)
+        note_lost(batch, lost)
         if not batch.ids:
             continue
         logits = model(batch.pixels.to(device)).cpu()
@@ -253,7 +218,7 @@ def _accuracy(model: nn.Module, images: ImageSet, preprocessing: Preprocessing, 
         finite += int(good.sum())
     measured = len(images.refs) - len(lost)
     if lost:
-        say(_undecodable(lost, len(images.refs), "held-out"))
+        say(undecodable(lost, len(images.refs), "held-out"))
     if not finite:
         raise NonFiniteError("a trained network must give finite logits",
                              seen=f"none of {measured} held-out images has them",

@@ -18,8 +18,9 @@ _OF_WORDS = ((re.compile("shared memory|/dev/shm"), SHARED),
              (re.compile("can't start new thread|pthread_create|Thread creation failed"),
               PROCESSES),
              (re.compile("can't allocate memory|cannot allocate memory|out of memory|"
-                         "not enough memory|failed to map segment|bad_alloc", re.IGNORECASE),
-              MEMORY))
+                         "not enough memory|could not create a primitive|failed to map segment|"
+                         "bad_alloc",
+                         re.IGNORECASE), MEMORY))
 _WAYS_OUT = {
     MEMORY: "free some, raise the limit (ulimit -v) or lower the batch size",
     FILES: "raise the limit (ulimit -n) or use fewer processes",
