@@ -15,6 +15,7 @@ from PIL import Image
 import sanrobust
 from conftest import SCRIPT, Command
 from sanrobust import allocator
+from sanrobust.records import read_header, write_header_file
 from sanrobust.zoo.build import build
 from sanrobust.zoo.forms import imagenet_form, small_form
 
@@ -220,8 +221,8 @@ def test_batch_size_fits_itself_to_memory(command: Command, tmp_path: Path) -> N
 def test_an_unfinished_run_is_named_beside_the_table(command: Command, tmp_path: Path) -> None:
     command("rotate", "-m", SMALL, "--num-samples", 5, "--out", tmp_path)
     command("rotate", "-m", SMALL, "--num-samples", 6, "--out", tmp_path)
-    header = max(tmp_path.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime)
-    header.write_text(header.read_text().replace('"complete"', '"interrupted"'))
+    path = max(tmp_path.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime)
+    write_header_file(path, {**read_header(path), "status": "interrupted"})
     told = command("table", "--out", tmp_path).output
     assert "was interrupted after 6 of 6 images; type sanrobust rotate" in told
 
