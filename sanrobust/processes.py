@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from types import FrameType
+from types import FrameType, TracebackType
 
 # Ctrl-C, a polite kill, and the end of the terminal, which Windows does not tell.
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -139,6 +139,7 @@ def become_worker() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    sys.excepthook = _unless_parent_left
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -146,6 +147,13 @@ def become_worker() -> None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     elif os.getppid() != parent.pid:  # it ended before the system knew what is wanted
         os._exit(1)
+
+
+def _unless_parent_left(kind: type[BaseException], error: BaseException,
+                        trace: TracebackType | None) -> None:
+    """Print a traceback, but not that of a thread whose talk with the parent broke off."""
+    if not isinstance(error, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _killed_with_parent() -> bool:

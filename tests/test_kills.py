@@ -90,10 +90,7 @@ class Range:
         self._prepared.mkdir(parents=True)
         for argv in self.victim.before:
             assert self._run(argv, self._prepared) == 0
-        self._renew()
-        begun = time.monotonic()
-        assert self._run(self.victim.argv, self._here) == 0, self._said()
-        self.seconds = time.monotonic() - begun
+        self.seconds = min(self._time() for _ in range(2))  # the first loads files into memory
         self.expected = self.victim.content(self._here)
         assert self.expected
 
@@ -125,6 +122,12 @@ class Range:
                 if path.suffix in (".tmp", ".part", ".new") or path.name.startswith(".sanrobust")]
         assert not left
         return code
+
+    def _time(self) -> float:
+        self._renew()
+        begun = time.monotonic()
+        assert self._run(self.victim.argv, self._here) == 0, self._said()
+        return time.monotonic() - begun
 
     def _renew(self) -> None:
         shutil.rmtree(self._here, ignore_errors=True)

@@ -70,6 +70,20 @@ def test_a_worker_ends_with_the_process_it_works_for(
     parent.join()
 
 
+@pytest.mark.parametrize(("error", "told"), [
+    (ConnectionResetError("x"), False), (EOFError(), False), (ValueError("a defect"), True)])
+def test_a_worker_says_nothing_of_a_parent_that_left(
+        capfd: pytest.CaptureFixture[str], error: Exception, told: bool) -> None:
+    def work() -> None:
+        become_worker()
+        sys.excepthook(type(error), error, None)
+
+    worker = FORK.Process(target=work)
+    worker.start()
+    worker.join()
+    assert (type(error).__name__ in capfd.readouterr().err) == told
+
+
 @pytest.mark.parametrize("number", STOPS)
 def test_impatience_does_not_interrupt_what_saves(number: int) -> None:
     saved = False
