@@ -170,11 +170,11 @@ def test_a_command_that_was_stopped_goes_on(commands: WarmCommands, tmp_path: Pa
 @pytest.mark.parametrize("name", VICTIMS)
 def test_two_hundred_stops(commands: WarmCommands, tmp_path: Path, name: str,
                            capfd: pytest.CaptureFixture[str]) -> None:
-    """A command's part of them: 36 each, but 18 of a study, which takes longest."""
+    """A command's part of them: 36 each, but 24 of a study, which takes longest."""
     place, chance = Range(commands, tmp_path / "range", name), random.Random(f"slow {name}")
     counts: Counter[str] = Counter()
     try:
-        for kind in SIGNALS * (3 if name == "study" else 6):
+        for kind in SIGNALS * (4 if name == "study" else 6):
             code = place.stop(kind, chance)
             counts[f"{kind}, exit code {code}"] += 1
     finally:
