@@ -21,6 +21,8 @@ from sanrobust.files import atomic_write
 if TYPE_CHECKING:
     import pyarrow as pa
 
+EXCLUDED = "excluded: "
+"""How the reason of an image begins that the experiment itself leaves out."""
 FULL_ROWS = 1 << 16
 """Rows up to which chunks are merged: as much as one flipped bit can cost."""
 _NAME = re.compile(r"(\d+)(?:-(\d+))?\.parquet", re.ASCII)

@@ -125,13 +125,13 @@ def cache_home() -> Path:
 
 
 def require_writable(folder: Path, *names: str) -> None:
-    """Make ``folder``, write there for a moment, and see that its files ``names`` can be written.
+    """See that ``folder`` can be made and its files ``names`` be written; nothing is left behind.
 
     Raises OutputError when one of that fails.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder, prefix=_PREFIX, suffix=TEMPORARY_SUFFIX).close()
+        tempfile.TemporaryFile(dir=_nearest(folder), prefix=_PREFIX,
+                               suffix=TEMPORARY_SUFFIX).close()
     except OSError as error:
         raise output_error(folder, error) from error
     for name in names:
@@ -142,6 +142,19 @@ def require_writable(folder: Path, *names: str) -> None:
             continue
         except OSError as error:  # a folder, or a name that the file system cannot hold
             raise output_error(folder / name, error) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the nearest folder that exists, ``folder`` itself or one above it."""
+    while True:
+        try:
+            os.lstat(folder)
+            break
+        except FileNotFoundError:
+            folder = folder.parent
+    if not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    return folder
 
 
 def _name_new(temporary: Path, path: Path) -> None:

@@ -24,7 +24,7 @@ from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
 from sanrobust.errors import OutputError
-from sanrobust.records import EXCLUDED
+from sanrobust.chunks import EXCLUDED
 
 COLUMNS = {
     "rotate": ("image", "label", "view", "pred", "top5_hit", "error"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from sanrobust.chunks import Chunk, chunks_in, groups, read_chunk, write_chunk
+from sanrobust.chunks import EXCLUDED, Chunk, chunks_in, groups, read_chunk, write_chunk
 from sanrobust.errors import OutputError
 from sanrobust.files import TEMPORARY_SUFFIX, NameTaken, output_error, write_text
 from sanrobust.spec import RECORD_SCHEMA, RunSpec, digest_of
@@ -34,8 +34,6 @@ _SPEC_METADATA = "sanrobust.spec"
 LOCK_NAME = "run.lock"
 SEALED_FROM = "sealed_from"
 """Key of a header under which stands the number of the first chunk that holds its hash."""
-EXCLUDED = "excluded: "
-"""How the reason of an image begins that the experiment itself leaves out."""
 MOST_UNMERGED = 64
 _SEAL = "sha256"
 _READINGS = 5

@@ -21,7 +21,7 @@ GOOD = Answer(code=2, out="", err="sanrobust: a must be b, but c: d\n", seconds=
 
 
 def test_a_short_part_of_the_hostile_inputs_is_answered_well(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "hostile", "--seed", "7", "--count", "30"],
+    done = subprocess.run([sys.executable, "-m", "hostile", "--seed", "7", "--count", "16"],
                           cwd=Path(__file__).parent, capture_output=True, text=True,
                           env={**os.environ, "TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,7 +79,7 @@ def test_a_process_that_ends_badly_is_seen(
     monkeypatch.setattr(driver, "_call", begin)
     monkeypatch.setattr(driver, "MOST_SECONDS", 1.0)
     case = Case("c", (), tmp_path)
-    answer = driver.run(case)
-    found = fault(case, answer)
+    # A forked process begins with the memory of this one.
+    found = fault(case, replace(driver.run(case), peak=1))
     assert found is not None and told in found
     assert answer.written == (("left",) if begin is _write else ())

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 from conftest import Command
 
-from sanrobust import train
 from sanrobust.design import PAIRWISE
 from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.records import RunStore
 from sanrobust.spec import RunSpec
 from sanrobust.tables import rotation_table, to_csv, to_latex, to_text, with_paper
-from sanrobust.zoo import catalog, store
+from sanrobust.zoo import catalog, store, trained_list
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.checkpoint import METADATA_KEY, save_safetensors
 from sanrobust.zoo.entry import Stored
@@ -183,7 +182,7 @@ def test_training_writes_and_lists_variants_behind_the_papers_nine(command: Comm
 
 def _enter(folder: Path, worker: int) -> None:
     for number in range(25):
-        train._list(folder / "s1.json", f"resnet26.{worker}.{number}", {})
+        trained_list.enter(folder / "s1.json", f"resnet26.{worker}.{number}", {})
 
 
 def test_processes_that_train_into_one_folder_lose_no_entry(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanrobust.attacks.randomness import hashed
+from sanrobust.chunks import EXCLUDED
 from sanrobust.csvfiles import CsvKind, by_name, counted, parse, read_bytes, same_form
 from sanrobust.errors import DataError, UsageError, shown_value
 from sanrobust.registry import Registry, unknown_name
@@ -68,7 +69,7 @@ class TargetRule:
     def refusal(self, label: int) -> str | None:
         """Say why an image of this label has no target under the rule, or return None."""
         if self.kind == "fixed" and label == self.label:
-            return f"excluded: the image's label is the fixed target {label}"
+            return f"{EXCLUDED}the image's label is the fixed target {label}"
         return None
 
     def split(self, labels: Sequence[int]) -> Split:
