@@ -79,7 +79,7 @@ def test_a_process_that_ends_badly_is_seen(
     monkeypatch.setattr(driver, "_call", begin)
     monkeypatch.setattr(driver, "MOST_SECONDS", 1.0)
     case = Case("c", (), tmp_path)
-    # A forked process begins with the memory of this one.
-    found = fault(case, replace(driver.run(case), peak=1))
+    answer = driver.run(case)
+    found = fault(case, replace(answer, peak=1))  # forked, it has the memory of this process
     assert found is not None and told in found
     assert answer.written == (("left",) if begin is _write else ())
