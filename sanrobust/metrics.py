@@ -264,7 +264,7 @@ def _check_once(rows: pd.DataFrame, wanted: Sequence[Hashable], noun: str) -> No
         row = twice.iloc[0]
         raise OutputError(f"every image must count once per {noun}",
                           seen=f"{row['image']} has {wanted[row['_key']]} twice", hint=_REBUILD)
-    labels = rows.groupby("image", sort=False)["label"].nunique()
+    labels = rows.groupby("image", sort=False, observed=True)["label"].nunique()
     if (labels > 1).any():
         raise OutputError("every image must have one label",
                           seen=f"{labels.idxmax()} has {labels.max()}", hint=_REBUILD)
