@@ -171,9 +171,3 @@ def free_memory(device: torch.device) -> int:
         line = next(line for line in lines if line.startswith("MemAvailable:"))
         return int(line.split()[1]) * 1024
     return 2 << 30
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` is an allocation that torch could not make."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

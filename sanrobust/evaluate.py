@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.loader import Batch, Failure, batches
-from sanrobust.device import out_of_memory
 from sanrobust.errors import DataError, NonFiniteError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.processes import end_if_stopped, uninterrupted
 from sanrobust.progress import Progress
 from sanrobust.records import RunStore, chunked
+from sanrobust.trouble import out_of_memory
 
 FLUSH_SECONDS = 2.0
 FLUSH_IMAGES = 4096

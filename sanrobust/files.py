@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,6 +19,8 @@ from typing import BinaryIO
 from sanrobust.errors import OutputError, UsageError
 
 TEMPORARY_SUFFIX = ".tmp"
+# A surrogate stands for a byte that is not UTF-8; neither it nor a control character fits a CSV.
+UNFIT_FOR_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _PREFIX = ".sanrobust-"
 

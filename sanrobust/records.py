@@ -119,6 +119,7 @@ class RunStore:
             raise OutputError("a run's folder must hold one specification",
                               seen=f"{self.folder} was written for another one",
                               hint="pass --fresh, or name another folder with --out")
+        # Under the run's lock nobody else's can be there.
         for leftover in self.folder.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         chunks = chunks_in(self._records)

@@ -17,7 +17,7 @@ from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
-from sanrobust.device import choose_device, device_name, environment, exact, out_of_memory, versions
+from sanrobust.device import choose_device, device_name, environment, exact, versions
 from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
                               SanrobustError, UsageError, first_line)
 from sanrobust.evaluate import Experiment, evaluate
@@ -36,7 +36,7 @@ from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
 from sanrobust.summary import FILE_NAMES, Summary, summarise
 from sanrobust.tables import table_files
-from sanrobust.trouble import machine_error
+from sanrobust.trouble import machine_error, out_of_memory
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier

@@ -31,13 +31,19 @@ _WAYS_OUT = {
 
 def lacking(error: BaseException) -> str | None:
     """Say what the machine lacked when ``error`` was raised; None for an error of another kind."""
-    if isinstance(error, MemoryError):
+    # A device's lack of memory is a type of torch's, which is not loaded for this.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MEMORY
     if isinstance(error, OSError) and error.errno in _OF_NUMBER:
         return _OF_NUMBER[error.errno]
     if isinstance(error, (RuntimeError, ImportError, OSError)):
         return next((what for words, what in _OF_WORDS if words.search(str(error))), None)
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` is an allocation that could not be made, on whatever device."""
+    return lacking(error) == MEMORY
 
 
 def machine_error(error: BaseException) -> MachineError | None:

@@ -1,3 +1,5 @@
+"""Tables as values and in each format."""
+
 from __future__ import annotations
 
 import io
@@ -5,7 +7,6 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -15,90 +16,15 @@ from hypothesis import strategies as st
 
 from sanrobust import paper
 from sanrobust.errors import OutputError, UsageError
-from sanrobust.metrics import VIEWS, wilson
+from sanrobust.metrics import VIEWS
 from sanrobust.tables import (Table, paper_tables, pgd_table, rotation_table, to_csv, to_latex,
                               to_markdown, to_text, with_paper, write_table)
 from sanrobust.tables.grid import printed
 from sanrobust.tables.latex import escape as escape_latex
 from sanrobust.tables.markdown import escape as escape_markdown
+from table_cases import (MIXED, NOTE, PGD, TABLES, latex_line, latex_rows, latex_width,
+                         markdown_line, pgd_row, rotation_row, without_comments)
 
-HOSTILE = r"my_net%1&#{}$~^\<a|b>[x]*`"
-NOTE = "Demonstration on embedded digits: 100 % toy_data."
-
-
-def rotation_row(model: str, top1: float = 50.0, *, data: str = "digits", n: int = 200,
-                 **more: object) -> dict[str, object]:
-    row: dict[str, object] = {"model": model, "data": data, "n": n, "failed": 0}
-    for view in VIEWS:
-        for measure in ("top1", "top5"):
-            name, rate = f"{view}_{measure}", top1 if view == "none" else top1 - 10.5
-            row[name] = rate
-            row[f"{name}_low"], row[f"{name}_high"] = wilson(round(rate * n / 100), n)
-            if view != "none":
-                row[f"{name}_drop"] = 10.5
-    return {**row, **more}
-
-
-def pgd_row(model: str, budget: tuple[float | None, float | None, int | None] = (8, 4, 2), *,
-            success: float = 30.0, top1: float = 40.0, data: str = "digits",
-            **more: object) -> dict[str, object]:
-    row: dict[str, object] = {"model": model, "data": data, "n": 200, "failed": 0,
-                              "eps": budget[0], "step": budget[1], "iters": budget[2]}
-    rates = {"clean_top1": 80.0, "success": success, "success_any": success + 1,
-             "top1_adv": top1, "top1_fb": 60.0}
-    for name, rate in rates.items():
-        row[name] = rate
-        row[f"{name}_low"], row[f"{name}_high"] = rate - 5, rate + 5
-    return {**row, "mean_linf": 7.5, **more}
-
-
-def without_comments(latex: str) -> str:
-    return re.sub(r"(?<!\\)%.*", "", latex)
-
-
-def latex_rows(latex: str) -> list[list[str]]:
-    """Cells of every row of the tabular, headings included."""
-    body = latex.split(r"\toprule")[1].split(r"\bottomrule")[0]
-    body = re.sub(r"\\midrule|\\cmidrule\(lr\)\{[\d-]+\}", "", body)
-    rows = [row.strip() for row in re.split(r"\\\\\n", body)]
-    return [re.split(r"(?<!\\)&", row) for row in rows if row]
-
-
-def latex_width(cells: list[str]) -> int:
-    spans = (re.match(r"\s*\\multicolumn\{(\d+)\}", cell) for cell in cells)
-    return sum(int(span.group(1)) if span else 1 for span in spans)
-
-
-def latex_line(table: Table, label: str) -> list[str]:
-    rows = [[cell.strip() for cell in row] for row in latex_rows(to_latex(table))]
-    return next(row for row in rows if row[0] == label)
-
-
-def markdown_line(table: Table, label: str) -> list[str]:
-    lines = [line for line in to_markdown(table).splitlines() if line.startswith(f"| {label} |")]
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", lines[0])[1:-1]]
-
-
-TABLES: Mapping[str, Table] = {
-    "the paper's rotation": paper_tables()["rotation"],
-    "the paper's attacks": paper_tables()["pgd"],
-    "one model": rotation_table([rotation_row("san10-pair.digits")]),
-    "hostile names": rotation_table([rotation_row(HOSTILE, weights=HOSTILE, data=HOSTILE)],
-                                    title=HOSTILE, note=f"{HOSTILE}\n\n{HOSTILE}"),
-    "two datasets": rotation_table([rotation_row("resnet26.digits"),
-                                    rotation_row("resnet26.in1k", data="imagenet")]),
-    "beside the paper": with_paper(rotation_table([
-        rotation_row("resnet26.in1k", data="imagenet"), rotation_row("mine", data="imagenet")])),
-    "attacks beside the paper": with_paper(pgd_table([
-        pgd_row("resnet26.in1k", budget, data="imagenet") for budget in ((8, 4, 2), (4, 1, 9))])),
-    "nothing known": rotation_table([{"model": "x", "data": "d", "n": 0, "failed": 7,
-                                      **{f"{v}_top1": math.nan for v in VIEWS}}]),
-    "three attacks": pgd_table([pgd_row("a", (8, 4, 2)), pgd_row("a", (8, 2, 4)),
-                                pgd_row("b", (8, None, None))]),
-    "attack without a budget": pgd_table([pgd_row("a", (None, None, None))]),
-    "bracket at the start of a row": rotation_table([rotation_row("a"), rotation_row("[2pt]"),
-                                                     rotation_row("*")]),
-}
 every_table = pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 
 
@@ -264,70 +190,6 @@ def test_zero_images_render_as_dashes_and_say_so() -> None:
     assert "0 images" in text and "Images that failed: 7 of 7 (x)" in text
 
 
-def test_a_tag_shows_only_where_it_tells_two_rows_apart() -> None:
-    alone = rotation_table([rotation_row("san10-pair.digits")])
-    both = rotation_table([rotation_row("san10-pair.digits"), rotation_row("san10-pair.other")])
-    assert "| SAN10-pair |" in to_markdown(alone)
-    assert "| SAN10-pair (digits) |" in to_markdown(both)
-
-
-def test_rows_of_one_model_say_in_which_setting_they_differ() -> None:
-    text = to_markdown(rotation_table([rotation_row("m", seed=0), rotation_row("m", seed=1)]))
-    assert "| m (seed 0) |" in text and "| m (seed 1) |" in text
-
-
-def test_identical_runs_are_told_apart_by_their_id_or_number() -> None:
-    by_id = to_markdown(rotation_table([rotation_row("m", run_id="a"),
-                                        rotation_row("m", run_id="b")]))
-    by_number = to_markdown(rotation_table([rotation_row("m"), rotation_row("m")]))
-    assert "| m (run\\_id a) |" in by_id and "| m (2) |" in by_number
-
-
-def test_two_runs_of_one_model_with_one_budget_each_share_a_line() -> None:
-    table = pgd_table([pgd_row("m", (8, 4, 2), run_id="a"), pgd_row("m", (8, 2, 4), run_id="b")])
-    assert len(markdown_line(table, "m")) == 6 and "–" not in markdown_line(table, "m")
-
-
-def test_runs_with_other_settings_never_share_a_line() -> None:
-    table = pgd_table([pgd_row("m", (8, 4, 2), loss="ce"), pgd_row("m", (8, 2, 4), loss="dlr")])
-    assert markdown_line(table, r"m (loss dlr)")[2:] == ["–", "–", "30.0", "40.0"]
-
-
-def test_settings_given_as_lists_are_compared_by_value() -> None:
-    table = pgd_table([pgd_row("m", (8, 4, 2), parts=[1, 2]),
-                       pgd_row("m", (8, 2, 4), parts=[1, 2])])
-    assert len(markdown_line(table, "m")) == 6
-    assert '"[1, 2]"' in to_csv(table)
-
-
-def test_caption_says_what_the_numbers_rest_on() -> None:
-    text = to_markdown(rotation_table([
-        rotation_row("resnet26", failed=2, weights="0" * 64, seed=0),
-        rotation_row("san10-pair", n=100, weights="digits", seed=1)])).split("\n\n")[0]
-    assert "Data: digits, 200 images (ResNet26); 100 images (SAN10-pair)." in text
-    assert "Images that failed: 2 of 202 (ResNet26)." in text
-    assert "Weights: 000000000000 (ResNet26); digits (SAN10-pair)." in text
-    assert "Not the same in all rows: seed: 0 (ResNet26); 1 (SAN10-pair)." in text
-
-
-def test_caption_gives_the_range_of_the_half_widths() -> None:
-    assert "95 % Wilson intervals: 5.0 points." in to_markdown(pgd_table([pgd_row("m")]))
-    row = pgd_row("m", top1_adv_low=37.0, top1_adv_high=43.0)
-    assert "95 % Wilson intervals: 3.0 to 5.0 points." in to_markdown(pgd_table([row]))
-
-
-def test_paper_tables_claim_no_intervals_and_no_iterate() -> None:
-    for table in paper_tables().values():
-        text = to_markdown(table)
-        assert "Wilson" not in text and "last iterate" not in text and "50000 images" in text
-
-
-def test_markdown_lists_intervals_and_the_other_definitions() -> None:
-    text = to_markdown(pgd_table([pgd_row("m")]))
-    assert "| m | n = 2, ε = 8, ρ = 4 | 80.0 [75.0, 85.0] | 30.0 [25.0, 35.0] | 31.0 " in text
-    assert "| 60.0 [55.0, 65.0] |" in text
-
-
 def test_ours_paper_and_difference_stand_below_each_other() -> None:
     table = with_paper(rotation_table([rotation_row("san10-pair.x", 75.0, data="imagenet")]))
     assert latex_line(table, "SAN10-pair (ours)")[1:4] == ["75.0", "75.0", "64.5(10.5)"]
@@ -417,17 +279,6 @@ def test_the_screen_widens_columns_for_long_headings() -> None:
     assert lines[0].index("attack n = 4") > lines[0].index("attack n = 2") + len("attack n = 2")
 
 
-PGD = {"attack": "pgd", "targets": "random", "seed": 0, "random_start": False, "restarts": 1,
-       "loss": "ce"}
-CW = {"attack": "torchattacks:CW", "targets": "random", "seed": 0, "targeted": True,
-      "options": {"c": "1", "steps": "100"}, "norm": "l2", "radius": None, "version": "3.5.1"}
-L2 = {**CW, "attack": "torchattacks:PGDL2", "radius": 0.5, "options": {"eps": "0.5"}}
-MIXED = pgd_table([
-    pgd_row("a", (8, 4, 2), success=30.0, **PGD), pgd_row("b", (8, 4, 2), success=20.0, **PGD),
-    pgd_row("a", (None, None, None), success=90.0, **CW),
-    pgd_row("a", (None, None, None), success=60.0, **L2)])
-
-
 def test_the_attack_is_a_column_where_there_are_several() -> None:
     text = to_text(MIXED, width=200)
     lines = [line.split() for line in text.splitlines() if line.startswith(("a  ", "b  "))]
@@ -439,25 +290,6 @@ def test_the_attack_is_a_column_where_there_are_several() -> None:
 def test_no_star_is_given_across_attacks() -> None:
     starred = [line for line in to_text(MIXED, width=200).splitlines() if "*" in line]
     assert {tuple(line.split()[:2]) for line in starred} == {("a", "PGD"), ("b", "PGD")}
-
-
-def test_a_caption_says_what_each_attack_did() -> None:
-    words = " ".join(to_text(MIXED).split())
-    assert words.count("Attack (") == 3 and "Robustness to adversarial attacks." in words
-    assert "Attack (PGD): White-box PGD in the L-inf ball, targeted at a random wrong" in words
-    assert "c = 1, steps = 100" in words and "Not the same in all rows" not in words
-    alone = pgd_table([pgd_row("a", (None, None, None), **CW)])
-    assert "white-box targeted PGD" not in to_markdown(alone)
-    assert to_markdown(alone).startswith("Robustness to CW")
-    assert "1/255" not in to_markdown(alone).partition("Data:")[0]
-
-
-def test_a_name_of_many_letters_stays_out_of_the_rows() -> None:
-    many = {f"option{number}": str(number) for number in range(30)}
-    rows = [pgd_row("a", (None, None, None), **{**CW, "options": options})
-            for options in (many, {**many, "option3": "4"}, {})]
-    lines = to_text(pgd_table(rows), width=200).partition("Robustness")[0].splitlines()
-    assert max(map(len, lines)) < 120
 
 
 def test_a_table_too_wide_for_its_screen_is_cut_between_headings() -> None:

@@ -25,7 +25,7 @@ from sanrobust.zoo.entry import Stored
 from sanrobust.zoo.facts import entry_from_facts, facts
 from sanrobust.zoo.forms import small_form
 from sanrobust.zoo.resolve import create_model
-from test_tables import rotation_row
+from table_cases import rotation_row
 from zoo_files import ban_network, trained
 
 HADAMARD = "san10-pair(relation=hadamard)"

@@ -17,9 +17,10 @@ from sanrobust.bench.peak import measure_peaks, too_large
 from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
 from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, OWN, STEPS, Settings
-from sanrobust.device import choose_device, environment, exact, out_of_memory
+from sanrobust.device import choose_device, environment, exact
 from sanrobust.errors import UsageError
 from sanrobust.files import require_writable
+from sanrobust.trouble import out_of_memory
 
 Say = Callable[[str], None]
 

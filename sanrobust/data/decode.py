@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from sanrobust.files import open_regular
 from sanrobust.trouble import MEMORY, lacking
 
 IMAGE_SUFFIXES = frozenset((
@@ -52,26 +53,14 @@ def decode(path: Path) -> Image.Image:
     read, or the machine lacks what decoding takes. Prints nothing.
     """
     try:
-        stream = _opened(path)
+        # Buffered, since Pillow reads in small pieces.
+        stream = io.BufferedReader(open_regular(path))
     except OSError as error:
         raise ImageTrouble(_reason(error)) from error
     with stream:
         if not os.fstat(stream.fileno()).st_size:
             raise ImageError("the file is empty")
         return _decoded(stream)
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a regular file; a pipe or a device could block for ever."""
-    stream = open(path, "rb", opener=_open_at_once)
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise OSError("not a regular file")
-    return stream
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _decoded(stream: BinaryIO) -> Image.Image:

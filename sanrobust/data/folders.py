@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,10 +14,9 @@ from sanrobust.data.imageset import FileImages, ImageRef
 from sanrobust.data.labels import read_class_map, read_labels
 from sanrobust.data.listing import Listing, is_image_name, leads_back, listing, unreadable
 from sanrobust.errors import DataError
+from sanrobust.files import UNFIT_FOR_TEXT
 
 SPLIT_NAMES = frozenset(("train", "test", "val", "valid", "validation"))
-# A surrogate stands for a byte that is not UTF-8; neither it nor a control character fits a CSV.
-UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 ENOUGH_ABSENT = 100  # files that are looked for in vain before the rest is believed absent too
 MOST_CLASSES = 1 << 20  # numbers beyond it are no class indices of any model
 
@@ -221,14 +219,14 @@ def _require_all_mapped(found: dict[str, Listing], indices: dict[str, int]) -> N
 
 def _require_fit_names(ids: Iterable[str]) -> None:
     for image_id in ids:
-        if UNFIT_FOR_ID.search(image_id):
+        if UNFIT_FOR_TEXT.search(image_id):
             raise DataError("image file names must be UTF-8 without control characters",
                             seen=f"there is one named {image_id!r}", hint="rename it")
 
 
 def _folder_name(folder: Path) -> str:
     name = os.path.basename(os.path.realpath(folder)) or "images"
-    if UNFIT_FOR_ID.search(name):
+    if UNFIT_FOR_TEXT.search(name):
         raise DataError("the folder of images must have a name in UTF-8 without control characters",
                         seen=f"it is {name!r}", hint="rename it")
     return name

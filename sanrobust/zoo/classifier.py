@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sanrobust.device import out_of_memory
 from sanrobust.errors import ModelError, NonFiniteError, SanrobustError, UsageError, first_line
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.code import code_digest
 from sanrobust.zoo.digest import state_digest
 

@@ -5,13 +5,13 @@ Facts come from files, so what they describe is held to what the zoo could have 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sanrobust.design import DEFAULTS, Design
 from sanrobust.errors import CheckpointError, UsageError
+from sanrobust.files import UNFIT_FOR_TEXT
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo.entry import Architecture, Entry, WeightsSource
 from sanrobust.zoo.forms import mismatch
@@ -20,7 +20,6 @@ _KINDS: dict[str, type[Architecture]] = {form.kind: form for form in get_args(Ar
 _MOST_BLOCKS = 1000
 _MOST_CHANNELS = 1 << 16
 _LARGEST_FOOTPRINT = 63
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_NAME = 255  # of a class: what a file system takes for a folder
 
 
@@ -111,7 +110,8 @@ def _classes(values: object, count: int) -> tuple[str, ...] | None:
     names = tuple(require_text(value) for value in values)
     if len(names) != count or len(set(names)) != count:
         raise ValueError(f"{count} classes must have as many different names")
-    if not all(0 < len(name) <= _LONGEST_NAME and not _CONTROL.search(name) for name in names):
+    if not all(0 < len(name) <= _LONGEST_NAME for name in names) \
+            or any(map(UNFIT_FOR_TEXT.search, names)):
         raise ValueError("the name of a class must be a short text without control characters")
     return names
 

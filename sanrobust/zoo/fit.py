@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import CheckpointError, first_line
+from sanrobust.errors import CheckpointError, first_line, shortened
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.forms import imagenet_form, small_form
 from sanrobust.zoo.names import NETWORKS
-from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned, shown
+from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -139,13 +139,13 @@ class _Difference:
         parts = []
         if self.missing:
             parts.append(f"{len(self.missing)} of {len(expected)} names are missing "
-                         f"(first {shown(self.missing[0])})")
+                         f"(first {shortened(self.missing[0])})")
         if self.unexpected:
             parts.append(f"{len(self.unexpected)} names are unexpected "
-                         f"(first {shown(self.unexpected[0])})")
+                         f"(first {shortened(self.unexpected[0])})")
         if self.reshaped:
             first = self.reshaped[0]
-            parts.append(f"{len(self.reshaped)} have another shape (first {shown(first)}: "
+            parts.append(f"{len(self.reshaped)} have another shape (first {shortened(first)}: "
                          f"{tuple(state[first].shape)} where the model has {expected[first]})")
         return ", ".join(parts)
 
@@ -175,7 +175,7 @@ def _require_numbers(key: str, own: Any, value: Any, source: str) -> None:
     Integers, truth values and complex numbers are no weights of another precision. A batch
     counter, which nothing reads in eval mode, may have been averaged.
     """
-    where = f"{shown(key)} in {source}"
+    where = f"{shortened(key)} in {source}"
     if not (isinstance(own, Tensor) and isinstance(value, Tensor)):
         return
     if not _converts(value, own) and not key.endswith(BATCH_COUNTER):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sanrobust.errors import CheckpointError
+from sanrobust.errors import CheckpointError, shortened
 from sanrobust.zoo.pickles import Opaque
 from sanrobust.zoo.stored import StoredTensor
 
@@ -28,7 +28,6 @@ _LARGEST_EXTRA = 100_000
 _MOST_PREFIXES = 10  # more than any trainer puts before a name
 _MOST_NAMES = 30_000
 _LONGEST_NAME = 500
-_SHOWN = 120
 _WHENCE = "check where the file came from"
 
 
@@ -105,14 +104,9 @@ def _fits(state: Collection[str], expected: Collection[str]) -> bool:
         name in state or name.endswith(BATCH_COUNTER) for name in expected)
 
 
-def shown(name: str) -> str:
-    """Return a name of a file for a sentence, cut where it is long."""
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
-
-
 def _quoted(name: object) -> str:
     known = isinstance(name, (str, bytes, int, float, type(None)))
-    return shown(repr(name) if known else _described(name))
+    return shortened(repr(name) if known else _described(name))
 
 
 def _found(loaded: object) -> Iterator[Weights]:
