@@ -1,7 +1,7 @@
-"""Robustness of image classifiers: rotation, flip and targeted PGD, for notebooks too.
+"""Robustness of image classifiers: rotation, flip, targeted PGD and more, for notebooks too.
 
-``create_model(name)``, ``rotate(...)``, ``pgd(...)`` and the values they take are loaded when
-first used, so that importing the package stays quick.
+``create_model(name)``, a function for each experiment such as ``rotate(...)`` and ``pgd(...)``, and
+the values they take are loaded when first used, so that importing the package stays quick.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sanrobust.api import pgd, rotate
+    from collections.abc import Callable
+
+    import pandas as pd
+
     from sanrobust.attacks.budget import Budget
     from sanrobust.choices import DataChoice
     from sanrobust.errors import SanrobustError
     from sanrobust.preprocessing import Preprocessing
     from sanrobust.zoo.classifier import Classifier
     from sanrobust.zoo.resolve import create_model
+
+    pgd: Callable[..., pd.DataFrame]
+    rotate: Callable[..., pd.DataFrame]
 
 __all__ = ["Budget", "Classifier", "DataChoice", "Preprocessing", "SanrobustError", "create_model",
            "pgd", "rotate"]
@@ -28,12 +34,15 @@ _HOMES = {
     "SanrobustError": "sanrobust.errors",
     "Classifier": "sanrobust.zoo.classifier",
     "create_model": "sanrobust.zoo.resolve",
-    "pgd": "sanrobust.api",
-    "rotate": "sanrobust.api",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    experiment = import_module("sanrobust.experiments.catalog").experiments().get(name)
+    if experiment is None:
         raise AttributeError(f"module 'sanrobust' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    function: object = import_module("sanrobust.api").function_of(experiment)
+    globals()[name] = function
+    return function

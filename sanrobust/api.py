@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from sanrobust.attacks.budget import TABLE10, Budget, as_budgets
-from sanrobust.attacks.settings import ADAPTED, AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.errors import FailedImagesError, UsageError
+from sanrobust.experiments.base import Experiment
+from sanrobust.options import settings_docs
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Reporter
-from sanrobust.run import run_pgd, run_rotation
+from sanrobust.run import run
 from sanrobust.summary import Summary
 
 if TYPE_CHECKING:
@@ -25,92 +28,79 @@ if TYPE_CHECKING:
 Model = str | nn.Module
 Models = Model | Sequence[Model]
 Data = str | os.PathLike[str] | DataChoice | None
-BudgetLike = Budget | tuple[float, float, int] | Mapping[str, float]
+
+_DOC = """{help}
+
+Args:
+    models: names, classifiers, networks of torch, or several of them; None for the paper's nine.
+    data: registered name, folder, or a `DataChoice`; None for the embedded digits.
+    checkpoint: file with the weights of the one model named.
+    preprocessing: how images become the models' pixels; None for each model's own.
+{settings}    out: folder of records and tables.
+    batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
+    workers: processes that decode images.
+    device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+    threads: of the CPU; None for torch's own number.
+    fresh: measure again beside earlier runs.
+    retry_failed: measure images again that are recorded as failed.
+
+Returns:
+    The rows of the table, of the models asked for alone, in percent, unrounded.
+
+Raises a `SanrobustError` with what to do, as the command does; where many images failed the
+table comes with a warning.
+"""
 
 
-def rotate(models: Models | None = None, *, data: Data = None, checkpoint: str | Path | None = None,
-           preprocessing: Preprocessing | None = None, out: str | Path = "results",
-           batch_size: int | Literal["auto"] | None = None, workers: int = 0, device: str = "auto",
-           threads: int | None = None, fresh: bool = False,
-           retry_failed: bool = False) -> pd.DataFrame:
-    """Measure zero-shot rotation and flip (paper, Table 9) and return the table.
-
-    Args:
-        models: names, classifiers, networks of torch, or several of them; None for the paper's
-            nine.
-        data: registered name, folder, or a `DataChoice`; None for the embedded digits.
-        checkpoint: file with the weights of the one model named.
-        preprocessing: how images become the models' pixels; None for each model's own.
-        out: folder of records and tables.
-        batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
-        workers: processes that decode images.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
-        threads: of the CPU; None for torch's own number.
-        fresh: measure again beside earlier runs.
-        retry_failed: measure images again that are recorded as failed.
-
-    Returns:
-        One row per model asked for, in percent, unrounded.
-
-    Raises a `SanrobustError` with what to do, as the command does; where many images failed the
-    table comes with a warning.
+def function_of(experiment: Experiment) -> Callable[..., pd.DataFrame]:
+    """Return an experiment as a Python function, whose keywords are its settings and `_measured`'s.
     """
+    def measured(models: Models | None = None, **keywords: Any) -> pd.DataFrame:
+        names = {field.name for field in dataclasses.fields(experiment.settings)}
+        own = {name: keywords.pop(name) for name in names & set(keywords)}
+        return _measured(experiment, experiment.settings(**own), models, **keywords)
+
+    measured.__name__ = measured.__qualname__ = experiment.name
+    measured.__doc__ = _doc(experiment)
+    measured.__signature__ = _signature(experiment)  # type: ignore[attr-defined]
+    return measured
+
+
+def _measured(experiment: Experiment, settings: object, models: Models | None = None, *,
+              data: Data = None, checkpoint: str | Path | None = None,
+              preprocessing: Preprocessing | None = None, out: str | Path = "results",
+              batch_size: int | Literal["auto"] | None = None, workers: int = 0,
+              device: str = "auto", threads: int | None = None, fresh: bool = False,
+              retry_failed: bool = False) -> pd.DataFrame:
     how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                    threads=threads, fresh=fresh, retry_failed=retry_failed)
-    return _frame(run_rotation(_models(models, checkpoint, preprocessing), _data(data), how,
-                               Reporter()))
+    return _frame(run(experiment, settings, _models(models, checkpoint, preprocessing),
+                      _data(data), how, Reporter()))
 
 
-def pgd(models: Models | None = None, *, data: Data = None, checkpoint: str | Path | None = None,
-        preprocessing: Preprocessing | None = None, budgets: Sequence[BudgetLike] = TABLE10,
-        targets: str = "random", loss: str = "ce", random_start: bool = False, restarts: int = 1,
-        seed: int = 0, attack: str = "pgd", options: Mapping[str, object] | None = None,
-        out: str | Path = "results", batch_size: int | Literal["auto"] | None = None,
-        workers: int = 0, device: str = "auto", threads: int | None = None,
-        fresh: bool = False, retry_failed: bool = False) -> pd.DataFrame:
-    """Attack with white-box targeted PGD (paper, Table 10) or another attack; return the table.
-
-    Args:
-        models, data, checkpoint, preprocessing, out, batch_size, workers, device, threads, fresh,
-            retry_failed: as in `rotate`.
-        budgets: radius, step (both in 1/255) and number of steps, each a `Budget` or three
-            numbers; all run in one pass. Not read by an attack of torchattacks.
-        targets: ``random``, ``least-likely``, ``second``, ``fixed:C`` or ``file:CSV``.
-        loss: ``ce``, ``margin`` or ``dlr``.
-        random_start: start uniformly in the ball.
-        restarts: number of random starts, of which the best for the attacker counts.
-        seed: of targets and starts.
-        attack: ``pgd``, or ``torchattacks:NAME``.
-        options: keywords of an attack of torchattacks, in its own units.
-
-    Returns:
-        One row per model and budget asked for, in percent, unrounded.
-
-    Raises a `SanrobustError` with what to do, as the command does; where many images failed the
-    table comes with a warning.
-    """
-    settings = AttackSettings(
-        attack=attack, budgets=() if str(attack).startswith(ADAPTED) else _budgets(budgets),
-        targets=targets, loss=loss, random_start=random_start, restarts=restarts, seed=seed,
-        options=tuple((str(key), str(value)) for key, value in (options or {}).items()))
-    how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
-                   threads=threads, fresh=fresh, retry_failed=retry_failed)
-    return _frame(run_pgd(_models(models, checkpoint, preprocessing), _data(data), how, Reporter(),
-                          settings=settings))
+def _signature(experiment: Experiment) -> inspect.Signature:
+    """Return the signature: models, then images, the settings, and how to compute."""
+    shared = list(inspect.signature(_measured).parameters.values())[2:]
+    own = [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                             annotation=field.type)
+           for field in dataclasses.fields(experiment.settings)]
+    place = [each.name for each in shared].index("out")
+    return inspect.Signature([*shared[:place], *own, *shared[place:]],
+                             return_annotation="pd.DataFrame")
 
 
-def _budgets(values: Sequence[BudgetLike]) -> tuple[Budget, ...]:
-    budgets = as_budgets(values)
-    if not budgets:
-        raise UsageError("there must be a budget to attack with", seen="the list of them is empty",
-                         hint="leave it out for the two of Table 10")
-    return budgets
+def _doc(experiment: Experiment) -> str:
+    settings = "".join(textwrap.fill(f"{name}: {text}", 96, initial_indent="    ",
+                                     subsequent_indent="        ", break_on_hyphens=False) + "\n"
+                       for name, text in settings_docs(experiment.settings).items())
+    first = inspect.cleandoc(experiment.help).splitlines()[0]
+    return _DOC.format(help=first, settings=settings)
 
 
 def _frame(summary: Summary) -> pd.DataFrame:
     problem = summary.problem
     if isinstance(problem, FailedImagesError):
-        warnings.warn(str(problem), stacklevel=3)
+        warnings.warn(str(problem), stacklevel=4)
     elif problem is not None:
         raise problem
     return summary.frame

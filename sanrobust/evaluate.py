@@ -3,61 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from sanrobust.data.imageset import ImageRef, ImageSet
-from sanrobust.data.loader import Batch, Failure, batches
+from sanrobust.data.imageset import ImageSet
+from sanrobust.data.loader import Batch, FailedImage, batches
 from sanrobust.errors import DataError, NonFiniteError
+from sanrobust.experiments.base import Columns, Measurement, stacked
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.processes import end_if_stopped, uninterrupted
 from sanrobust.progress import Progress
 from sanrobust.records import RunStore, chunked
 from sanrobust.trouble import out_of_memory
 
+if TYPE_CHECKING:
+    from sanrobust.experiments.base import Model
+
 FLUSH_SECONDS = 2.0
 FLUSH_IMAGES = 4096
 UNREADABLE_IN_A_ROW = 64
 """So many images without one that can be read mean that their folder is gone."""
-
-Columns = dict[str, list[object]]
-Model = Callable[[Tensor], Tensor]
-
-
-class Experiment(Protocol):
-    """What is done to a batch; ``rotate`` and ``pgd`` implement it.
-
-    Attributes:
-        name: ``rotate`` or ``pgd``.
-        gradient: whether it takes gradients with respect to the pixels.
-        batched: whether it gives the model several images at a time.
-    """
-
-    name: str
-    gradient: bool
-    batched: bool
-
-    def check(self, refs: Sequence[ImageRef], *, num_classes: int) -> Sequence[str]:
-        """Return what the user should know before these images are measured.
-
-        Raises where they cannot be, with a model of ``num_classes`` logits.
-        """
-        ...
-
-    def settings(self) -> Mapping[str, object]:
-        """Return everything that decides the numbers, as JSON values."""
-        ...
-
-    def measure(self, model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str]) -> Columns:
-        """Return the records of a batch: pixels (B, 3, S, S) in [0, 1], labels (B,)."""
-        ...
-
-    def failed(self, failure: Failure) -> Columns:
-        """Return the records of an image that could not be decoded or may not be measured."""
-        ...
 
 
 class _Buffer:
@@ -68,7 +35,7 @@ class _Buffer:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._columns: Columns = {}
+        self._tables: list[Columns] = []
         self._images = 0
         self._since = time.monotonic()
 
@@ -78,18 +45,18 @@ class _Buffer:
     def __exit__(self, *_: object) -> None:
         self.flush()
 
-    def add(self, columns: Columns, images: int) -> None:
+    def add(self, tables: Sequence[Columns], images: int) -> None:
         with uninterrupted():
-            merge(self._columns, columns)
+            self._tables += tables
             self._images += images
             if self._images >= FLUSH_IMAGES or time.monotonic() - self._since >= FLUSH_SECONDS:
                 self.flush()
 
     def flush(self) -> None:
         with uninterrupted():
-            columns, self._columns = self._columns, {}
-            if any(columns.values()):
-                self._store.append(columns)
+            tables, self._tables = self._tables, []
+            if tables:
+                self._store.append(stacked(tables))
             self._images, self._since = 0, time.monotonic()
 
 
@@ -97,7 +64,7 @@ class _Unread:
     """The images that could not be had for a reason that may pass: they get no records."""
 
     def __init__(self) -> None:
-        self._failures: list[Failure] = []
+        self._failures: list[FailedImage] = []
         self._in_a_row = 0
 
     def note(self, batch: Batch) -> None:
@@ -121,13 +88,7 @@ class _Unread:
                      "once more; the records of all others are saved")
 
 
-def merge(into: Columns, columns: Columns) -> None:
-    """Append the rows of ``columns`` to ``into`` in place."""
-    for name, values in columns.items():
-        into.setdefault(name, []).extend(values)
-
-
-def evaluate(model: Model, images: ImageSet, experiment: Experiment, store: RunStore, *,
+def evaluate(model: Model, images: ImageSet, measurement: Measurement, store: RunStore, *,
              preprocessing: Preprocessing, batch_size: int, workers: int, device: torch.device,
              progress: Progress, retry_failed: bool = False) -> None:
     """Measure every image that ``store`` does not hold yet and append the records.
@@ -153,9 +114,10 @@ def evaluate(model: Model, images: ImageSet, experiment: Experiment, store: RunS
         try:
             loaded = batches(images, preprocessing, plan=plan, workers=workers)
             for indices, batch in zip(plan, loaded, strict=True):
-                columns = _measure_batch(model, batch, experiment, device)
-                buffer.add(_in_order(columns, [images.refs[index].id for index in indices]),
-                           len(indices))
+                tables = _measure_batch(model, batch, measurement, device)
+                if tables:
+                    ids = [images.refs[index].id for index in indices]
+                    buffer.add([_in_order(stacked(tables), ids)], len(indices))
                 progress.advance(len(indices))
                 unread.note(batch)
                 end_if_stopped()
@@ -165,44 +127,35 @@ def evaluate(model: Model, images: ImageSet, experiment: Experiment, store: RunS
     unread.require_none()
 
 
-def _measure_batch(model: Model, batch: Batch, experiment: Experiment,
-                   device: torch.device) -> Columns:
-    columns: Columns = {}
-    if batch.ids:
-        pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-        merge(columns, _measure(model, pixels, labels, batch.ids, experiment))
-    for failure in batch.failures:
-        if not failure.passing:
-            merge(columns, experiment.failed(failure))
-    return columns
+def _measure_batch(model: Model, batch: Batch, measurement: Measurement,
+                   device: torch.device) -> list[Columns]:
+    tables = _measure(model, batch.to(device), measurement) if batch.ids else []
+    return tables + [measurement.failed(image) for image in batch.failures if not image.passing]
 
 
 def _in_order(columns: Columns, ids: Sequence[str]) -> Columns:
     """Sort rows into the order of ``ids``; the rows of one image keep theirs."""
     place = {image: position for position, image in enumerate(ids)}
-    images = columns.get("image", [])
+    images = columns["image"]
     order = sorted(range(len(images)), key=lambda row: place[str(images[row])])
     return {name: [values[row] for row in order] for name, values in columns.items()}
 
 
-def _measure(model: Model, pixels: Tensor, labels: Tensor, ids: Sequence[str],
-             experiment: Experiment) -> Columns:
+def _measure(model: Model, batch: Batch, measurement: Measurement) -> list[Columns]:
     """Measure a batch, its halves where it does not fit into memory or some image has no numbers.
 
     An image whose logits or gradients are not finite is recorded as failed, by itself.
     """
     try:
-        return experiment.measure(model, pixels, labels, ids)
+        return [measurement.measure(model, batch)]
     except NonFiniteError as error:
-        if len(ids) == 1:
-            reason = f"{error.rule}, but {error.seen}"
-            return experiment.failed(Failure(ids[0], int(labels[0]), reason))
+        if len(batch.ids) == 1:
+            return [measurement.failed(batch.failed(0, f"{error.rule}, but {error.seen}"))]
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error) or len(ids) == 1:
+        if not out_of_memory(error) or len(batch.ids) == 1:
             raise
-    if pixels.is_cuda:
+    if batch.pixels.is_cuda:
         torch.cuda.empty_cache()
-    half, columns = len(ids) // 2, Columns()
-    for part in (slice(None, half), slice(half, None)):
-        merge(columns, _measure(model, pixels[part], labels[part], ids[part], experiment))
-    return columns
+    half = len(batch.ids) // 2
+    parts = range(half), range(half, len(batch.ids))
+    return [table for part in parts for table in _measure(model, batch.part(part), measurement)]

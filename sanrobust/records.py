@@ -20,9 +20,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sanrobust.chunks import EXCLUDED, Chunk, chunks_in, groups, read_chunk, write_chunk
-from sanrobust.errors import OutputError
+from sanrobust.errors import OutputError, UnknownNameError
+from sanrobust.experiments.catalog import find
 from sanrobust.files import TEMPORARY_SUFFIX, NameTaken, output_error, write_text
-from sanrobust.spec import RECORD_SCHEMA, RunSpec, digest_of
+from sanrobust.spec import RunSpec, digest_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,25 +41,8 @@ _READINGS = 5
 _RESTORE = ("restore the file, or delete it and run the same command again, which measures its "
             "images")
 
-_COLUMNS: dict[str, dict[str, str]] = {
-    "rotate": {"image": "string", "label": "int32", "view": "string", "pred": "int32",
-               "top5_hit": "bool", "prob_label": "float32", "error": "string"},
-    "pgd": {"image": "string", "label": "int32", "target": "int32", "eps": "float64",
-            "step": "float64", "iters": "int32", "clean_pred": "int32", "adv_pred": "int32",
-            "hit": "bool", "hit_any": "bool", "linf": "float32", "target_loss": "list<float>",
-            "zero_gradient": "list<float>", "error": "string"},
-}
 _SPEC_KEYS = frozenset(("experiment", "model", "weights", "preprocessing", "data", "data_digest",
                         "images", "settings"))
-KEYS: dict[str, tuple[str, ...]] = {
-    "rotate": ("image", "view"),
-    "pgd": ("image", "eps", "step", "iters"),
-}
-
-
-def column_names(experiment: str) -> tuple[str, ...]:
-    """Return the names of an experiment's columns in their order."""
-    return tuple(_COLUMNS[experiment])
 
 
 def schema(experiment: str) -> pa.Schema:
@@ -66,7 +50,8 @@ def schema(experiment: str) -> pa.Schema:
     import pyarrow as pa
     kinds = {"string": pa.string(), "int32": pa.int32(), "float32": pa.float32(),
              "float64": pa.float64(), "bool": pa.bool_(), "list<float>": pa.list_(pa.float32())}
-    return pa.schema([(name, kinds[kind]) for name, kind in _COLUMNS[experiment].items()])
+    return pa.schema([(name, kinds[kind])
+                      for name, kind in find(experiment).records.columns.items()])
 
 
 class RunStore:
@@ -208,7 +193,7 @@ class _Reader:
         """Return the rows of ``chunks``, text as dictionaries; see `read_records`."""
         import pyarrow as pa
         wanted = _with_dictionaries(schema(self.experiment), None if columns is None else
-                                    {*columns, *KEYS[self.experiment], "error"})
+                                    {*columns, *find(self.experiment).records.key, "error"})
         tables = [wanted.empty_table(), *(self._chunk(chunk, wanted) for chunk in chunks)]
         lengths = [len(table) for table in tables]
         table = _without_replaced(pa.concat_tables(tables).unify_dictionaries(), lengths)
@@ -281,8 +266,6 @@ def read_header(path: Path) -> dict[str, object]:
             raise ValueError(f"its specification lacks {', '.join(sorted(lacking))}")
         if header.setdefault("spec_digest", digest_of(header["spec"])) != digest_of(header["spec"]):
             raise ValueError("its specification was changed after it was written")
-        if header["spec"].get("record_schema", RECORD_SCHEMA) != RECORD_SCHEMA:
-            raise ValueError("its records are of another version's schema")
         is_sealed = SEALED_FROM in header or _SEAL in header
         if is_sealed and header.pop(_SEAL, None) != digest_of(header):
             raise ValueError("it was changed after it was written")
@@ -290,7 +273,23 @@ def read_header(path: Path) -> dict[str, object]:
         raise OutputError("a run's header must read back", seen=f"{path} does not ({error})",
                           hint="restore it, or delete it and run the same command again, which "
                                "goes on with the run's records") from error
+    _require_known(path, header["spec"])
     return header
+
+
+def _require_known(path: Path, spec: Mapping[str, object]) -> None:
+    """Refuse records of an experiment that is not there, or of a later version of it."""
+    try:
+        known = find(str(spec["experiment"])).records.version
+    except UnknownNameError as error:
+        raise OutputError("a run must be of a known experiment", seen=f"in {path} {error.seen}",
+                          hint="install the package that adds it") from error
+    version = spec.get("record_schema", 1)
+    if not isinstance(version, int) or not 1 <= version <= known:
+        raise OutputError(f"records must be of a schema up to {known}",
+                          seen=f"{path} is of another version's schema, {version}",
+                          hint="install the newest sanrobust, or measure into another folder with "
+                               "--out")
 
 
 def write_header_file(path: Path, header: Mapping[str, object]) -> None:
@@ -374,7 +373,7 @@ def _without_replaced(table: pa.Table, lengths: Sequence[int]) -> pa.Table:
 
 
 def _check_counted_once(table: pa.Table, experiment: str, folder: Path) -> None:
-    keys = table.select(list(KEYS[experiment])).to_pandas()
+    keys = table.select(list(find(experiment).records.key)).to_pandas()
     twice = keys[keys.duplicated()]
     if len(twice):
         raise OutputError("every image must be counted once",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import fit_classes
@@ -20,8 +19,8 @@ from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, device_name, environment, exact, versions
 from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
                               SanrobustError, UsageError, first_line)
-from sanrobust.evaluate import Experiment, evaluate
-from sanrobust.experiments import Rotation, TargetedPgd
+from sanrobust.evaluate import evaluate
+from sanrobust.experiments.base import Experiment, Measurement
 from sanrobust.files import require_writable
 from sanrobust.header import missing, started
 from sanrobust.kernels.backends import requested, use_backend
@@ -34,7 +33,7 @@ from sanrobust.records import RunStore
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.summary import FILE_NAMES, Summary, summarise
+from sanrobust.summary import Summary, summarise
 from sanrobust.tables import table_files
 from sanrobust.trouble import machine_error, out_of_memory
 from sanrobust.zoo import catalog
@@ -56,26 +55,24 @@ MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
-def run_rotation(models: ModelChoice, data: DataChoice, how: HowToRun,
-                 reporter: Reporter) -> Summary:
-    """Measure the five views of Table 9 and rebuild the rotation tables."""
-    return _run(Rotation(), models, data, how, reporter)
+def run(experiment: Experiment, settings: object, models: ModelChoice, data: DataChoice,
+        how: HowToRun, reporter: Reporter) -> Summary:
+    """Measure models in an experiment and write its table of them.
 
+    Args:
+        experiment: what to measure.
+        settings: an instance of its settings.
+        models, data, how: of which models and images, and how it is computed.
+        reporter: who is told what happens.
 
-def run_pgd(models: ModelChoice, data: DataChoice, how: HowToRun, reporter: Reporter, *,
-            settings: AttackSettings) -> Summary:
-    """Attack as in Table 10 and rebuild the PGD tables."""
-    for budget in settings.budgets:
-        shortfall = None if settings.random_start else budget.shortfall()
-        if shortfall:
-            reporter.say(f"note: {shortfall}")
-    return _run(TargetedPgd(settings), models, data, how, reporter)
-
-
-def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: HowToRun,
-         reporter: Reporter) -> Summary:
-    job = _Job(experiment, models, open_images(data), _tag(data), how, choose_device(how.device),
-               reporter)
+    Returns the table of the models asked for; its problem says which could not be measured. Raises
+    a deliberate error when none could, or nothing may be computed at all.
+    """
+    measurement = experiment.prepare(settings)
+    for note in measurement.notes:
+        reporter.say(note)
+    job = _Job(experiment, measurement, models, open_images(data), _tag(data), how,
+               choose_device(how.device), reporter)
     if data.data is None:
         reporter.say("no --data: measuring on the held-out part of "
                      f"{DATASETS.get(DEFAULT_DATA).description}")
@@ -84,7 +81,7 @@ def _run(experiment: Experiment, models: ModelChoice, data: DataChoice, how: How
         reporter.say(f"{job.images.name}: {remark}")
     chosen = use_backend(requested(how.backend))
     job.refuse_unfit()
-    require_writable(how.out, *table_files(FILE_NAMES[experiment.name]))
+    require_writable(how.out, *table_files(experiment))
     try:
         with exact(how.threads), chosen, stoppable():
             folders, failed = job.run_all()
@@ -125,6 +122,7 @@ class _Job:
     """One command: an experiment on several models over the same images."""
 
     experiment: Experiment
+    measurement: Measurement
     models: ModelChoice
     images: ImageSet
     tag: str
@@ -178,7 +176,8 @@ class _Job:
 
     def _measure(self, classifier: Classifier) -> Path:
         """Measure a model on images labelled with its class indices."""
-        for remark in self.experiment.check(self.images.refs, num_classes=classifier.num_classes):
+        for remark in self.measurement.check(self.images, num_classes=classifier.num_classes,
+                                             preprocessing=classifier.preprocessing):
             self.reporter.say(remark)
         ids = [ref.id for ref in self.images.refs]
         with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
@@ -203,10 +202,10 @@ class _Job:
             self.reporter.say(f"{name}: {lacking} of {store.spec.images} images of {store.folder} "
                               "have lost their records; measuring them again")
         else:
-            run = Run(store.folder, store.header())
+            there = Run(store.folder, store.header())
             self.reporter.say(f"{name}: already complete in {store.folder}, "
-                              f"{store.spec.images} images measured {run.measured}"
-                              f"{_other_versions(run)}; --fresh measures them again")
+                              f"{store.spec.images} images measured {there.measured}"
+                              f"{_other_versions(there)}; --fresh measures them again")
 
     def _classifier(self, model: Model) -> Classifier:
         chosen, name = self.models, _shown(model)
@@ -231,7 +230,8 @@ class _Job:
             experiment=self.experiment.name, model=classifier.name,
             weights=classifier.weights_digest, preprocessing=classifier.preprocessing,
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
-            settings=self.experiment.settings(), code=classifier.code)
+            settings=self.measurement.spec(), record_schema=self.experiment.records.version,
+            code=classifier.code)
 
     def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str]) -> None:
         not_folded: str | None = SWITCHED_OFF
@@ -240,7 +240,7 @@ class _Job:
             classifier, not_folded = accelerate(classifier, self.device)
         batch_size = self._batch_size(classifier)
         size = (pass_size(classifier.preprocessing.img_size, self.device)
-                if not_folded and self.experiment.batched else None)
+                if not_folded and self.measurement.batched else None)
         model = FixedSizeBatches(classifier, size)
         remarks = self._remarks(classifier, model)
         facts = {
@@ -251,7 +251,7 @@ class _Job:
         progress = self.reporter.progress
         model.register_forward_hook(lambda *_: progress.beat())
         with started(store, ids, facts=facts, remarks=remarks):
-            evaluate(model, self.images, self.experiment, store,
+            evaluate(model, self.images, self.measurement, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
                      workers=self.how.workers, device=self.device, progress=progress,
                      retry_failed=self.how.retry_failed)
@@ -272,7 +272,7 @@ class _Job:
         sample = range(min(images, len(self.images.refs)))
         batch = next(batches(self.images, classifier.preprocessing, plan=[sample], workers=0))
         try:
-            return probe(model, batch.pixels.to(self.device), gradient=self.experiment.gradient)
+            return probe(model, batch.pixels.to(self.device), gradient=self.measurement.gradient)
         except NonFiniteError:
             return ()  # the records will say so, image by image
         except (RuntimeError, MemoryError) as error:
@@ -287,7 +287,7 @@ class _Job:
         size = classifier.preprocessing.img_size
         if asked is None:
             return default_batch(size, self.device)
-        fitted = fit_batch(classifier, size, self.device, gradient=self.experiment.gradient)
+        fitted = fit_batch(classifier, size, self.device, gradient=self.measurement.gradient)
         self.reporter.say(f"{classifier.name}: {fitted} images per batch fit into memory")
         return fitted
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from sanrobust.errors import OutputError
+from sanrobust.experiments.catalog import find
 from sanrobust.records import (HEADER_NAME, LOCK_NAME, RUNS_FOLDER, ids_digest, read_header,
                                read_records)
 
@@ -235,12 +236,14 @@ def tables_locked(out: Path) -> Iterator[None]:
 def identity(run: Run, row: Mapping[str, object]) -> str:
     """Return what decides the numbers of a row: rows of equal identity measure the same.
 
-    That is the whole specification, with the row's own budget in place of the run's list of them:
-    the budgets of an attack do not change each other's numbers.
+    That is the whole specification, with the row's own part (the budget of an attack) in place of
+    the run's list of them: they do not change each other's numbers.
     """
-    settings = {name: value for name, value in run.settings.items() if name != "budgets"}
-    budget = [str(row.get(name)) for name in ("eps", "step", "iters")]
-    return json.dumps([{**run.spec, "settings": settings}, budget], sort_keys=True)
+    experiment = find(run.experiment)
+    settings = {name: value for name, value in run.settings.items()
+                if name not in experiment.told_by_rows}
+    part = [str(row.get(name)) for name in experiment.layout.parts]
+    return json.dumps([{**run.spec, "settings": settings}, part], sort_keys=True)
 
 
 def _age(run: Run) -> tuple[int, str, int, str]:

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 
 from sanrobust.preprocessing import Preprocessing
 
-RECORD_SCHEMA = 1
-
 
 @dataclass(frozen=True)
 class RunSpec:
     """Specification of one model under one experiment.
 
     Attributes:
-        experiment: ``rotate`` or ``pgd``.
+        experiment: its name.
         model: full name of the model.
         weights: digest of the weights' values (not of the file that holds them).
         preprocessing: how images become pixels.
@@ -31,6 +29,7 @@ class RunSpec:
         images: number of images.
         settings: the experiment's own settings, JSON values only.
         precision: floating-point type of the forward and backward passes.
+        record_schema: version of the form of the records.
         code: digest of the source code of a model that is the user's own; None where the code
             belongs to an installed library.
     """
@@ -44,6 +43,7 @@ class RunSpec:
     images: int
     settings: Mapping[str, object] = field(default_factory=dict)
     precision: str = "float32"
+    record_schema: int = 1
     code: str | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -58,7 +58,7 @@ class RunSpec:
             "images": self.images,
             "settings": dict(self.settings),
             "precision": self.precision,
-            "record_schema": RECORD_SCHEMA,
+            "record_schema": self.record_schema,
             **({} if self.code is None else {"code": self.code}),
         }
 

@@ -7,7 +7,7 @@ are over seeds: what would change if everything were trained once more.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sanrobust.attacks.settings import AttackSettings
 from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.data.catalog import resolve
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UsageError
+from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.pgd import PGD
+from sanrobust.experiments.rotation import ROTATION
 from sanrobust.files import require_writable
 from sanrobust.metrics import seed_interval
 from sanrobust.processes import become_worker, stops_held, workers_ended_on_error
 from sanrobust.progress import Reporter
-from sanrobust.run import run_pgd, run_rotation
-from sanrobust.tables import Table, pgd_table, rotation_table, table_files, write_table
+from sanrobust.run import run
+from sanrobust.tables import Table, make_table, table_files, write_table
 from sanrobust.train import Recipe, TrainingJob, is_trained, train_models
 from sanrobust.zoo.checkpoint import read_facts
 from sanrobust.zoo.classifier import Classifier
@@ -48,6 +50,8 @@ DESIGN_SPACE: tuple[str, ...] = (
     "san10-patch", "san10-patch(relation=star)", "san10-patch(relation=clique)",
 )
 _INTERVALS = "95 % t-intervals over training seeds"
+_EXPERIMENTS = (ROTATION, PGD)
+_MEAN = "_mean"
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,11 @@ class Findings:
     """The tables of a study, one row per architecture, averaged over seeds.
 
     Attributes:
-        rotation: layout of the paper's Table 9.
-        pgd: layout of the paper's Table 10.
+        tables: of rotation and flip, and of the attack.
         files: what was written.
     """
 
-    rotation: Table
-    pgd: Table
+    tables: tuple[Table, ...]
     files: tuple[Path, ...]
 
 
@@ -98,8 +100,8 @@ def run_study(study: Study, reporter: Reporter) -> Findings:
     that cannot be written.
     """
     models = _checked(study)
-    require_writable(study.out, *(file for name in ("rotation", "pgd", "rotation_mean", "pgd_mean")
-                                  for file in table_files(name)))
+    require_writable(study.out, *(file for each in _EXPERIMENTS for suffix in ("", _MEAN)
+                                  for file in table_files(each, suffix)))
     jobs = [job for job in _jobs(study, models) if not is_trained(job)]
     reporter.say(f"{len(models) * study.seeds} networks, {len(jobs)} to train")
     _train(jobs, study.processes, reporter.say)
@@ -107,31 +109,34 @@ def run_study(study: Study, reporter: Reporter) -> Findings:
     data = DataChoice(data=study.data, root=study.data_root)
     how = HowToRun(out=study.out, batch_size=study.batch_size)
     chosen = ModelChoice(models=trained)
-    rotation = run_rotation(chosen, data, how, reporter)
-    pgd = run_pgd(chosen, data, how, reporter, settings=AttackSettings())
-    return _write(study, models, {"rotation": rotation.table, "pgd": pgd.table})
+    measured = [run(each, each.settings(), chosen, data, how, reporter).table
+                for each in _EXPERIMENTS]
+    means = tuple(_mean(study, models, table) for table in measured)
+    files = [path for table in means for path in write_table(table, study.out, _MEAN)]
+    return Findings(means, tuple(files))
 
 
-def average(rows: pd.DataFrame, models: Sequence[str], keys: Sequence[str] = ()
+def average(experiment: Experiment, rows: pd.DataFrame, models: Sequence[str]
             ) -> list[dict[str, object]]:
     """Average the rows of each architecture over its training seeds.
 
     Args:
-        rows: of a rotation or PGD table; ``model`` is ``ARCH.TAG``, one tag per seed.
+        experiment: what was measured.
+        rows: of its table; ``model`` is ``ARCH.TAG``, one tag per seed.
         models: architectures in the order of the result.
-        keys: columns that tell the rows of one model apart, such as the budget.
 
-    Returns one summary per architecture, dataset and value of ``keys``: the mean of every number,
+    Returns one summary per architecture, dataset and part: the mean of every number,
     and 95 % t-intervals over seeds in place of the intervals over images. ``n`` is that of the run
     with the fewest images, ``failed`` counts all runs. Raises ProtocolError when two rows of a
     mean are of the same training run.
     """
     archs = rows["model"].str.rpartition(".")[0]
-    return [_mean_row(model, group) for model in models
-            for _, group in rows[archs == model].groupby(["data", *keys], sort=False)]
+    keys = ["data", *experiment.layout.parts]
+    return [_mean_row(experiment, model, group) for model in models
+            for _, group in rows[archs == model].groupby(keys, sort=False)]
 
 
-def _mean_row(model: str, rows: pd.DataFrame) -> dict[str, object]:
+def _mean_row(experiment: Experiment, model: str, rows: pd.DataFrame) -> dict[str, object]:
     first = rows.iloc[0]
     if rows["model"].duplicated().any():
         raise ProtocolError("a mean over training runs must count each of them once",
@@ -146,11 +151,10 @@ def _mean_row(model: str, rows: pd.DataFrame) -> dict[str, object]:
             # A run without failed images has one rate, over all of its images.
             row[f"{name}_all"] = float(overall.fillna(rows[name]).mean())
     for name in rows.columns:
-        if name.endswith("_drop") or name == "mean_linf":
+        if name.endswith("_drop") or name in experiment.layout.extra:
             row[name] = float(rows[name].mean())
-    for name in ("eps", "step", "iters"):
-        if name in rows.columns:
-            row[name] = first[name]
+    for name in experiment.layout.parts:
+        row[name] = first[name]
     row["failed"] = int(rows["failed"].sum())
     row["seeds"] = len(rows)
     return row
@@ -217,14 +221,10 @@ def _load(job: TrainingJob) -> Classifier:
     return create_model(job.models[0], checkpoint=_file(job))
 
 
-def _write(study: Study, models: Sequence[str], tables: Mapping[str, Table]) -> Findings:
+def _mean(study: Study, models: Sequence[str], table: Table) -> Table:
     note = f"Means of {study.seeds} training runs each: {study_command(study)}"
-    rotation = rotation_table(average(tables["rotation"].rows, models), note=note)
-    pgd = pgd_table(average(tables["pgd"].rows, models, ("eps", "step", "iters")), note=note)
-    rotation, pgd = (replace(table, intervals=_INTERVALS) for table in (rotation, pgd))
-    files = [*write_table(rotation, study.out, "rotation_mean"),
-             *write_table(pgd, study.out, "pgd_mean")]
-    return Findings(rotation, pgd, tuple(files))
+    rows = average(table.experiment, table.rows, models)
+    return replace(make_table(table.experiment, rows, note=note), intervals=_INTERVALS)
 
 
 def study_command(study: Study) -> str:

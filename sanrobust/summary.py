@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from sanrobust import metrics
 from sanrobust.errors import (FailedImagesError, OutputError, SanrobustError, UnknownNameError,
                               UsageError)
+from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.catalog import find
 from sanrobust.processes import uninterrupted
 from sanrobust.runs import Run, find_runs, identity, select, tables_locked
-from sanrobust.tables import Table, pgd_table, rotation_table, to_text, with_paper, write_table
+from sanrobust.tables import Table, make_table, to_text, with_paper, write_table
 from sanrobust.zoo import catalog
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ Row = dict[str, object]
 
 DEMO_NOTE = ("Embedded demonstration: small networks on scikit-learn's 8x8 digits shown at 32 "
              "pixels; not comparable with ImageNet figures.")
-FILE_NAMES = {"rotate": "rotation", "pgd": "pgd"}
-_TABLES = {"rotate": rotation_table, "pgd": pgd_table}
 _DOUBT = 0.99
 _NAMED = 5
 
@@ -84,8 +84,8 @@ def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Sum
     """
     with tables_locked(out):
         rows = [row for run in runs for row in _rows(run)]
-        table = _table(runs[0].experiment, rows)
-        files = _write(table, out, runs[0].experiment)
+        table = _table(find(runs[0].experiment), rows)
+        files = _write(table, out)
     return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
                    _too_many_failed(table, max_failed))
 
@@ -96,7 +96,7 @@ def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
 
     Args:
         out: folder of the results.
-        experiment: ``rotate`` or ``pgd``.
+        experiment: name of what was measured.
         chosen: which runs to show.
         paper: put the paper's values and the differences beside ours where it has them.
 
@@ -122,19 +122,19 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
     damaged = (*found.damaged, *table_rows.damaged)
     if not table_rows.rows:
         raise _damage(damaged) or _nothing_complete(asked, experiment, out)
-    table = _table(experiment, list(table_rows.rows.values()))
+    table = _table(find(experiment), list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
-    files = _write(table, out, experiment)
+    files = _write(table, out)
     remarks = (*_unmatched(found.runs, chosen, experiment), *_unchosen(found.runs, asked),
                *table_rows.superseded(), *_unfinished(asked),
                *(f"not in the table: {error}" for error in damaged), *_doubtful(table))
     return Summary(table, tuple(files), remarks, _damage(damaged))
 
 
-def _write(table: Table, out: Path, experiment: str) -> list[Path]:
+def _write(table: Table, out: Path) -> list[Path]:
     with uninterrupted():  # all files of a table or none
-        return write_table(table, out, FILE_NAMES[experiment])
+        return write_table(table, out)
 
 
 @dataclass
@@ -168,27 +168,24 @@ class _Rows:
                    f"{new.name} measured the same later")
 
 
-def _table(experiment: str, rows: Sequence[Row]) -> Table:
+def _table(experiment: Experiment, rows: Sequence[Row]) -> Table:
     note = DEMO_NOTE if any(row["data"] == "digits" for row in rows) else ""
-    return _TABLES[experiment](rows, note=note)
+    return make_table(experiment, rows, note=note)
 
 
 def _rows(run: Run) -> Iterator[Row]:
-    """Yield a run's rows: one for rotation, one per budget for attacks."""
-    records = run.records(metrics.COLUMNS[run.experiment])
-    summaries: Sequence[Mapping[str, object]] = (
-        [metrics.rotation_summary(records)] if run.experiment == "rotate"
-        else metrics.pgd_summaries(records))
-    for summary in summaries:
+    """Yield a run's rows, one for each part."""
+    experiment = find(run.experiment)
+    for summary in experiment.summarise(run.records(experiment.records.read), run.settings):
         yield {"model": run.spec["model"], "data": run.spec["data"], **summary,
-               **_provenance(run)}
+               **_provenance(run, experiment)}
 
 
-def _provenance(run: Run) -> Row:
+def _provenance(run: Run, experiment: Experiment) -> Row:
     """Return everything that decides a run's numbers, and where they are."""
     spec = run.spec
     shown = {name: value for name, value in run.settings.items()
-             if name not in ("budgets", "views")}
+             if name not in experiment.told_by_rows}
     remarks = list(run.remarks())
     return {
         **shown, "data_digest": spec["data_digest"], "precision": spec.get("precision"),
@@ -297,7 +294,7 @@ def _too_many_failed(table: Table, max_failed: float) -> SanrobustError | None:
 
 def _doubtful(table: Table) -> Iterator[str]:
     """Say where a clean accuracy does not fit the reported one: preprocessing or label order?"""
-    column = "none_top1" if table.layout == "rotation" else "clean_top1"
+    column = table.layout.clean
     for _, row in table.rows.drop_duplicates(["model", "data"]).iterrows():
         reported = _reported(str(row["model"]), str(row["data"]))
         if not int(row["n"]):

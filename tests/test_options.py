@@ -11,7 +11,7 @@ import pytest
 from conftest import SCRIPT, Command
 from image_files import flat_folder, save_noise, write_lines
 from sanrobust.choices import HowToRun
-from sanrobust.cli.numbers import as_number
+from sanrobust.options import as_number
 from sanrobust.errors import DataError, UsageError, readable, shown_value
 from sanrobust.data.folders import labelled_folder
 

@@ -121,6 +121,24 @@ def as_budgets(values: object) -> tuple[Budget, ...]:
     return tuple(as_budget(value) for value in values)
 
 
+def typed_budgets(eps: str | None, step: str | None, iters: int | None
+                  ) -> tuple[Budget, ...] | None:
+    """Return the one budget that was typed, or None, which leaves the choice to the attack.
+
+    Raises UsageError for a part of a budget, and as `parse_level` does.
+    """
+    typed = dict(zip(FIELDS, (eps, step, iters)))
+    missing = [f"--{name}" for name, value in typed.items() if value is None]
+    if len(missing) == len(FIELDS):
+        return None
+    if eps is None or step is None or iters is None:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UsageError("--eps, --step and --iters must come together",
+                         seen=f"{' and '.join(missing)} {verb} missing",
+                         hint="type for example --eps 8 --step 2 --iters 4")
+    return (Budget(eps=parse_level(eps, "--eps"), step=parse_level(step, "--step"), iters=iters),)
+
+
 def parse_level(text: str, option: str) -> float:
     """Read a pixel distance such as ``8``, ``8.0`` or ``8/255`` and return it in units of 1/255.
 

@@ -47,7 +47,7 @@ def build_attack(settings: AttackSettings, rule: TargetRule) -> Attack:
 
     def pgd(model: Classifier, images: Tensor, labels: Tensor,
             ids: Sequence[str]) -> list[BudgetResult]:
-        return targeted_pgd(model, images, labels, ids, budgets=settings.budgets, targets=rule,
+        return targeted_pgd(model, images, labels, ids, budgets=settings.strengths, targets=rule,
                             loss=settings.loss, seed=settings.seed,
                             random_start=settings.random_start, restarts=settings.restarts)
 

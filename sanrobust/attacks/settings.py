@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from sanrobust.attacks.budget import TABLE10, Budget, as_budgets, whole_number
+from sanrobust.attacks.budget import TABLE10, Budget, as_budgets, typed_budgets, whole_number
 from sanrobust.attacks.losses import LOSSES
-from sanrobust.attacks.targets import TargetRule, load_rule, parse_rule
+from sanrobust.attacks.targets import TargetRule, load_rule, parse_rule, rule_forms
 from sanrobust.errors import UsageError, shown_value
+from sanrobust.options import Whole, option, parse_pairs, setting
 from sanrobust.registry import unknown_name
 
 PGD = "pgd"
@@ -22,38 +25,58 @@ _LISTING = "sanrobust pgd --help"
 class AttackSettings:
     """An attack and everything that can change its numbers.
 
-    Attributes:
-        attack: ``pgd`` (ours) or ``torchattacks:NAME``.
-        budgets: budgets of ``pgd``, in any form that `as_budgets` takes, Table 10's two when none
-            is given; empty for torchattacks, whose attacks take their strength from ``options``.
-        targets: rule text, see `sanrobust.attacks.targets`.
-        random_start: start from a uniform point of the ball instead of the clean image.
-        restarts: number of starts, of which the best one counts; above 1 needs a random start.
-        loss: what ``pgd`` descends, a name of `LOSSES`.
-        seed: seed of random targets, random starts and torchattacks' own draws.
-        options: (key, value) texts for torchattacks, sorted by key.
-
     Raises UsageError for a name, number or combination that cannot be meant.
     """
 
-    attack: str = PGD
-    budgets: tuple[Budget, ...] = ()
-    targets: str = "random"
-    random_start: bool = False
-    restarts: int = 1
-    loss: str = "ce"
-    seed: int = 0
-    options: tuple[tuple[str, str], ...] = ()
+    budgets: tuple[Budget, ...] | None = setting(
+        None,
+        option("--eps", metavar="LEVELS", help="Radius of the L-inf ball in 1/255: 8 or 8/255."),
+        option("--step", metavar="LEVELS", help="Step length in 1/255: 2 or 2/255."),
+        option("--iters", type=Whole(0, example=4), metavar="N", help="Number of steps."),
+        read=typed_budgets,
+        doc="radius, step (both in 1/255) and number of steps, each a `Budget` or three numbers; "
+            "all run in one pass. None: the two of Table 10 for our PGD. An attack of torchattacks "
+            "takes its strength from ``options``.")
+    targets: str = setting("random", option(
+        "--targets", show_default=True, metavar="|".join(rule_forms()),
+        help="Target class of each image: drawn from the wrong ones, the wrong one with the "
+             "lowest or highest clean logit, class C for all, or the column target of a CSV "
+             "with image,target."))
+    loss: str = setting("ce", option(
+        "--loss", show_default=True, metavar="|".join(LOSSES.names()),
+        help="What our PGD descends: cross entropy toward the target, the highest other "
+             "logit minus the target's, or the difference-of-logits ratio."))
+    random_start: bool = setting(False, option(
+        "--random-start/--no-random-start",
+        help="Start our PGD uniformly in the ball instead of at the image."))
+    restarts: int = setting(1, option(
+        "--restarts", type=Whole(1), show_default=True, metavar="N",
+        help="Random starts, of which the best for the attacker counts."))
+    seed: int = setting(0, option(
+        "--seed", type=Whole(0, 2**63 - 1), show_default=True,
+        help="Seed of targets and starts; each draw belongs to (seed, image)."))
+    attack: str = setting(PGD, option(
+        "--attack", show_default=True, metavar="|".join((*OWN, f"{ADAPTED}NAME")),
+        help="Our PGD, or an attack of torchattacks, which is an extra: "
+             "pip install 'sanrobust[torchattacks]'."))
+    options: tuple[tuple[str, str], ...] = setting(
+        (),
+        option("-A", "--attack-option", "options", multiple=True, metavar="KEY=VALUE",
+               help="Option of an attack of torchattacks, in its own units, such as eps=8/255; "
+                    "repeatable."),
+        read=partial(parse_pairs, option="--attack-option"),
+        doc="keywords of an attack of torchattacks, in its own units.")
 
     # Settings that only our own loop reads, and the values that mean "not given".
     _PGD_ONLY: ClassVar[dict[str, object]] = {"random_start": False, "restarts": 1, "loss": "ce"}
 
     def __post_init__(self) -> None:
         self._check_texts()
-        object.__setattr__(self, "options", tuple(sorted(self.options)))
-        budgets = as_budgets(self.budgets)
-        if self.attack in OWN and not budgets:
-            budgets = TABLE10
+        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
+        texts = sorted((str(key), str(value)) for key, value in pairs)
+        object.__setattr__(self, "options", tuple(texts))
+        default = TABLE10 if self.attack in OWN else ()
+        budgets = default if self.budgets is None else as_budgets(self.budgets)
         object.__setattr__(self, "budgets", budgets)
         self._check_attack()
         self._check_numbers()
@@ -67,6 +90,17 @@ class AttackSettings:
     def adapted(self) -> str | None:
         """Name of the torchattacks class, or None for our own PGD."""
         return self.attack[len(ADAPTED):] if self.attack.startswith(ADAPTED) else None
+
+    @property
+    def strengths(self) -> tuple[Budget, ...]:
+        """The budgets, none for an attack of torchattacks."""
+        return self.budgets or ()
+
+    def shortfalls(self) -> tuple[str, ...]:
+        """Say of each budget that cannot reach the surface of its ball why not."""
+        if self.random_start:
+            return ()
+        return tuple(f"note: {why}" for budget in self.strengths if (why := budget.shortfall()))
 
     def rule(self) -> TargetRule:
         """Return the target rule, its file read; raises DataError when that cannot be done."""
@@ -96,7 +130,7 @@ class AttackSettings:
             return {**shown, "options": dict(self.options), **facts}
         return {
             **shown,
-            "budgets": [budget.as_dict() for budget in self.budgets],
+            "budgets": [budget.as_dict() for budget in self.strengths],
             "random_start": self.random_start,
             "restarts": self.restarts,
             "loss": self.loss,
@@ -133,7 +167,11 @@ class AttackSettings:
                                  hint="keep one of them")
 
     def _check_pgd(self) -> None:
-        if len(set(self.budgets)) < len(self.budgets):
+        if not self.budgets:
+            raise UsageError("there must be a budget to attack with",
+                             seen="the list of them is empty",
+                             hint="leave it out for the two of Table 10")
+        if len(set(self.strengths)) < len(self.strengths):
             raise UsageError("the budgets of a run must differ", seen="one of them is given twice",
                              hint="leave the second one out")
         LOSSES.get(self.loss)

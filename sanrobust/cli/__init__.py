@@ -10,10 +10,9 @@ import click
 
 from sanrobust.cli.bench import bench
 from sanrobust.cli.complexity import complexity
+from sanrobust.cli.experiments import commands
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.info import info
-from sanrobust.cli.pgd import pgd
-from sanrobust.cli.rotate import rotate
 from sanrobust.cli.show import show
 from sanrobust.cli.streams import open_streams
 from sanrobust.cli.study import study
@@ -44,6 +43,5 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for command in (rotate, pgd, table, train, study, bench, complexity, show,
-                zoo, info):
+for command in (*commands(), table, train, study, bench, complexity, show, zoo, info):
     main.add_command(command)

@@ -10,7 +10,7 @@ import click
 from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS, Settings,
                                       Shape)
 from sanrobust.cli.group import Command
-from sanrobust.cli.numbers import Number, Whole
+from sanrobust.options import Number, Whole
 from sanrobust.cli.options import PATH
 from sanrobust.errors import UsageError, shown_value
 from sanrobust.preprocessing import LARGEST_SIDE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sanrobust.cli.group import Command
-from sanrobust.cli.numbers import Whole
+from sanrobust.options import Whole
 from sanrobust.cli.options import PATH
 from sanrobust.complexity.settings import CONVENTIONS, IMG_SIZE, TABLES, Convention
 from sanrobust.errors import UsageError

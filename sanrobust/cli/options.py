@@ -11,8 +11,8 @@ import click
 
 from sanrobust.choices import MOST_PROCESSES, DataChoice, HowToRun, ModelChoice, is_utf8
 from sanrobust.cli.group import typed
-from sanrobust.cli.numbers import BatchSize, Number, Triple, Whole, refuse
-from sanrobust.errors import UsageError, shortened, shown_value
+from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
+from sanrobust.errors import UsageError, shortened
 from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -149,16 +149,3 @@ def take_how(values: dict[str, Any]) -> HowToRun:
               "retry_failed", "fold",
               "max_failed")
     return HowToRun(**{name: values.pop(name) for name in fields}, command=typed())
-
-
-def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:
-    """Turn repeated ``key=value`` texts into a dict; raises UsageError for another form."""
-    parsed: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key or key in parsed:
-            raise UsageError(f"{option} must be key=value, each key once",
-                             seen=f"it is {shown_value(pair)}",
-                             hint=f"type for example {option} eps=8/255")
-        parsed[key] = value
-    return parsed

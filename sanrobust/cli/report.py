@@ -12,18 +12,19 @@ from sanrobust.choices import DataChoice, HowToRun, ModelChoice
 from sanrobust.cli.progress import progress
 from sanrobust.cli.streams import nowhere_to_print
 from sanrobust.errors import SanrobustError, UsageError
+from sanrobust.experiments.base import Experiment
 from sanrobust.files import printable
 from sanrobust.progress import Reporter
 from sanrobust.summary import Summary
 
-Runner = Callable[[ModelChoice, DataChoice, HowToRun, Reporter], Summary]
 
-
-def show(runner: Runner, models: ModelChoice, data: DataChoice, how: HowToRun) -> None:
+def show(experiment: Experiment, settings: object, models: ModelChoice, data: DataChoice,
+         how: HowToRun) -> None:
     """Run an experiment and print its table."""
+    from sanrobust.run import run
     allocator.tune()
-    summary = runner(models, data, how, Reporter(say=say, progress=progress()))
-    print_summary(summary)
+    print_summary(run(experiment, settings, models, data, how,
+                      Reporter(say=say, progress=progress())))
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sanrobust.cli.group import ErrorGroup
-from sanrobust.cli.numbers import Position, Whole
+from sanrobust.options import Position, Whole
 from sanrobust.cli.options import PATH
 from sanrobust.errors import ProtocolError
 from sanrobust.preprocessing import LARGEST_SIDE

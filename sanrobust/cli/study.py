@@ -9,7 +9,7 @@ import click
 
 from sanrobust.choices import LARGEST_RATE, MOST_PROCESSES
 from sanrobust.cli.group import Command
-from sanrobust.cli.numbers import Number, Whole
+from sanrobust.options import Number, Whole
 from sanrobust.cli.options import PATH
 
 
@@ -53,6 +53,6 @@ def study(**values: Any) -> None:
     allocator.tune()
     found = run_study(Study(models=models, recipe=recipe, **values),
                       Reporter(say=say, progress=progress()))
-    for table in (found.rotation, found.pgd):
+    for table in found.tables:
         click.echo(f"\n{to_text(table)}")
     say("wrote " + ", ".join(map(str, found.files)))

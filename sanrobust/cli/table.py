@@ -9,10 +9,11 @@ import click
 
 from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
+from sanrobust.experiments.catalog import experiments
 
 
 @click.command(cls=Command)
-@click.argument("experiment", type=click.Choice(("rotate", "pgd", "all")), default="all")
+@click.argument("experiment", type=click.Choice((*experiments(), "all")), default="all")
 @click.option("--out", type=PATH, default=Path("results"), show_default=True, metavar="FOLDER",
               help="Folder of records and tables.")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
@@ -29,22 +30,23 @@ from sanrobust.cli.options import PATH
               help="Write the paper's own tables to OUT/paper instead.")
 def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, ...],
           runs: tuple[str, ...], paper: bool, paper_only: bool) -> None:
-    """Rebuild OUT/rotation.* and OUT/pgd.* from the records of the complete runs.
+    """Rebuild the tables in OUT from the records of the complete runs.
 
     What is left out is named: runs not asked for, unfinished, damaged, or measured anew later.
     """
     from sanrobust.cli.report import print_each, say
     from sanrobust.runs import find_runs
-    from sanrobust.summary import FILE_NAMES, Selection, rebuild, require_known
+    from sanrobust.summary import Selection, rebuild, require_known
     from sanrobust.tables import write_paper_tables
     if paper_only:
         say("wrote " + ", ".join(str(path) for path in write_paper_tables(out / "paper")))
         return
-    wanted = ("rotate", "pgd") if experiment == "all" else (experiment,)
+    wanted = tuple(experiments()) if experiment == "all" else (experiment,)
     there = [name for name in wanted if not find_runs(out, name).empty] or wanted[:1]
     chosen = Selection(runs=runs, models=models, data=data)
     require_known(out, there, chosen)
-    for name in set(wanted) - set(there):
-        if (out / f"{FILE_NAMES[name]}.csv").exists():
-            say(f"{name}: no runs under {out}; {FILE_NAMES[name]}.* there is left as it is")
+    for name in wanted:
+        files = experiments()[name].files
+        if name not in there and (out / f"{files}.csv").exists():
+            say(f"{name}: no runs under {out}; {files}.* there is left as it is")
     print_each({name: partial(rebuild, out, name, chosen=chosen, paper=paper) for name in there})

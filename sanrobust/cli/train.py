@@ -9,7 +9,7 @@ import click
 
 from sanrobust.choices import LARGEST_RATE, MOST_PROCESSES
 from sanrobust.cli.group import Command
-from sanrobust.cli.numbers import Number, Whole
+from sanrobust.options import Number, Whole
 from sanrobust.cli.options import PATH
 
 

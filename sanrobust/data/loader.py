@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from sanrobust.trouble import lacking
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedImage:
     """An image that could not be decoded, and the short reason.
 
     Attributes:
@@ -46,7 +46,21 @@ class Batch:
     ids: tuple[str, ...]
     labels: Tensor
     pixels: Tensor
-    failures: tuple[Failure, ...]
+    failures: tuple[FailedImage, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same batch with its tensors on a device."""
+        return replace(self, labels=self.labels.to(device), pixels=self.pixels.to(device))
+
+    def part(self, positions: Sequence[int]) -> Batch:
+        """Return the decoded images at ``positions``, none of the failed ones."""
+        chosen = list(positions)
+        return Batch(tuple(self.ids[place] for place in chosen), self.labels[chosen],
+                     self.pixels[chosen])
+
+    def failed(self, position: int, reason: str) -> FailedImage:
+        """Return image ``position`` as one that has no measurements."""
+        return FailedImage(self.ids[position], int(self.labels[position]), reason)
 
 
 def batches(images: ImageSet, preprocessing: Preprocessing, *, plan: Sequence[Sequence[int]],
@@ -100,7 +114,8 @@ class _Pixels(Dataset[_Item]):
             ids=tuple(ref.id for ref, _ in good),
             labels=torch.tensor([ref.label for ref, _ in good], dtype=torch.int64),
             pixels=stacked,
-            failures=tuple(Failure(ref.id, ref.label, str(error), isinstance(error, ImageTrouble))
+            failures=tuple(FailedImage(ref.id, ref.label, str(error),
+                                       isinstance(error, ImageTrouble))
                            for ref, error in items if isinstance(error, ImageError)),
         )
 

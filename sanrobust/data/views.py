@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from sanrobust.registry import unknown_name
 
-from sanrobust.registry import Registry
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_MAPS: Registry[Callable[[Tensor], Tensor]] = Registry("view", listing="the views of Table 9")
-_MAPS.add("none", lambda images: images)
-_MAPS.add("cw90", lambda images: torch.rot90(images, -1, (-2, -1)))
-_MAPS.add("cw180", lambda images: torch.rot90(images, 2, (-2, -1)))
-_MAPS.add("cw270", lambda images: torch.rot90(images, 1, (-2, -1)))
-_MAPS.add("updown", lambda images: images.flip(-2))
 
-VIEWS = _MAPS.names()
+@dataclass(frozen=True)
+class View:
+    """A view of an image.
+
+    Attributes:
+        title: how it is printed.
+        of: the view of a batch (B, 3, S, S).
+    """
+
+    title: str
+    of: Callable[[Tensor], Tensor]
+
+
+VIEWS: Mapping[str, View] = {
+    "none": View("no rotation", lambda images: images),
+    "cw90": View("clockwise 90°", lambda images: images.rot90(-1, (-2, -1))),
+    "cw180": View("clockwise 180°", lambda images: images.rot90(2, (-2, -1))),
+    "cw270": View("clockwise 270°", lambda images: images.rot90(1, (-2, -1))),
+    "updown": View("upside-down", lambda images: images.flip(-2)),
+}
+"""The views of Table 9 in its order."""
 
 
 def view(name: str, images: Tensor) -> Tensor:
@@ -26,4 +42,6 @@ def view(name: str, images: Tensor) -> Tensor:
     many degrees; ``updown`` reverses the rows, which is not the turn by 180 degrees. ``none``
     returns the tensor itself. Raises UnknownNameError for a name that is not in VIEWS.
     """
-    return _MAPS.get(name)(images)
+    if name not in VIEWS:
+        raise unknown_name("view", name, VIEWS, listing="the views of Table 9")
+    return VIEWS[name].of(images)

@@ -6,9 +6,8 @@ from sanrobust.tables.latex import to_latex
 from sanrobust.tables.markdown import to_markdown
 from sanrobust.tables.reference import (RENDERERS, paper_tables, table_files,
                                         write_paper_tables, write_table)
-from sanrobust.tables.table import Table, pgd_table, rotation_table, to_csv, with_paper
+from sanrobust.tables.table import Table, make_table, to_csv, with_paper
 from sanrobust.tables.text import to_text
 
-__all__ = ["RENDERERS", "Table", "paper_tables", "pgd_table", "rotation_table", "to_csv",
-           "table_files", "to_latex", "to_markdown", "to_text", "with_paper", "write_paper_tables",
-           "write_table"]
+__all__ = ["RENDERERS", "Table", "make_table", "paper_tables", "table_files", "to_csv", "to_latex",
+           "to_markdown", "to_text", "with_paper", "write_paper_tables", "write_table"]

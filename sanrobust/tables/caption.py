@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from sanrobust import paper
-from sanrobust.attacks.describe import attack_words
-from sanrobust.tables.entries import Entry, entries, settings_of, short
+from sanrobust.experiments.layout import Entry, Layout
+from sanrobust.tables.entries import entries, short
 from sanrobust.tables.grid import Grid
-from sanrobust.tables.table import PAPER_PREFIX, Layout, Table
+from sanrobust.tables.table import PAPER_PREFIX, Table
 
-_TITLES: Mapping[Layout, str] = {
-    "rotation": "Zero-shot robustness to rotation and flipping",
-    "pgd": "Robustness to white-box targeted PGD attacks",
-}
-_ROTATION_LEGEND = "In brackets the drop in points against no rotation (lower is better)."
 _REASONS_TOLD = 3
 _IN_WORDS = {"data_digest": "digest of the images"}
 
@@ -32,13 +27,13 @@ def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
     sentences = [
         f"{title(table)}.",
         "All numbers in percent.",
-        *_attack_sentences(members),
-        _legend(table),
+        *_done_sentences(members, table.layout),
+        table.layout.legend(_known(table)),
         "Bold: best of its group." if bold else "",
         _data_sentence(members),
-        *_failed_sentences(members),
+        *_failed_sentences(members, table.layout),
         _excluded_sentence(members),
-        _gradient_sentence(members),
+        *table.layout.notes(members),
         _interval_sentence(table),
         _by_value("Weights", members, "weights") if weights else "",
         *_difference_sentences(table, members),
@@ -53,54 +48,35 @@ def title(table: Table) -> str:
     """Return the table's title: its own, or what its rows are."""
     if table.title:
         return " ".join(table.title.split()).rstrip(".")
-    attacks = {entry.facts.get("attack", "pgd") for entry in entries(table)}
-    if table.layout == "rotation" or attacks == {"pgd"}:
-        return _TITLES[table.layout]
-    if len(attacks) > 1:
-        return "Robustness to adversarial attacks"
-    return f"Robustness to {entries(table)[0].attack}"
+    return table.layout.title(entries(table))
 
 
-def _attack_sentences(members: Sequence[Entry]) -> Iterator[str]:
-    """Say what each attack of the table did, once."""
+def _known(table: Table) -> set[str]:
+    """Return the columns that have a value in some row."""
+    return {name for name in table.columns if table.rows[name].notna().any()}
+
+
+def _done_sentences(members: Sequence[Entry], layout: Layout) -> Iterator[str]:
+    """Say what was done to the images, each way once."""
     told: dict[str, list[Entry]] = {}
     for entry in members:
-        if "attack" in entry.facts:
-            told.setdefault(_words(entry), []).append(entry)
-    names = [name for alike in told.values() for name in {entry.attack for entry in alike}]
+        if words := _done(entry, layout):
+            told.setdefault(words, []).append(entry)
+    names = [name for alike in told.values() for name in {entry.variant for entry in alike}]
     for words, alike in told.items():
-        # The attack's own name where it stands for one set of settings, else the lines' names.
-        alone = all(names.count(entry.attack) == 1 for entry in alike)
-        whose = dict.fromkeys(entry.attack if alone else _named(entry) for entry in alike)
+        # The variant's own name where it stands for one set of settings, else the lines' names.
+        alone = all(names.count(entry.variant) == 1 for entry in alike)
+        whose = dict.fromkeys(entry.variant if alone else _named(entry) for entry in alike)
         holders = f" ({'; '.join(whose)})" if len(told) > 1 else ""
-        yield f"Attack{holders}: {words}."
+        yield f"{layout.variant_noun}{holders}: {words}."
 
 
-def _words(entry: Entry) -> str:
-    return attack_words(settings_of(entry.facts)).rstrip(".") if "attack" in entry.facts else ""
+def _done(entry: Entry, layout: Layout) -> str:
+    return layout.done(entry.facts).rstrip(".")
 
 
 def _named(entry: Entry) -> str:
-    return f"{entry.label}, {entry.attack}"
-
-
-def _legend(table: Table) -> str:
-    if table.layout == "rotation":
-        return _ROTATION_LEGEND
-    known = {name for name in ("iters", "eps", "step", "success", "success_any")
-             if name in table.columns and table.rows[name].notna().any()}
-    parts = {"iters": "n {}the number of iterations", "eps": "ε {}the largest change of a pixel",
-             "step": "ρ {}the step"}
-    signs = [words.format("" if place else "is ") for place, words in
-             enumerate(words for name, words in parts.items() if name in known)]
-    unit = ", both in 1/255" if {"eps", "step"} <= known else ", in 1/255" if "eps" in known else ""
-    # The paper does not say which iterate it scores; our own records tell the two apart.
-    when = " on the last iterate" if "success_any" in known else ""
-    rate = f"s. rate is the share of images classified as their target{when} (lower is better), "
-    accuracy = ("" if "success" not in known else rate) + "top-1 the accuracy under attack"
-    said = [", ".join(signs[:-1]) + (" and " if signs[:-1] else "") + signs[-1] + unit] \
-        if signs else []
-    return f"{'; '.join([*said, accuracy])}."
+    return f"{entry.label}, {entry.variant}"
 
 
 def _data_sentence(members: Sequence[Entry]) -> str:
@@ -111,7 +87,7 @@ def _data_sentence(members: Sequence[Entry]) -> str:
     return f"Data: {'; '.join(parts)}."
 
 
-def _failed_sentences(members: Sequence[Entry]) -> Iterator[str]:
+def _failed_sentences(members: Sequence[Entry], layout: Layout) -> Iterator[str]:
     known = [entry for entry in members if "failed" in entry.facts]
     if not known:
         return
@@ -120,9 +96,9 @@ def _failed_sentences(members: Sequence[Entry]) -> Iterator[str]:
         yield "No image failed."
         return
     told = "; ".join(_failure(entry) for entry in failed)
-    against = ": as wrong, and as reached by the attack" if failed[0].attack else ", as wrong"
+    comma = ":" if "," in layout.failed_as else ","
     yield (f"Images that failed: {told}. They are in no rate but those over all images, where "
-           f"they count against the model{against}.")
+           f"they count against the model{comma} {layout.failed_as}.")
 
 
 def _failure(entry: Entry) -> str:
@@ -141,21 +117,6 @@ def _excluded_sentence(members: Sequence[Entry]) -> str:
         return ""
     return ("Images without a target, because their label is the class aimed at, and so in no "
             f"rate: {_values(known, 'excluded', named=len(known) < len(members))}.")
-
-
-def _gradient_sentence(members: Sequence[Entry]) -> str:
-    """Warn of attacks that were blind: where the gradient is zero they cannot move."""
-    attacks = len({entry.attack for entry in members}) > 1
-    blind = {_named(entry) if attacks else entry.label:
-             max(value for key, value in entry.values.items() if key.endswith("no_gradient"))
-             for entry in members if any(value > 0 for key, value in entry.values.items()
-                                         if key.endswith("no_gradient"))}
-    if not blind:
-        return ""
-    told = "; ".join(f"{label} {share:.1f} %" for label, share in blind.items())
-    return ("Images at which the gradient was exactly zero in every pixel at every step, so that "
-            f"the attack could not see: {told}; what it did not reach there is no sign of "
-            "robustness.")
 
 
 def _interval_sentence(table: Table) -> str:
@@ -178,8 +139,8 @@ def _difference_sentences(table: Table, members: Sequence[Entry]) -> Iterator[st
         kinds: dict[tuple[str, str], set[str]] = {}
         for entry in members:
             of = {"data_digest": entry.data, "preprocessing": entry.model, "code": entry.model}
-            # The words for an attack say its settings already.
-            key = (of.get(name, ""), "" if name in of else _words(entry))
+            # The words for what was done say its settings already.
+            key = (of.get(name, ""), "" if name in of else _done(entry, table.layout))
             kinds.setdefault(key, set()).add(str(entry.facts.get(name)))
         said = all(f"{name} " in entry.label for entry in members)
         if not said and any(len(values) > 1 for values in kinds.values()):
@@ -207,11 +168,11 @@ def _by_value(title: str, members: Sequence[Entry], name: str) -> str:
 def _values(members: Sequence[Entry], name: str, *, unit: str = "", named: bool = False) -> str:
     """List the values of a fact, each with the models it holds for unless it holds for all."""
     several = len({entry.data for entry in members}) > 1
-    attacks = len({entry.attack for entry in members}) > 1
+    variants = len({entry.variant for entry in members}) > 1
     holders: dict[str, list[str]] = {}
     for entry in members:
         if name in entry.facts:
-            label = _named(entry) if attacks else entry.label
+            label = _named(entry) if variants else entry.label
             label = f"{label} on {entry.data}" if several else label
             holders.setdefault(short(str(entry.facts[name])), []).append(label)
     told = {value: f"{value}{unit.removesuffix('s') if value == '1' else unit}"

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sanrobust import paper
-from sanrobust.metrics import VIEWS
-from sanrobust.tables.entries import Budget, Entry, budgets, entries
+from sanrobust.experiments.layout import Entry, Head, Layout, Measure
+from sanrobust.tables.entries import entries, parts
 from sanrobust.tables.table import Table, network
 
-VIEW_TITLES: Mapping[str, str] = {
-    "none": "no rotation", "cw90": "clockwise 90°", "cw180": "clockwise 180°",
-    "cw270": "clockwise 270°", "updown": "upside-down",
-}
-
+_METHOD, _DATA = "Method", "Data"
 Role = Literal["single", "ours", "beside"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One printed column: the value's name, its heading, and which values are good."""
-
-    key: str
-    label: str
-    best: Callable[[Iterable[float]], float] = max
-
-
-@dataclass(frozen=True)
-class Head:
-    """A heading over several measures, with an optional second line."""
-
-    title: str
-    detail: str
-    measures: tuple[Measure, ...]
 
 
 @dataclass(frozen=True)
@@ -80,8 +58,8 @@ def printed(value: float, *, signed: bool = False) -> str:
 def grid(table: Table) -> Grid:
     """Arrange a table as the paper prints it: one line per model, grouped, the best in bold."""
     members = entries(table)
-    stubs = stub_names(members)
-    heads = _heads(table)
+    stubs = stub_names(members, table.layout)
+    heads = tuple(table.layout.heads(parts(table)))
     measures = [measure for head in heads for measure in head.measures]
     groups: dict[tuple[str, int], list[Entry]] = {}
     for entry in members:
@@ -90,37 +68,18 @@ def grid(table: Table) -> Grid:
                                     for group in groups.values()))
 
 
-def stub_names(members: Sequence[Entry]) -> tuple[str, ...]:
-    """Return the headings of what names a line: method, and data and attack where there are
+def stub_names(members: Sequence[Entry], layout: Layout) -> tuple[str, ...]:
+    """Return the headings of what names a line: method, and data and variant where there are
     several."""
-    return ("Method", *(["Data"] if len({entry.data for entry in members}) > 1 else []),
-            *(["Attack"] if len({entry.attack for entry in members}) > 1 else []))
+    variants = len({entry.variant for entry in members}) > 1
+    return (_METHOD, *([_DATA] if len({entry.data for entry in members}) > 1 else []),
+            *([layout.variant_noun] if variants else []))
 
 
 def stubs_of(entry: Entry, names: Sequence[str]) -> tuple[str, ...]:
     """Return what stands under each of the headings ``names``."""
-    told = {"Method": entry.label, "Data": entry.data, "Attack": entry.attack}
-    return tuple(told[name] for name in names)
-
-
-def budget_text(budget: Budget) -> tuple[str, str]:
-    """Return a budget's heading and its detail; what an attack does not have is left out."""
-    eps, step, iters = budget
-    title = f"attack n = {iters:g}" if math.isfinite(iters) else "attack"
-    parts = {"ε": eps, "ρ": step}
-    return title, ", ".join(f"{sign} = {repr(part).removesuffix('.0')}"
-                            for sign, part in parts.items() if math.isfinite(part))
-
-
-def _heads(table: Table) -> tuple[Head, ...]:
-    if table.layout == "rotation":
-        return tuple(Head(VIEW_TITLES[view], "", (Measure(f"{view}_top1", "top-1"),
-                                                  Measure(f"{view}_top5", "top-5")))
-                     for view in VIEWS)
-    attacks = (Head(*budget_text(budget), (Measure(f"{number}:success", "s. rate", min),
-                                           Measure(f"{number}:top1_adv", "top-1")))
-               for number, budget in enumerate(budgets(table)))
-    return (Head("clean", "", (Measure("clean_top1", "top-1"),)), *attacks)
+    told = {_METHOD: entry.label, _DATA: entry.data}
+    return tuple(told.get(name, entry.variant) for name in names)
 
 
 def _group(model: str) -> int:
@@ -136,7 +95,7 @@ def _lines(group: Sequence[Entry], measures: Sequence[Measure],
         rivals = [other for other in group if other.comparable == entry.comparable]
         cells = tuple(_cell(entry.values, measure.key, _best(rivals, measure))
                       for measure in measures)
-        lines.append(Line(stubs_of(entry, stubs), "ours" if entry.paper else "single", cells))
+        lines.append(Line(stubs_of(entry, stubs), "ours" if entry.reference else "single", cells))
         lines.extend(_beside(entry, measures, len(stubs)))
     return lines
 
@@ -160,11 +119,11 @@ def _beside(entry: Entry, measures: Sequence[Measure], stubs: int) -> list[Line]
     if entry.overall:
         cells = tuple(_cell(entry.overall, measure.key, None) for measure in measures)
         lines.append(Line((f"over all {entry.images} images", *blank), "beside", cells))
-    if entry.paper:
-        theirs = tuple(_cell(entry.paper, measure.key, None) for measure in measures)
+    if entry.reference:
+        theirs = tuple(_cell(entry.reference, measure.key, None) for measure in measures)
         # Of the drops no difference is printed: it follows from those of the accuracies.
         change = tuple(Cell(entry.values.get(measure.key, math.nan)
-                            - entry.paper.get(measure.key, math.nan), signed=True)
+                            - entry.reference.get(measure.key, math.nan), signed=True)
                        for measure in measures)
         lines += [Line(("paper", *blank), "beside", theirs),
                   Line(("difference", *blank), "beside", change)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from sanrobust.experiments.layout import Head
 from sanrobust.tables.caption import caption
-from sanrobust.tables.grid import Cell, Grid, Head, Line, grid, printed
+from sanrobust.tables.grid import Cell, Grid, Line, grid, printed
 from sanrobust.tables.table import Table
 
 _SPECIAL = {
@@ -45,7 +46,7 @@ def to_latex(table: Table) -> str:
         "    \\bottomrule\n"
         "  \\end{tabular}\n",
         f"  \\caption{{{_math(escape(caption(table, layout)))}}}\n",
-        f"  \\label{{tab:{table.layout}}}\n"
+        f"  \\label{{tab:{table.experiment.files}}}\n"
         "\\end{table*}\n",
     ])
 

@@ -6,15 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 
-from sanrobust.metrics import VIEWS
+from sanrobust.experiments.layout import Entry
 from sanrobust.tables.caption import caption
-from sanrobust.tables.entries import Entry, budgets, entries
-from sanrobust.tables.grid import (VIEW_TITLES, Cell, Grid, Line, budget_text, grid, printed,
-                                   stubs_of)
-from sanrobust.tables.table import PGD_RATES, Table
+from sanrobust.tables.entries import entries, parts
+from sanrobust.tables.grid import Cell, Grid, Line, grid, printed, stubs_of
+from sanrobust.tables.table import Table
 
 DASH = "–"
-_PGD_HEADINGS = ("s. rate", "s. rate, any iterate", "top-1", "top-1, failed attack = clean")
 _SPECIAL = re.compile(r"([\\`*_|<>\[\]#~$])")
 
 
@@ -26,8 +24,8 @@ def escape(text: str) -> str:
 def to_markdown(table: Table) -> str:
     """Render a table as Markdown (GitHub's pipe tables): caption, numbers, intervals.
 
-    The second table is left out when the rows have no intervals. For attacks it also has the
-    other definitions of success and accuracy, which the paper does not print.
+    The second table is left out when the rows have no intervals. With a layout that has details it
+    has a line for each part, with measures that the first one does not print.
     """
     layout = grid(table)
     headings = [*layout.stubs, *(
@@ -71,36 +69,32 @@ def _cell(cell: Cell) -> str:
 
 
 def _intervals(table: Table, layout: Grid) -> str:
-    attack = table.layout == "pgd"
-    headings, lines = _pgd_intervals(table) if attack else _rotation_intervals(table)
-    stubs = layout.stubs
-    rows = [[*map(escape, stubs_of(entry, stubs)), *cells] for entry, cells in lines]
-    if attack and "Attack" in stubs:
-        headings[0] = "Budget"
-    # An attack's budget stands beside the stubs, aligned as they are.
-    return _pipes([*stubs, *headings], rows, len(stubs) + attack)
+    in_lines = bool(table.layout.details)
+    headings, lines = _part_lines(table, layout) if in_lines else _wide_lines(table, layout)
+    rows = [[*map(escape, stubs_of(entry, layout.stubs)), *cells] for entry, cells in lines]
+    # A part stands beside the stubs, aligned as they are.
+    return _pipes([*layout.stubs, *headings], rows, len(layout.stubs) + in_lines)
 
 
-def _rotation_intervals(table: Table) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
-    names = [(view, measure) for view in VIEWS for measure in ("top1", "top5")]
-    headings = [f"{VIEW_TITLES[view]}: {measure[:3]}-{measure[3:]}" for view, measure in names]
-    return headings, [(entry, [_interval(entry, f"{view}_{measure}") for view, measure in names])
+def _wide_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
+    measures = [(head, measure) for head in layout.heads for measure in head.measures]
+    headings = [f"{head.title}: {measure.label}" for head, measure in measures]
+    return headings, [(entry, [_interval(entry, measure.key) for _, measure in measures])
                       for entry in entries(table)]
 
 
-def _pgd_intervals(table: Table) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
-    """List every budget of every model with all definitions of success and accuracy."""
-    lines = []
+def _part_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
+    """List every part of every model with all measures of the layout's details."""
+    own, lines = table.layout, []
     for entry in entries(table):
-        for number, budget in enumerate(budgets(table)):
-            keys = ["clean_top1", *(f"{number}:{name}" for name in PGD_RATES)]
-            if any(key in entry.values for key in keys[1:]):
-                title, detail = budget_text(budget)
-                words = [title.removeprefix("attack").strip(), detail]
-                attack = ", ".join(word for word in words if word)
-                rates = [_rate(entry, key) for key in keys]
-                lines.append((entry, [escape(attack) or DASH, *rates]))
-    return ["Attack", "clean top-1", *_PGD_HEADINGS], lines
+        for number, part in enumerate(parts(table)):
+            keys = [measure.key if own.is_shared(measure.key) else f"{number}:{measure.key}"
+                    for measure in own.details]
+            if any(key in entry.values for key in keys if key.startswith(f"{number}:")):
+                words = escape(own.part_words(part)) or DASH
+                lines.append((entry, [words, *(_rate(entry, key) for key in keys)]))
+    noun = own.part_noun if own.variant_noun in ("", *layout.stubs) else own.variant_noun
+    return [noun, *(measure.label for measure in own.details)], lines
 
 
 def _rate(entry: Entry, key: str) -> str:

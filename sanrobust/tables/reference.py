@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from sanrobust import paper
+from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.catalog import experiments
 from sanrobust.files import write_text
 from sanrobust.tables.latex import to_latex
 from sanrobust.tables.markdown import to_markdown
-from sanrobust.tables.table import Table, pgd_table, rotation_table, to_csv
+from sanrobust.tables.table import Table, make_table, to_csv
 
 RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 """Renderer by the suffix of the file it fills."""
@@ -19,34 +21,32 @@ _AS_PRINTED = f"The numbers stand as printed in {paper.SOURCE}, "
 
 
 def paper_tables() -> dict[str, Table]:
-    """Return the paper's Tables 9 (``rotation``) and 10 (``pgd``) as tables of ours."""
-    return {
-        "rotation": rotation_table(_rows(paper.rotation()),
-                                   note=f"{_AS_PRINTED}Table 9; {paper.ODD_DROPS}."),
-        "pgd": pgd_table(_rows(paper.pgd()), note=f"{_AS_PRINTED}Table 10."),
-    }
+    """Return the paper's own tables by the name of their files: Tables 9 and 10."""
+    return {each.files: make_table(each, _rows(each.reference.rows()),
+                                   note=_AS_PRINTED + each.reference.note())
+            for each in experiments().values() if each.reference is not None}
 
 
-def write_table(table: Table, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.csv``, ``NAME.md`` and ``NAME.tex`` into ``folder`` and return their paths.
+def write_table(table: Table, folder: Path, suffix: str = "") -> list[Path]:
+    """Write a table into ``folder`` in every format and return the paths.
 
-    Raises OutputError when a file cannot be written.
+    The files are called as the experiment says, with ``suffix`` behind. Raises OutputError when one
+    cannot be written.
     """
-    paths = [folder / file for file in table_files(name)]
+    paths = [folder / file for file in table_files(table.experiment, suffix)]
     for path, render in zip(paths, RENDERERS.values()):
         write_text(path, render(table))
     return paths
 
 
-def table_files(name: str) -> list[str]:
+def table_files(experiment: Experiment, suffix: str = "") -> list[str]:
     """Return the names of the files that `write_table` writes."""
-    return [f"{name}.{suffix}" for suffix in RENDERERS]
+    return [f"{experiment.files}{suffix}.{kind}" for kind in RENDERERS]
 
 
 def write_paper_tables(folder: Path) -> list[Path]:
     """Write the paper's tables into ``folder`` in every format and return their paths."""
-    return [path for name, table in paper_tables().items()
-            for path in write_table(table, folder, name)]
+    return [path for table in paper_tables().values() for path in write_table(table, folder)]
 
 
 def _rows(reference: pd.DataFrame) -> list[dict[str, object]]:

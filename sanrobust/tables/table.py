@@ -1,23 +1,19 @@
-"""The table as a value: unformatted numbers in a fixed column order, one layout per experiment."""
+"""The table as a value: unformatted numbers in the column order of its experiment's layout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import pandas as pd
 
 from sanrobust import paper
 from sanrobust.errors import OutputError, UsageError
-from sanrobust.metrics import VIEWS
-
-Layout = Literal["rotation", "pgd"]
+from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.layout import Layout
 
 PAPER_PREFIX = "paper_"
-BUDGET = ("eps", "step", "iters")
-PGD_RATES = ("success", "success_any", "top1_adv", "top1_fb")
 MODEL_FACTS = ("preprocessing", "code", "source", "weights")
 """Columns that say which model a row is of: two rows may differ in them and still be compared."""
 NOT_SETTINGS = (*MODEL_FACTS, "run_id", "remarks", "note")
@@ -27,7 +23,7 @@ NOT_SETTINGS = (*MODEL_FACTS, "run_id", "remarks", "note")
 _TOLD_WHEN_DIFFERENT = {"data_digest": "data", "precision": "data", "preprocessing": "model",
                         "code": "model", "source": "model"}
 # ... and these where no row has anything but zeros and empty texts in them.
-_TOLD_WHEN_ANY = ("excluded", "reasons", "no_gradient", "remarks")
+_TOLD_WHEN_ANY = ("excluded", "reasons", "remarks")
 _INTEGERS = ("n", "failed", "iters", "excluded")
 
 
@@ -36,7 +32,7 @@ class Table:
     """Rows of one experiment, derived from records and ready to be rendered.
 
     Attributes:
-        layout: ``rotation`` (one row per model) or ``pgd`` (one row per model and budget).
+        experiment: what was measured; its layout says what the columns are.
         rows: the numbers, in percent and unrounded, in the order in which they are rendered.
         title: what the table shows, a phrase; empty for one that follows from the rows.
         note: what a reader must not miss, for example that the data are a demonstration; every
@@ -44,11 +40,16 @@ class Table:
         intervals: what the columns ``_low`` and ``_high`` bound.
     """
 
-    layout: Layout
+    experiment: Experiment
     rows: pd.DataFrame
-    title: str
+    title: str = ""
     note: str = ""
     intervals: str = "95 % Wilson intervals"
+
+    @property
+    def layout(self) -> Layout:
+        """How it is printed."""
+        return self.experiment.layout
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ class Table:
     @property
     def provenance(self) -> tuple[str, ...]:
         """Columns that say where a row comes from."""
-        known = {"model", "data", *standard_columns(self.layout), *optional_columns(self.layout)}
+        known = {"model", "data", *self.layout.columns, *self.layout.optional}
         return tuple(name for name in self.columns
                      if name not in known and not name.startswith(PAPER_PREFIX))
 
@@ -68,34 +69,36 @@ class Table:
         return tuple(name for name in self.provenance if name not in NOT_SETTINGS)
 
 
-def rotation_table(summaries: Sequence[Mapping[str, object]], *, title: str = "",
-                   note: str = "") -> Table:
-    """Build the table of rotation and flip (layout of the paper's Table 9).
+def make_table(experiment: Experiment, summaries: Sequence[Mapping[str, object]], *,
+               title: str = "", note: str = "") -> Table:
+    """Build the table of an experiment.
 
     Args:
-        summaries: one mapping per model: ``model``, ``data``, what `rotation_summary` returns,
-            and any provenance (weights, seed, run_id, ...), which becomes columns at the end.
+        experiment: what was measured.
+        summaries: one mapping per row: ``model``, ``data``, what the experiment's ``summarise``
+            returns, and any provenance (weights, seed, run_id, ...), which becomes columns at the
+            end.
         title: phrase that replaces the default one.
         note: sentence that every rendering carries.
 
     Raises OutputError when there is no summary, or one lacks a model or its data.
     """
-    return _table("rotation", summaries, title, note)
-
-
-def pgd_table(summaries: Sequence[Mapping[str, object]], *, title: str = "",
-              note: str = "") -> Table:
-    """Build the table of targeted PGD (layout of the paper's Table 10).
-
-    Args:
-        summaries: one mapping per model and budget: ``model``, ``data``, what `pgd_summaries`
-            returns, and any provenance, which becomes columns at the end.
-        title: phrase that replaces the default one.
-        note: sentence that every rendering carries.
-
-    Raises OutputError when there is no summary, or one lacks a model or its data.
-    """
-    return _table("pgd", summaries, title, note)
+    if not summaries:
+        raise OutputError("a table must have at least one row", seen="there are no results",
+                          hint=f"run sanrobust {experiment.name} first")
+    rows = pd.DataFrame([{name: _scalar(value) for name, value in summary.items()}
+                         for summary in summaries])
+    known = ["model", "data", *experiment.layout.columns, *experiment.layout.optional]
+    for name in rows.columns.difference(known, sort=False):
+        # As pandas reads them, a whole number beside a row without one would turn into a float.
+        rows[name] = pd.Series([_scalar(summary.get(name)) for summary in summaries], dtype=object)
+    for name in ("model", "data"):
+        if name not in rows or rows[name].isna().any():
+            raise OutputError(f"every row of a table must have its {name}",
+                              seen="one has none", hint=f"add {name!r} to each summary")
+    rest = [name for name in rows.columns if name not in known]
+    rows = rows[[name for name in known if name in rows.columns] + rest]
+    return Table(experiment, _sorted(_typed(rows)), title, note)
 
 
 def with_paper(table: Table) -> Table:
@@ -104,12 +107,16 @@ def with_paper(table: Table) -> Table:
     Only rows on ImageNet get them, matched by architecture and, under attack, by budget. Raises
     UsageError when the table has no such row.
     """
-    reference = paper.rotation() if table.layout == "rotation" else paper.pgd()
-    keys = ["_arch"] if table.layout == "rotation" else ["_arch", *BUDGET]
+    published = table.experiment.reference
+    if published is None:
+        raise UsageError("the paper must have values of the experiment",
+                         seen=f"it has none of {table.experiment.name}", hint="leave out --paper")
+    reference, keys = published.rows(), ["_arch", *table.layout.parts]
     reference = reference.rename(columns={"model": "_arch"})
     values = {name: PAPER_PREFIX + name for name in reference.columns if name not in keys}
     reference = reference.rename(columns=values)
-    rows = table.rows.assign(_arch=table.rows["model"].map(architecture).where(_comparable(table)))
+    fits = _comparable(table, published.fits)
+    rows = table.rows.assign(_arch=table.rows["model"].map(architecture).where(fits))
     numbers = {name: "Float64" for name in keys[1:]}
     rows, reference = rows.astype(numbers), reference.astype(numbers)
     merged = rows.merge(reference, on=keys, how="left").drop(columns="_arch")
@@ -122,35 +129,34 @@ def with_paper(table: Table) -> Table:
     return replace(table, rows=_typed(merged))
 
 
-def _comparable(table: Table) -> pd.Series[bool]:
-    """Say which rows the paper's values may stand beside: trained, on ImageNet, by its attack."""
+def _comparable(table: Table, fits: Callable[[Mapping[str, object]], bool]) -> pd.Series[bool]:
+    """Say which rows the paper's values may stand beside: trained, on ImageNet, measured alike."""
     rows = table.rows
     trained = ~rows["model"].str.rpartition(".")[2].str.startswith("untrained")
-    by_pgd = rows["attack"] == "pgd" if "attack" in rows else True
-    return (rows["data"] == paper.DATA) & trained & by_pgd
+    alike = [fits({str(name): value for name, value in row.items()})
+             for row in rows.to_dict(orient="records")]
+    return (rows["data"] == paper.DATA) & trained & pd.Series(alike, index=rows.index, dtype=bool)
 
 
 def to_csv(table: Table) -> str:
     """Render a table as CSV: unformatted numbers, missing ones empty, the note as a column.
 
-    Columns that have nothing to say are left out: see `told`.
+    Facts of data and model stay where rows of the same one differ in them, counts and remarks where
+    a row has any, and the layout's rare columns where there is anything to see in them.
     """
-    rows = told(table.rows)
+    rows = _told(table.rows, table.layout.rare)
     rows = rows.assign(note=table.note) if table.note else rows
     return rows.to_csv(index=False, lineterminator="\n")
 
 
-def told(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows without the columns that have nothing to say.
-
-    Facts of data and model stay where rows of the same one differ in them, counts and remarks
-    where a row has any, and the parts of a gradient that were zero where one was zero as a whole.
-    """
+def _told(rows: pd.DataFrame, rare: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows without the columns that have nothing to say."""
     quiet = {name for name, of in _TOLD_WHEN_DIFFERENT.items() if name in rows
              and rows.groupby(of, sort=False)[name].nunique(dropna=False).max() < 2}
-    quiet |= {name for name in _TOLD_WHEN_ANY
-              if name in rows and not any(pd.notna(value) and value for value in rows[name])}
-    quiet |= {"zero_gradient"} if "no_gradient" in quiet else set()
+    empty = {name for name in {*_TOLD_WHEN_ANY, *rare.values()}
+             if name in rows and not any(pd.notna(value) and value for value in rows[name])}
+    quiet |= empty & {*_TOLD_WHEN_ANY}
+    quiet |= {name for name, of in rare.items() if of in empty}
     return rows.drop(columns=[name for name in rows.columns if name in quiet])
 
 
@@ -162,53 +168,6 @@ def architecture(model: str) -> str:
 def network(model: str) -> str:
     """Return the architecture of a model's full name without its options."""
     return architecture(model).partition("(")[0]
-
-
-def rates(layout: Layout) -> list[str]:
-    """Return the names of the rates that a layout has."""
-    if layout == "rotation":
-        return [f"{view}_{measure}" for view in VIEWS for measure in ("top1", "top5")]
-    return ["clean_top1", *PGD_RATES]
-
-
-def standard_columns(layout: Layout) -> list[str]:
-    """Return the columns behind ``model`` and ``data``: values, intervals, counts."""
-    if layout == "rotation":
-        values = [column for name in rates(layout) for column in
-                  ((name,) if name.startswith(f"{VIEWS[0]}_") else (name, f"{name}_drop"))]
-        extra = []
-    else:
-        values = ["clean_top1", *BUDGET, *PGD_RATES]
-        extra = ["mean_linf"]
-    intervals = [f"{name}_{bound}" for name in rates(layout) for bound in ("low", "high")]
-    return ["n", *values, *intervals, "failed", *extra]
-
-
-def optional_columns(layout: Layout) -> list[str]:
-    """Return the columns behind the standard ones that only some rows have."""
-    gradients = [] if layout == "rotation" else ["zero_gradient", "no_gradient"]
-    return ["excluded", "reasons", *(f"{name}_all" for name in rates(layout)), *gradients]
-
-
-def _table(layout: Layout, summaries: Sequence[Mapping[str, object]], title: str,
-           note: str) -> Table:
-    if not summaries:
-        raise OutputError("a table must have at least one row", seen="there are no results",
-                          hint="run sanrobust rotate or sanrobust pgd first")
-    rows = pd.DataFrame([{name: _scalar(value) for name, value in summary.items()}
-                         for summary in summaries])
-    facts = {"model", "data", *standard_columns(layout), *optional_columns(layout)}
-    for name in rows.columns.difference([*facts], sort=False):
-        # As pandas reads them, a whole number beside a row without one would turn into a float.
-        rows[name] = pd.Series([_scalar(summary.get(name)) for summary in summaries], dtype=object)
-    for name in ("model", "data"):
-        if name not in rows or rows[name].isna().any():
-            raise OutputError(f"every row of a table must have its {name}",
-                              seen="one has none", hint=f"add {name!r} to each summary")
-    known = ["model", "data", *standard_columns(layout), *optional_columns(layout)]
-    rest = [name for name in rows.columns if name not in known]
-    rows = rows[[name for name in known if name in rows.columns] + rest]
-    return Table(layout, _sorted(_typed(rows)), title, note)
 
 
 def _scalar(value: object) -> object:

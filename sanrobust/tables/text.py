@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sanrobust.experiments.layout import Head
 from sanrobust.tables.caption import caption
-from sanrobust.tables.grid import Cell, Grid, Head, Line, grid, printed
+from sanrobust.tables.grid import Cell, Grid, Line, grid, printed
 from sanrobust.tables.table import Table
 
 _GAP = "  "

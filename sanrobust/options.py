@@ -1,8 +1,14 @@
-"""Kinds of options that take numbers, each written as a plain decimal number."""
+"""What can be typed: kinds of options, and the fields of frozen dataclasses that options fill.
+
+A setting that `setting` makes is at once a field of its dataclass, a keyword of a Python function,
+and one or several options of a command; `take_settings` turns what was typed into the keywords.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import click
@@ -14,6 +20,68 @@ LARGEST = 2**31 - 1
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,40}\.?|[0-9]{0,40}\.[0-9]{1,40})(e[+-]?[0-9]{1,3})?",
                      re.IGNORECASE)
+_OPTIONS, _READ, _DOC = "sanrobust.options", "sanrobust.read", "sanrobust.doc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """How a value is typed: flags and other attributes as `click.option` takes them."""
+
+    flags: tuple[str, ...]
+    attributes: Mapping[str, Any]
+
+    def built(self, default: Any) -> click.Option:
+        """Return it as click's, with this default unless it has one of its own."""
+        return click.Option(self.flags, **{"default": default, **self.attributes})
+
+
+def option(*flags: str, **attributes: Any) -> Option:
+    """Describe an option as `click.option` does; the default is that of its setting."""
+    return Option(flags, attributes)
+
+
+def setting(default: Any, *options: Option, read: Callable[..., Any] | None = None,
+            doc: str = "") -> Any:
+    """Make a field of a dataclass that is typed as one or several options.
+
+    Args:
+        default: value of the field where nothing is typed.
+        options: how it is typed; several have None where they are not typed, and go to ``read``
+            together.
+        read: turns what was typed into the field's value; None takes it as it is.
+        doc: what the field is, for readers of Python; empty where the option's help says it.
+    """
+    help_text = str(options[0].attributes.get("help", "")) if options else ""
+    return dataclasses.field(default=default, metadata={
+        _OPTIONS: options, _READ: read, _DOC: doc or help_text})
+
+
+def settings_options(kind: type) -> Iterator[click.Option]:
+    """Yield the options that fill the fields of a dataclass, in their order."""
+    for field in dataclasses.fields(kind):
+        yield from _options(field)
+
+
+def _options(field: dataclasses.Field[Any]) -> list[click.Option]:
+    several: tuple[Option, ...] = field.metadata.get(_OPTIONS, ())
+    return [each.built(field.default if len(several) == 1 else None) for each in several]
+
+
+def settings_docs(kind: type) -> dict[str, str]:
+    """Return what each field of a dataclass is, by its name."""
+    return {field.name: str(field.metadata.get(_DOC, "")) for field in dataclasses.fields(kind)}
+
+
+def take_settings(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Take the values of `settings_options` out of a command's parameters, as keywords of ``kind``.
+    """
+    keywords = {}
+    for field in dataclasses.fields(kind):
+        typed = [values.pop(str(each.name)) for each in _options(field)]
+        read = field.metadata.get(_READ)
+        if typed:
+            keywords[field.name] = read(*typed) if read else typed[0]
+    return keywords
 
 
 class Whole(click.IntRange):
@@ -107,6 +175,19 @@ class BatchSize(click.ParamType[int | str]):
         if not _WHOLE.fullmatch(str(value)) or not 1 <= int(value) <= LARGEST:
             refuse(param, f"auto or a whole number from 1 to {LARGEST}", value, "64")
         return int(value)
+
+
+def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:
+    """Turn repeated ``key=value`` texts into a dict; raises UsageError for another form."""
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or key in parsed:
+            raise UsageError(f"{option} must be key=value, each key once",
+                             seen=f"it is {shown_value(pair)}",
+                             hint=f"type for example {option} eps=8/255")
+        parsed[key] = value
+    return parsed
 
 
 def as_number(text: str) -> float | None:

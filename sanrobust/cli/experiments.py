@@ -1,0 +1,37 @@
+"""The command of each experiment, made of what the experiment says of itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from sanrobust.cli.group import Command
+from sanrobust.cli.options import (data_options, model_options, run_options, take_data, take_how,
+                                   take_models)
+from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.catalog import experiments
+from sanrobust.options import settings_options, take_settings
+
+
+def commands() -> Iterator[click.Command]:
+    """Yield the commands of all experiments."""
+    return (command_of(each) for each in experiments().values())
+
+
+def command_of(experiment: Experiment) -> click.Command:
+    """Return the command that measures an experiment and prints its table."""
+    @click.command(experiment.name, cls=Command, help=inspect.cleandoc(experiment.help))
+    @model_options
+    @data_options
+    @run_options
+    def command(**values: Any) -> None:
+        models, data, how = take_models(values), take_data(values), take_how(values)
+        settings = experiment.settings(**take_settings(experiment.settings, values))
+        from sanrobust.cli.report import show
+        show(experiment, settings, models, data, how)
+
+    command.params = [*settings_options(experiment.settings), *command.params]
+    return command

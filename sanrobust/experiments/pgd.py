@@ -1,0 +1,335 @@
+"""White-box targeted PGD (Zhao et al. 2020, section 5.4 and Table 10), and attacks of torchattacks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+from sanrobust.attacks.describe import attack_name, attack_strength, attack_words
+from sanrobust.attacks.settings import AttackSettings
+from sanrobust.experiments.base import Columns, Experiment, Records, Reference, stacked
+from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from sanrobust.attacks.result import BudgetResult
+    from sanrobust.data.imageset import ImageSet
+    from sanrobust.data.loader import Batch, FailedImage
+    from sanrobust.experiments.base import Model
+    from sanrobust.metrics import PerImage, Summary
+    from sanrobust.preprocessing import Preprocessing
+
+BUDGET = ("eps", "step", "iters")
+RATES = ("clean_top1", "success", "success_any", "top1_adv", "top1_fb")
+Budget = tuple[float | None, float | None, int | None]
+
+
+class PgdMeasurement:
+    """An attack in all its budgets.
+
+    Args:
+        settings: the attack and everything that can change its numbers.
+
+    Raises DataError for a targets file that does not read, UsageError for an attack or option
+    that does not exist.
+    """
+
+    gradient = True
+
+    def __init__(self, settings: AttackSettings) -> None:
+        from sanrobust.attacks.build import build_attack
+        self.batched = settings.adapted is None
+        self.notes = settings.shortfalls()
+        self._settings = settings
+        self._rule = settings.rule()
+        self._attack = build_attack(settings, self._rule)
+
+    def spec(self) -> Mapping[str, object]:
+        """Return the attack's settings; a targets file enters by its hash."""
+        return self._settings.as_dict(self._rule)
+
+    def check(self, images: ImageSet, *, num_classes: int,
+              preprocessing: Preprocessing) -> Sequence[str]:
+        """Refuse targets that cannot serve these images; say which targets serve none."""
+        del preprocessing
+        ids = [ref.id for ref in images.refs]
+        self._rule.check(ids, [ref.label for ref in images.refs], num_classes)
+        return self._rule.remarks(ids)
+
+    def measure(self, model: Model, batch: Batch) -> Columns:
+        """Return one row per budget and image; those of excluded images come last."""
+        split = self._rule.split(batch.labels.tolist())
+        parts = [self.failed(batch.failed(position, reason)) for position, reason in split.excluded]
+        if split.kept:
+            kept = batch.part(split.kept)
+            results = self._attack(model, kept.pixels, kept.labels, kept.ids)
+            parts = [*(_rows(result, kept) for result in results), *parts]
+        return stacked(parts)
+
+    def failed(self, image: FailedImage) -> Columns:
+        """Return one row per budget that says why the image has no prediction."""
+        budgets = [budget.as_dict() for budget in self._settings.strengths] or [{}]
+        count = len(budgets)
+        columns: Columns = {name: [None] * count for name in PGD.records.columns}
+        columns.update(
+            image=[image.id] * count, label=[image.label] * count, error=[image.reason] * count,
+            **{name: [budget.get(name) for budget in budgets] for name in BUDGET})
+        return columns
+
+
+def _rows(result: BudgetResult, batch: Batch) -> Columns:
+    """Return the records of one budget on a batch."""
+    count, budget = len(batch.ids), result.budget
+    return {
+        "image": batch.ids,
+        "label": batch.labels.tolist(),
+        "target": _listed(result.targets, count),
+        "eps": [result.eps] * count,
+        "step": [budget.step if budget else None] * count,
+        "iters": [budget.iters if budget else None] * count,
+        "clean_pred": result.clean_pred.tolist(),
+        "adv_pred": result.adv_pred.tolist(),
+        "hit": _listed(result.hit, count),
+        "hit_any": _listed(result.hit_any, count),
+        "linf": result.linf.tolist(),
+        "target_loss": _listed(result.target_loss, count),
+        # An attack that takes no gradients has nan, and nothing to tell.
+        "zero_gradient": [None if math.isnan(sum(parts)) else parts
+                          for parts in result.zero_gradient.tolist()],
+        "error": [None] * count,
+    }
+
+
+def _listed(values: Tensor | None, count: int) -> Sequence[object]:
+    return [None] * count if values is None else list(values.tolist())
+
+
+def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
+    """Summarise the records of one model under attack, one dict per budget (paper, Table 10).
+
+    Args:
+        records: one row per image and budget, with the columns that `PGD` reads, of which
+            zero_gradient may be absent; eps, step and linf in 1/255.
+
+    Each dict has what `metrics.counts` returns, the budget, and in percent of the evaluated images,
+    with ``_low`` and ``_high`` (95 % Wilson) and ``_all`` where images failed: ``clean_top1``;
+    ``success`` (classified as the target on the last iterate) and ``success_any`` (on any
+    iterate); ``top1_adv`` (top-1 on the last iterate) and ``top1_fb`` (top-1 when an attack that
+    failed leaves the clean image). ``mean_linf`` is the mean size of the perturbations in 1/255.
+    ``no_gradient`` is the percentage of images at which the gradient was exactly zero in every
+    pixel at every step, ``zero_gradient`` the mean percentage of pixels where it was. What the
+    attack does not report is nan, or None in the budget. Raises OutputError when an image counts
+    twice or lacks a budget.
+    """
+    from sanrobust import metrics
+    keys = _budgets(records)
+    # An image that failed before the attack began may not know the attack's budget.
+    attacked = [key for key, sound in zip(keys, records["error"].isna()) if sound]
+    budgets = sorted(set(attacked or keys), key=_order)
+    table = metrics.per_image(records, keys, budgets, noun="budget")
+    return [_summary(table, budget) for budget in budgets]
+
+
+def pgd_outcomes(records: pd.DataFrame, *, budget: Budget,
+                 measure: Literal["success", "success_any", "top1_adv", "top1_fb"] = "success",
+                 ) -> pd.Series[bool]:
+    """Return per image whether ``measure`` (see `pgd_summaries`) holds under ``budget``.
+
+    The result is a nullable Series indexed by image; an image that failed, or of which the
+    attack does not report the measure, is NA. Raises OutputError when an image counts twice or
+    the records lack the budget.
+    """
+    from sanrobust import metrics
+    table = metrics.per_image(records, _budgets(records), [budget], noun="budget", more=True)
+    return metrics.with_failed(_outcomes(table.rows[budget])[measure], records)
+
+
+def _outcomes(rows: pd.DataFrame) -> dict[str, pd.Series[bool]]:
+    from sanrobust import metrics
+    clean, hit = metrics.predicted(rows, "clean_pred"), metrics.flags(rows, "hit")
+    return {
+        "clean_top1": clean,
+        "success": hit,
+        "success_any": metrics.flags(rows, "hit_any"),
+        "top1_adv": metrics.predicted(rows, "adv_pred"),
+        # An unknown hit must stay unknown, also where the clean image is misclassified.
+        "top1_fb": (clean & ~hit).mask(hit.isna()),
+    }
+
+
+def _summary(table: PerImage, budget: Budget) -> Summary:
+    import pandas as pd
+
+    from sanrobust import metrics
+    rows = table.rows[budget]
+    summary = {**metrics.counts(table), **dict(zip(BUDGET, budget))}
+    for name, outcomes in _outcomes(rows).items():
+        metrics.put_rate(summary, name, outcomes, failed=table.failed,
+                         failed_counts=name.startswith("success"))
+    summary["mean_linf"] = float(pd.to_numeric(rows["linf"]).mean())
+    return {**summary, **_zero_gradients(rows)}
+
+
+def _zero_gradients(rows: pd.DataFrame) -> Summary:
+    """Summarise the parts of the gradient that were exactly zero, per image and step."""
+    steps = rows["zero_gradient"].dropna() if "zero_gradient" in rows else rows["linf"].iloc[:0]
+    steps = steps[steps.map(len) > 0]
+    if not len(steps):
+        return {}
+    return {"zero_gradient": 100 * float(steps.map(fmean).mean()),
+            # Not at some step: where an attack has reached its aim, its loss may be flat.
+            "no_gradient": 100 * float((steps.map(min) == 1).mean())}
+
+
+def _budgets(records: pd.DataFrame) -> list[Budget]:
+    """Return each row's budget with None, which equals itself, for what the attack lacks."""
+    import pandas as pd
+    columns = (records[name].astype("Float64") for name in BUDGET)
+    return [(None if pd.isna(eps) else float(eps), None if pd.isna(step) else float(step),
+             None if pd.isna(iters) else int(iters)) for eps, step, iters in zip(*columns)]
+
+
+def _order(budget: Sequence[float | str | None]) -> tuple[float, ...]:
+    """Sort as in Table 10: by eps, then by the number of iterations; what is unknown last."""
+    eps, step, iters = (math.inf if part is None else float(part) for part in budget)
+    return eps, iters, step
+
+
+def _heads(parts: Sequence[Part]) -> list[Head]:
+    attacks = (Head(*_budget_text(part), (Measure(f"{number}:success", "s. rate", min),
+                                          Measure(f"{number}:top1_adv", "top-1")))
+               for number, part in enumerate(parts))
+    return [Head("clean", "", (Measure("clean_top1", "top-1"),)), *attacks]
+
+
+def _budget_text(part: Part) -> tuple[str, str]:
+    """Return a budget's heading and its detail; what an attack does not have is left out."""
+    eps, step, iters = map(float, part)
+    title = f"attack n = {iters:g}" if math.isfinite(iters) else "attack"
+    return title, ", ".join(f"{sign} = {repr(value).removesuffix('.0')}"
+                            for sign, value in {"ε": eps, "ρ": step}.items()
+                            if math.isfinite(value))
+
+
+def _budget_words(part: Part) -> str:
+    title, detail = _budget_text(part)
+    return ", ".join(word for word in (title.removeprefix("attack").strip(), detail) if word)
+
+
+def _title(entries: Sequence[Entry]) -> str:
+    attacks = {entry.facts.get("attack", "pgd") for entry in entries}
+    if attacks == {"pgd"}:
+        return "Robustness to white-box targeted PGD attacks"
+    return ("Robustness to adversarial attacks" if len(attacks) > 1
+            else f"Robustness to {entries[0].variant}")
+
+
+def _legend(known: Container[str]) -> str:
+    parts = {"iters": "n {}the number of iterations", "eps": "ε {}the largest change of a pixel",
+             "step": "ρ {}the step"}
+    signs = [words.format("" if place else "is ") for place, words in
+             enumerate(words for name, words in parts.items() if name in known)]
+    unit = (", both in 1/255" if "eps" in known and "step" in known
+            else ", in 1/255" if "eps" in known else "")
+    # The paper does not say which iterate it scores; our own records tell the two apart.
+    when = " on the last iterate" if "success_any" in known else ""
+    rate = f"s. rate is the share of images classified as their target{when} (lower is better), "
+    accuracy = ("" if "success" not in known else rate) + "top-1 the accuracy under attack"
+    said = [", ".join(signs[:-1]) + (" and " if signs[:-1] else "") + signs[-1] + unit] \
+        if signs else []
+    return f"{'; '.join([*said, accuracy])}."
+
+
+def _settings(facts: Facts) -> dict[str, object]:
+    """Return the settings of an attack as its specification has them, from a row's columns."""
+    settings = dict(facts)
+    if isinstance(settings.get("options"), str):
+        settings["options"] = json.loads(str(settings["options"]))
+    return settings
+
+
+def _variant(facts: Facts) -> str:
+    if "attack" not in facts:
+        return ""
+    settings = _settings(facts)
+    words = (attack_name(settings), attack_strength(settings))
+    return ", ".join(word for word in words if word)
+
+
+def _done(facts: Facts) -> str:
+    return attack_words(_settings(facts)) if "attack" in facts else ""
+
+
+def _blind(entries: Sequence[Entry]) -> Iterator[str]:
+    """Warn of attacks that were blind: where the gradient is zero they cannot move."""
+    several = len({entry.variant for entry in entries}) > 1
+    blind = {f"{entry.label}, {entry.variant}" if several else entry.label: max(shares)
+             for entry in entries
+             if (shares := [value for key, value in entry.values.items()
+                            if key.endswith("no_gradient") and value > 0])}
+    if blind:
+        told = "; ".join(f"{label} {share:.1f} %" for label, share in blind.items())
+        yield ("Images at which the gradient was exactly zero in every pixel at every step, so "
+               f"that the attack could not see: {told}; what it did not reach there is no sign of "
+               "robustness.")
+
+
+def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Summary]:
+    del settings
+    return pgd_summaries(records)
+
+
+def _table10() -> pd.DataFrame:
+    from sanrobust import paper
+    return paper.pgd()
+
+
+def _fits(row: Mapping[str, object]) -> bool:
+    return row.get("attack", "pgd") == "pgd"
+
+
+def _note() -> str:
+    return "Table 10."
+
+
+PGD = Experiment(
+    name="pgd",
+    files="pgd",
+    help="""White-box targeted PGD in the L-inf ball (the paper's Table 10), or another attack.
+
+    Without --eps, --step and --iters both budgets of Table 10 run in one pass. An attack of
+    torchattacks takes its strength from -A. Writes OUT/pgd.csv, .tex and .md.
+    """,
+    settings=AttackSettings,
+    prepare=PgdMeasurement,
+    records=Records(
+        columns={"image": "string", "label": "int32", "target": "int32", "eps": "float64",
+                 "step": "float64", "iters": "int32", "clean_pred": "int32", "adv_pred": "int32",
+                 "hit": "bool", "hit_any": "bool", "linf": "float32", "target_loss": "list<float>",
+                 "zero_gradient": "list<float>", "error": "string"},
+        key=("image", *BUDGET),
+        read=("image", "label", *BUDGET, "clean_pred", "adv_pred", "hit", "hit_any", "linf",
+              "zero_gradient", "error")),
+    summarise=_summaries,
+    told_by_rows=("budgets",),
+    layout=Layout(
+        rates=RATES,
+        values=("clean_top1", *BUDGET, *RATES[1:]),
+        extra=("mean_linf",),
+        rare={"zero_gradient": "no_gradient", "no_gradient": "no_gradient"},
+        clean="clean_top1", heads=_heads, title=_title, legend=_legend,
+        parts=BUDGET, order=_order, shared=("clean_top1",),
+        details=(Measure("clean_top1", "clean top-1"), Measure("success", "s. rate"),
+                 Measure("success_any", "s. rate, any iterate"), Measure("top1_adv", "top-1"),
+                 Measure("top1_fb", "top-1, failed attack = clean")),
+        part_noun="Budget", part_words=_budget_words,
+        variant=_variant, variant_noun="Attack", done=_done, notes=_blind,
+        failed_as="as wrong, and as reached by the attack"),
+    reference=Reference(rows=_table10, fits=_fits, note=_note),
+)
