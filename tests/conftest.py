@@ -36,10 +36,13 @@ def _no_user_settings(tmp_path_factory: pytest.TempPathFactory,
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_is_heard() -> None:
-    # Jobs in the background of a script ignore it, and what they start inherits that.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _stops_are_heard() -> None:
+    # Jobs in the background of a script ignore one, those of nohup the other, and what they start
+    # inherits that.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler),
+                            (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def _settings() -> list[_Setting]:
 
 
 def _of_torch() -> Iterator[_Setting]:
-    yield torch.get_default_device, _set_device
+    yield _device, _set_device
     yield torch.get_default_dtype, torch.set_default_dtype
     yield torch.is_grad_enabled, torch.set_grad_enabled
     yield torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly
@@ -98,6 +98,13 @@ def _of_process() -> Iterator[_Setting]:
 
 def _attribute(place: object, name: str) -> _Setting:
     return partial(getattr, place, name), partial(setattr, place, name)
+
+
+def _device() -> torch.device:
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.6 does not know it any more when it was put back
+        return torch.device("cpu")
 
 
 def _set_device(device: torch.device) -> None:
