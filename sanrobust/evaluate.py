@@ -117,7 +117,7 @@ def evaluate(model: Model, images: ImageSet, measurement: Measurement, store: Ru
                 tables = _measure_batch(model, batch, measurement, device)
                 if tables:
                     ids = [images.refs[index].id for index in indices]
-                    buffer.add([_in_order(stacked(tables), ids)], len(indices))
+                    buffer.add([in_order(stacked(tables), ids)], len(indices))
                 progress.advance(len(indices))
                 unread.note(batch)
                 end_if_stopped()
@@ -133,7 +133,7 @@ def _measure_batch(model: Model, batch: Batch, measurement: Measurement,
     return tables + [measurement.failed(image) for image in batch.failures if not image.passing]
 
 
-def _in_order(columns: Columns, ids: Sequence[str]) -> Columns:
+def in_order(columns: Columns, ids: Sequence[str]) -> Columns:
     """Sort rows into the order of ``ids``; the rows of one image keep theirs."""
     place = {image: position for position, image in enumerate(ids)}
     images = columns["image"]

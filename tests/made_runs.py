@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from sanrobust.experiments.rotation import ROTATION
 from sanrobust.header import started
-from sanrobust.metrics import VIEWS
+from sanrobust.data.views import VIEWS
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.records import RunStore, column_names
+from sanrobust.records import RunStore
 from sanrobust.runs import Run, open_run
 from sanrobust.spec import RunSpec
 
@@ -26,7 +27,7 @@ def rows(ids: Sequence[str], *, error: str | None = None) -> dict[str, list[obje
     """Records of right predictions, or of images that failed."""
     images = [image for image in ids for _ in VIEWS]
     values: dict[str, list[object]] = {name: [None] * len(images)
-                                       for name in column_names("rotate")}
+                                       for name in ROTATION.records.columns}
     values.update(image=images, label=[1] * len(images), view=list(VIEWS) * len(ids),
                   error=[error] * len(images))
     if error is None:

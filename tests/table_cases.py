@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 
-from sanrobust.metrics import VIEWS, wilson
-from sanrobust.tables import (Table, paper_tables, pgd_table, rotation_table, to_latex, to_markdown,
-                              with_paper)
+from sanrobust.data.views import VIEWS
+from sanrobust.experiments import pgd, rotation
+from sanrobust.metrics import wilson
+from sanrobust.tables import Table, make_table, paper_tables, to_latex, to_markdown, with_paper
+
+rotation_table = partial(make_table, rotation.ROTATION)
+pgd_table = partial(make_table, pgd.PGD)
 
 HOSTILE = r"my_net%1&#{}$~^\<a|b>[x]*`"
 NOTE = "Demonstration on embedded digits: 100 % toy_data."

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sanrobust.attacks.budget import Budget
 from sanrobust.attacks.pgd import targeted_pgd
 from sanrobust.attacks.targets import TargetRule
-from sanrobust.experiments import Rotation
+from sanrobust.data.loader import Batch
+from sanrobust.experiments.rotation import RotationMeasurement, RotationSettings
 from sanrobust.steady import FixedSizeBatches
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.folded import accelerate
@@ -116,5 +117,6 @@ def test_a_pass_of_a_classifier_reads_nothing(
 
 def test_a_view_without_finite_logits_is_refused() -> None:
     with pytest.raises(Exception, match="logits must be finite"):
-        Rotation().measure(lambda pixels: pixels.mean((2, 3)) / 0, images(),
-                           torch.zeros(IMAGES, dtype=torch.int64), ["a", "b", "c"])
+        RotationMeasurement(RotationSettings()).measure(
+            lambda pixels: pixels.mean((2, 3)) / 0,
+            Batch(("a", "b", "c"), torch.zeros(IMAGES, dtype=torch.int64), images()))

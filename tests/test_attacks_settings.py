@@ -24,7 +24,7 @@ def test_the_default_is_the_experiment_of_table_10() -> None:
 
 
 def test_no_budget_means_the_two_of_table_10() -> None:
-    assert AttackSettings(budgets=()).budgets == TABLE10
+    assert AttackSettings().budgets == TABLE10
 
 
 @pytest.mark.parametrize(("given", "message"), [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sanrobust.tables import paper_tables, pgd_table, rotation_table, to_csv, to_markdown, to_text
-from table_cases import CW, MIXED, markdown_line, pgd_row, rotation_row
+from sanrobust.tables import paper_tables, to_csv, to_markdown, to_text
+from table_cases import (CW, MIXED, markdown_line, pgd_row, pgd_table, rotation_row,
+                         rotation_table)
 
 
 def test_a_tag_shows_only_where_it_tells_two_rows_apart() -> None:

@@ -86,9 +86,9 @@ def test_a_module_imports_lower_floors_and_its_own_package_alone(module: Path) -
     ("from sanrobust import rotate", {"sanrobust"}),
     ("import sanrobust", {"sanrobust"}),
     ("import sanrobustness", set()),
-    ("def f():\n    if True:\n        from sanrobust.run import run_pgd", {"run.py"}),
-    ("if TYPE_CHECKING:\n    from sanrobust.run import run_pgd", set()),
-    ("if TYPE_CHECKING:\n    import a\nelse:\n    from sanrobust.run import run_pgd", {"run.py"}),
+    ("def f():\n    if True:\n        from sanrobust.run import run", {"run.py"}),
+    ("if TYPE_CHECKING:\n    from sanrobust.run import run", set()),
+    ("if TYPE_CHECKING:\n    import a\nelse:\n    from sanrobust.run import run", {"run.py"}),
 ])
 def test_imports_are_found_wherever_they_stand(source: str, found: set[str]) -> None:
     assert members_imported(source) == found

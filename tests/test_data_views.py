@@ -18,7 +18,7 @@ MATRICES = {
 
 
 def test_the_views_are_those_of_the_table_in_its_order() -> None:
-    assert VIEWS == tuple(MATRICES)
+    assert tuple(VIEWS) == tuple(MATRICES)
 
 
 @pytest.mark.parametrize("name", MATRICES)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from sanrobust.data.views import VIEWS
 from sanrobust.errors import OutputError
-from sanrobust.metrics import (VIEWS, paired_difference, pgd_outcomes, pgd_summaries,
-                               rotation_outcomes, rotation_summary, wilson)
+from sanrobust.experiments.pgd import pgd_outcomes, pgd_summaries
+from sanrobust.experiments.rotation import rotation_outcomes, rotation_summary
+from sanrobust.metrics import paired_difference, wilson
 
 Z95 = 1.959963984540054
 TABLE10 = ((8.0, 4.0, 2), (8.0, 2.0, 4))

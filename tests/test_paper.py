@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sanrobust import paper
-from sanrobust.metrics import VIEWS
+from sanrobust.data.views import VIEWS
 from sanrobust.tables import paper_tables, write_paper_tables
 
 COMMITTED = Path(__file__).parent.parent / "results" / "paper"
@@ -28,14 +28,14 @@ def test_attacks_are_the_two_budgets_of_the_paper() -> None:
 def test_printed_drops_are_differences_but_for_the_five_known_ones() -> None:
     table = paper.rotation().set_index("model")
     odd = {}
-    for view in VIEWS[1:]:
+    for view in list(VIEWS)[1:]:
         for measure in ("top1", "top5"):
             name = f"{view}_{measure}"
             excess = table[f"{name}_drop"] - (table[f"none_{measure}"] - table[name])
             # Printed numbers have one decimal: anything below half of it is binary rounding.
             odd.update({(model, name): round(value, 1)
                         for model, value in excess.items() if abs(value) > 0.05})
-    assert odd == {**{("san15-patch", f"{view}_top1"): 0.2 for view in VIEWS[1:]},
+    assert odd == {**{("san15-patch", f"{view}_top1"): 0.2 for view in list(VIEWS)[1:]},
                    ("resnet50", "cw180_top5"): 0.1}
 
 

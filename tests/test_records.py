@@ -14,7 +14,9 @@ import pytest
 from sanrobust import files
 from sanrobust.errors import OutputError
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.records import RunStore, chunked, column_names, ids_digest, read_records
+from sanrobust.experiments.pgd import PGD
+from sanrobust.experiments.rotation import ROTATION
+from sanrobust.records import RunStore, chunked, ids_digest, read_records
 from sanrobust.runs import open_run
 from sanrobust.spec import RunSpec
 
@@ -24,7 +26,7 @@ SPEC = RunSpec(experiment="rotate", model="m.t", weights="00", preprocessing=Pre
 
 def rows(ids: Sequence[str], view: str = "none") -> dict[str, list[object]]:
     count = len(ids)
-    values: dict[str, list[object]] = {name: [None] * count for name in column_names("rotate")}
+    values: dict[str, list[object]] = {name: [None] * count for name in ROTATION.records.columns}
     values.update(image=list(ids), label=[1] * count, view=[view] * count, pred=[1] * count,
                   top5_hit=[True] * count, prob_label=[0.5] * count)
     return values
@@ -36,7 +38,7 @@ def test_appended_rows_read_back_in_order(tmp_path: Path) -> None:
         store.append(rows(["c"]))
     table = read_records(store.folder, "rotate", SPEC.digest)
     assert table.column("image").to_pylist() == ["b", "a", "c"]
-    assert tuple(table.column_names) == column_names("rotate")
+    assert table.column_names == list(ROTATION.records.columns)
 
 
 def test_recorded_images_survive_reopening_and_leftovers_are_swept(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_second_writer_that_no_lock_stopped_overwrites_nothing(
 def test_a_column_that_an_earlier_version_did_not_write_is_null(tmp_path: Path) -> None:
     spec = replace(SPEC, experiment="pgd")
     with RunStore(tmp_path, spec) as store:
-        values = {name: [None] for name in column_names("pgd")}
+        values = {name: [None] for name in PGD.records.columns}
         store.append({**values, "image": ["a"], "zero_gradient": [[0.5]]})
         path = store.folder / "records" / "000000.parquet"
         pq.write_table(pq.read_table(path).drop_columns(["zero_gradient"]), path)

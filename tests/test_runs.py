@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sanrobust.errors import Interrupted, OutputError
+from sanrobust.experiments.rotation import ROTATION
 from sanrobust.header import missing, started
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.records import RunStore, column_names
+from sanrobust.records import RunStore
 from sanrobust.runs import Run, find_runs, identity, open_run, select
 from sanrobust.spec import RunSpec
 
@@ -23,7 +24,7 @@ SPEC = RunSpec(experiment="rotate", model="m.t", weights="00", preprocessing=Pre
 
 def rows(ids: Sequence[str]) -> dict[str, list[object]]:
     count = len(ids)
-    values: dict[str, list[object]] = {name: [None] * count for name in column_names("rotate")}
+    values: dict[str, list[object]] = {name: [None] * count for name in ROTATION.records.columns}
     values.update(image=list(ids), label=[1] * count, view=["none"] * count, pred=[1] * count,
                   top5_hit=[True] * count, prob_label=[0.5] * count)
     return values
@@ -153,7 +154,7 @@ def test_rows_are_one_only_where_everything_that_decides_them_agrees(
 def test_the_list_of_budgets_does_not_decide_a_row_but_its_own_budget_does() -> None:
     one, both = ({"budgets": [{"eps": 8.0, "step": step, "iters": 2} for step in steps]}
                  for steps in ((4.0,), (4.0, 2.0)))
-    alone, beside = run_of(replace(SPEC, settings=one)), run_of(replace(SPEC, settings=both))
+    alone, beside = (run_of(replace(SPEC, experiment="pgd", settings=each)) for each in (one, both))
     budget = {"eps": 8.0, "step": 4.0, "iters": 2}
     assert identity(alone, budget) == identity(beside, budget)
     assert identity(beside, budget) != identity(beside, {**budget, "step": 2.0})

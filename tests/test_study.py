@@ -16,6 +16,8 @@ from conftest import Command
 from sanrobust import study
 from sanrobust.design import Design
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UnknownNameError, UsageError
+from sanrobust.experiments.pgd import PGD
+from sanrobust.experiments.rotation import ROTATION
 from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
@@ -55,7 +57,7 @@ def test_runs_of_an_architecture_are_averaged_per_budget() -> None:
          "iters": 2, "success": 10.0 * place + step, "success_low": 0.0, "success_high": 100.0,
          "mean_linf": 6.0 + place}
         for place, name in enumerate(names) for step in (2.0, 4.0)])
-    found = average(rows, ["b", "a(x=1)"], ("eps", "step", "iters"))
+    found = average(PGD, rows, ["b", "a(x=1)"])
     assert [(row["model"], row["step"], row["success"]) for row in found] == [
         ("b", 2.0, 27.0), ("b", 4.0, 29.0), ("a(x=1)", 2.0, 7.0), ("a(x=1)", 4.0, 9.0)]
     assert found[0]["failed"] == 5 and found[0]["mean_linf"] == 8.5 and found[0]["seeds"] == 2
@@ -67,18 +69,18 @@ def test_an_average_is_over_one_dataset_and_counts_each_training_run_once() -> N
         {"model": f"b.s{seed}", "data": data, "n": 10, "failed": 0, "none_top1": top1 + seed,
          "none_top1_low": 0.0, "none_top1_high": 100.0}
         for data, top1 in (("d", 10.0), ("e", 90.0)) for seed in (0, 1)])
-    found = average(rows, ["b"])
+    found = average(ROTATION, rows, ["b"])
     assert [(row["data"], row["none_top1"], row["seeds"]) for row in found] == [
         ("d", 10.5, 2), ("e", 90.5, 2)]
     with pytest.raises(ProtocolError, match="b.s0 stands twice"):
-        average(pd.concat([rows, rows.iloc[:1]]), ["b"])
+        average(ROTATION, pd.concat([rows, rows.iloc[:1]]), ["b"])
 
 
 def test_rates_over_all_images_are_averaged_where_a_run_has_failed_ones() -> None:
     rows = pd.DataFrame([{"model": f"b.s{seed}", "data": "d", "n": 10 - seed, "failed": seed,
                           "none_top1": 50.0, "none_top1_low": 0.0, "none_top1_high": 100.0,
                           "none_top1_all": 45.0 if seed else None} for seed in (0, 1)])
-    (found,) = average(rows, ["b"])
+    (found,) = average(ROTATION, rows, ["b"])
     assert (found["none_top1"], found["none_top1_all"], found["failed"]) == (50.0, 47.5, 1)
 
 

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from sanrobust import paper
 from sanrobust.errors import OutputError, UsageError
-from sanrobust.metrics import VIEWS
-from sanrobust.tables import (Table, paper_tables, pgd_table, rotation_table, to_csv, to_latex,
-                              to_markdown, to_text, with_paper, write_table)
+from sanrobust.data.views import VIEWS
+from sanrobust.tables import (Table, paper_tables, to_csv, to_latex, to_markdown, to_text,
+                              with_paper, write_table)
 from sanrobust.tables.grid import printed
 from sanrobust.tables.latex import escape as escape_latex
 from sanrobust.tables.markdown import escape as escape_markdown
 from table_cases import (MIXED, NOTE, PGD, TABLES, latex_line, latex_rows, latex_width,
-                         markdown_line, pgd_row, rotation_row, without_comments)
+                         markdown_line, pgd_row, pgd_table, rotation_row, rotation_table,
+                         without_comments)
 
 every_table = pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 
@@ -233,7 +234,7 @@ def test_a_row_without_its_model_or_data_is_refused(name: str) -> None:
 
 def test_write_table_makes_every_format(tmp_path: Path) -> None:
     table = TABLES["one model"]
-    written = write_table(table, tmp_path, "rotation")
+    written = write_table(table, tmp_path)
     assert [path.name for path in written] == ["rotation.csv", "rotation.md", "rotation.tex"]
     assert written[2].read_text(encoding="utf-8") == to_latex(table)
 

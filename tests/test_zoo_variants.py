@@ -17,7 +17,7 @@ from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.records import RunStore
 from sanrobust.spec import RunSpec
-from sanrobust.tables import rotation_table, to_csv, to_latex, to_text, with_paper
+from sanrobust.tables import to_csv, to_latex, to_text, with_paper
 from sanrobust.zoo import catalog, store, trained_list
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.checkpoint import METADATA_KEY, save_safetensors
@@ -25,7 +25,7 @@ from sanrobust.zoo.entry import Stored
 from sanrobust.zoo.facts import entry_from_facts, facts
 from sanrobust.zoo.forms import small_form
 from sanrobust.zoo.resolve import create_model
-from table_cases import rotation_row
+from table_cases import rotation_row, rotation_table
 from zoo_files import ban_network, trained
 
 HADAMARD = "san10-pair(relation=hadamard)"

@@ -19,9 +19,21 @@ from sanrobust.cli.study import study
 from sanrobust.cli.table import table
 from sanrobust.cli.train import train
 from sanrobust.cli.zoo import zoo
+from sanrobust.experiments.catalog import left_out
+from sanrobust.files import printable
 
 
-@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"],
+class Main(ErrorGroup):
+    """The command itself, which names the packages whose additions cannot be had."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them below the help."""
+        for problem in left_out():
+            formatter.write_paragraph()
+            formatter.write_text(printable(problem))
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"],
                                                "max_content_width": 100})
 @click.version_option(metadata.version("sanrobust"), prog_name="sanrobust")
 def main() -> None:
@@ -31,6 +43,8 @@ def main() -> None:
     """
     open_streams()
     _let_threads_sleep()
+    for problem in left_out():
+        click.echo(printable(f"note: {problem}"), err=True)
 
 
 def _let_threads_sleep() -> None:

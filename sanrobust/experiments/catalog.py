@@ -21,12 +21,14 @@ ENTRIES: tuple[Experiment, ...] = (
     PGD,
 )
 GROUP = "sanrobust.experiments"
+COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
+"""Commands that are no experiments; no experiment may be called so."""
 
 
 @cache
 def _plugins() -> Plugins[Experiment]:
-    return Plugins.load(GROUP, Experiment, taken=[name for each in ENTRIES
-                                                  for name in (each.name, each.files)])
+    return Plugins.load(GROUP, Experiment, taken=[
+        *COMMANDS, *(name for each in ENTRIES for name in (each.name, each.files))])
 
 
 def experiments() -> Mapping[str, Experiment]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sanrobust.tables.files import RENDERERS, table_files, write_table
 from sanrobust.tables.latex import to_latex
 from sanrobust.tables.markdown import to_markdown
-from sanrobust.tables.reference import (RENDERERS, paper_tables, table_files,
-                                        write_paper_tables, write_table)
+from sanrobust.tables.reference import paper_tables, write_paper_tables
 from sanrobust.tables.table import Table, make_table, to_csv, with_paper
 from sanrobust.tables.text import to_text
 

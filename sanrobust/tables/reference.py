@@ -7,15 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from sanrobust import paper
-from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.catalog import experiments
-from sanrobust.files import write_text
-from sanrobust.tables.latex import to_latex
-from sanrobust.tables.markdown import to_markdown
-from sanrobust.tables.table import Table, make_table, to_csv
-
-RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
-"""Renderer by the suffix of the file it fills."""
+from sanrobust.tables.files import write_table
+from sanrobust.tables.table import Table, make_table
 
 _AS_PRINTED = f"The numbers stand as printed in {paper.SOURCE}, "
 
@@ -25,23 +19,6 @@ def paper_tables() -> dict[str, Table]:
     return {each.files: make_table(each, _rows(each.reference.rows()),
                                    note=_AS_PRINTED + each.reference.note())
             for each in experiments().values() if each.reference is not None}
-
-
-def write_table(table: Table, folder: Path, suffix: str = "") -> list[Path]:
-    """Write a table into ``folder`` in every format and return the paths.
-
-    The files are called as the experiment says, with ``suffix`` behind. Raises OutputError when one
-    cannot be written.
-    """
-    paths = [folder / file for file in table_files(table.experiment, suffix)]
-    for path, render in zip(paths, RENDERERS.values()):
-        write_text(path, render(table))
-    return paths
-
-
-def table_files(experiment: Experiment, suffix: str = "") -> list[str]:
-    """Return the names of the files that `write_table` writes."""
-    return [f"{experiment.files}{suffix}.{kind}" for kind in RENDERERS]
 
 
 def write_paper_tables(folder: Path) -> list[Path]:
