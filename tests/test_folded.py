@@ -67,7 +67,8 @@ def relative(values: Tensor, truth: Tensor) -> float:
 
 SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          *((arch, True, (32, 36)) for arch in SANS), ("san10-pair", True, (37, 33)),
-         ("san10-patch", True, (33, 37))]
+         ("san10-patch", True, (33, 37)), ("san10-pair(width=32)", False, (130, 128)),
+         ("san10-patch(width=96)", False, (128, 130))]
 
 
 @pytest.mark.parametrize(("arch", "small", "sides"), SIZES)

@@ -33,10 +33,10 @@ LARGE_ALONE = {"san10-sasa(heads=8)", "san10-scalar(heads=4)",
 
 
 def choices() -> Iterator[str]:
-    """Every legal value of every option, alone, for one network of each kind."""
+    """Every legal value of every option, alone, for one network of each kind; of widths a few."""
     for network in SHALLOW:
         for option in names.options(network):
-            for value in option.values:
+            for value in ("64", "128") if option.unit else option.values:
                 typed = value if option.items == 1 else f"3-7-7-7-{value}"
                 yield f"{network}({option.name}={typed})"
 
@@ -98,7 +98,7 @@ def test_parts_of_a_name() -> None:
     assert (parsed.value("footprint"), parsed.value("relation")) == ("5", "subtraction")
 
 
-LEGAL_PAIR = "relation, mapping, transforms, footprint, footprints, position"
+LEGAL_PAIR = "relation, mapping, transforms, footprint, footprints, position, width"
 
 
 @pytest.mark.parametrize(("typed", "answer"), [
@@ -111,7 +111,7 @@ LEGAL_PAIR = "relation, mapping, transforms, footprint, footprints, position"
     ("san10-pair(heads=4)", f"heads means nothing to it: they are {LEGAL_PAIR}"),
     ("san10-sasa(relation=dot)", "relation means nothing to it: they are footprint"),
     ("san10-scalar(position=relative)", "position of san10-scalar must be one of none"),
-    ("resnet26(footprint=5)", "footprint means nothing to it: they are kernel"),
+    ("resnet26(footprint=5)", "footprint means nothing to it: they are kernel, width$"),
     ("san10-pair(mapping=LR)", "one of L, LRL, LRLRL"),
     ("san10-pair(footprint=4)", r"one of 3, 5, 7, 9, 11, .* 'san10-pair\(footprint=3\)'"),
     ("san10-pair(footprints=3-5)", "must be 5 of 3, 5, 7, 9, 11, joined by -"),

@@ -100,6 +100,7 @@ def test_facts_written_before_there_were_designs_still_load(typed: str) -> None:
 @pytest.mark.parametrize("typed", [
     "san10-pair", "san10-patch", "san10-scalar", "san10-sasa", "resnet26", "sasa26", HADAMARD,
     "sasa26(stem=attention,heads=2,footprint=3)", "san10-pair(footprint=3)", "resnet26(kernel=5)",
+    "resnet26(width=32)", "san10-patch(width=96)", "sasa26(heads=2,width=32)",
 ])
 def test_facts_bring_every_kind_of_network_back(typed: str) -> None:
     for tag in ("untrained", "untrained-small"):
@@ -117,7 +118,9 @@ def test_facts_bring_every_kind_of_network_back(typed: str) -> None:
     ("san10-pair(footprint=3)", {"footprints": [5] * 5}),
     ("resnet26(kernel=5)", {"kernel": 3}), ("resnet26", {"kernel": 10**6}),
     ("sasa26", {"stem": "none"}), ("sasa26", {"convolutions": 9}), ("sasa26", {"footprint": 3}),
-    ("sasa26", {"kind": "resnet"}),
+    ("sasa26", {"kind": "resnet"}), ("resnet26(width=32)", {"width": 8}),
+    ("san10-pair(width=96)", {"widths": [32, 32, 64, 128, 256]}),
+    ("sasa26(width=128)", {"width": 8}),
 ])
 def test_facts_whose_network_is_not_the_one_named_are_refused(arch: str,
                                                               change: dict[str, object]) -> None:

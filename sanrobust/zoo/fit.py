@@ -5,20 +5,24 @@ Shapes in messages are tensor shapes as PyTorch prints them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import CheckpointError, first_line, shortened
+from sanrobust.errors import CheckpointError, UnknownNameError, first_line, shortened
 from sanrobust.zoo.build import parameter_shapes
+from sanrobust.zoo.entry import Architecture
 from sanrobust.zoo.forms import imagenet_form, small_form
-from sanrobust.zoo.names import NETWORKS
+from sanrobust.zoo.names import NETWORKS, canonical, options, quoted
 from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+# The head of each form takes so many times its width: the tag of the model, the form, the times.
+_FORMS = (("", imagenet_form, 32), (".untrained-small", small_form, 4))
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Any], *, name: str, source: str,
@@ -101,18 +105,31 @@ def head_classes(expected: Shapes, state: Mapping[str, Any]) -> int | None:
 def fitting(state: Mapping[str, Any]) -> str | None:
     """Return the name of the zoo's model whose parameters have the names and shapes of ``state``.
 
-    A small form answers as ``ARCH.untrained-small``. None when no model fits.
+    Of its options only the width is found out. A small form answers as ``ARCH.untrained-small``.
+    None when no model fits.
     """
-    if not any(key.endswith("fc.weight") for key in state):
+    heads = [shape for key, shape in shapes(state).items() if key.endswith("fc.weight")]
+    if not heads or len(heads[0]) != 2:
         return None
     for arch in NETWORKS:
-        forms = {arch: imagenet_form(arch), f"{arch}.untrained-small": small_form(arch, 10)}
-        for name, form in forms.items():
+        for name, form in _models(arch, heads[0][1]):
             expected = parameter_shapes(form)
             named = aligned(state, expected)
             if _difference(expected, named) is None or head_classes(expected, named) is not None:
                 return name
     return None
+
+
+def _models(arch: str, channels: int) -> Iterator[tuple[str, Architecture]]:
+    """Yield the forms of ``arch`` whose heads can take ``channels``, with their names."""
+    has_width = any(option.name == "width" for option in options(arch))
+    for tag, form, times in _FORMS:
+        try:
+            name = canonical(f"{arch}(width={channels // times})") if has_width else arch
+            config = form(name)
+        except UnknownNameError:
+            continue  # no network of this family has such a head
+        yield f"{name}{tag}", config
 
 
 def class_count(state: Mapping[str, Any]) -> int | None:
@@ -162,7 +179,7 @@ def _difference(expected: Shapes, state: Mapping[str, Any]) -> _Difference | Non
 
 
 def _suggested(suggestion: str, model: str) -> str:
-    return suggestion.format(model=model, arch=model.partition(".")[0])
+    return suggestion.format(model=quoted(model), arch=quoted(model.partition(".")[0]))
 
 
 def _head_size(expected: Shapes, difference: _Difference) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from math import gcd, lcm
 from typing import Literal
 
 from sanrobust.design import DEFAULTS, Design
 from sanrobust.errors import UnknownNameError
 from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
 from sanrobust.zoo.names import (
-    FAMILIES, RESNETS, SASA_RESNETS, ModelName, architecture, options, parse,
+    FAMILIES, RESNETS, SASA_RESNETS, WIDTH, ModelName, architecture, options, parse,
 )
 
 ARCHITECTURES: tuple[str, ...] = (
@@ -31,7 +33,9 @@ _SAN_LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "san15": (3, 2, 3, 5, 2),
     "san19": (3, 3, 4, 6, 3),
 }
-_SMALL_WIDTH = 8
+_SAN_TIMES = (1, 4, 8, 16, 32)  # channels of each stage, in those of the stem
+_SAN_UNIT = 32
+_SMALL_SHARE = 8
 _SMALL_HEADS = 4
 _SMALL_FOOTPRINT = 5
 # Reflection on the 4x4 maps of the last two stages of a small SAN ends here.
@@ -46,28 +50,32 @@ def imagenet_form(arch: str, num_classes: int = 1000) -> Architecture:
         arch: name of an architecture, with or without options (`sanrobust.zoo.names`);
             ``resnet26`` and ``resnet38`` are the paper's own depths (1, 2, 4, 1) and
             (2, 3, 5, 2), not the networks of these names in other collections. The option
-            ``footprint=k`` means (3, k, k, k, k) as in the paper's Table 7.
+            ``footprint=k`` means (3, k, k, k, k) as in the paper's Table 7, ``width=w`` w
+            channels in the stem and w / 64 of the paper's in every other layer.
         num_classes: length of the logits.
 
     Raises UnknownNameError for any other name.
     """
     name = architecture(arch)
     if name.network in RESNETS:
-        return ResNetConfig(layers=_resnet_layers(name), kernel=_number(name, "kernel"),
-                            num_classes=num_classes)
+        return ResNetConfig(layers=_resnet_layers(name), width=_width(name),
+                            kernel=_number(name, "kernel"), num_classes=num_classes)
     if name.network in SASA_RESNETS:
-        return _sasa(name, SasaConfig(layers=_resnet_layers(name), stem=_stem(name),
-                                      num_classes=num_classes))
+        return _sasa(name, SasaConfig(layers=_resnet_layers(name), width=_width(name),
+                                      stem=_stem(name), num_classes=num_classes), share=1)
     side = _number(name, "footprint", 7)
     config = SanConfig(layers=_san_layers(name), design=_design(name),
                        footprints=_each_stage(name) or (3, side, side, side, side),
-                       num_classes=num_classes)
-    _require_heads(name, config.design, config.widths[0] // _COMPARED.get(config.attention, 1))
+                       widths=_san_widths(_width(name)), num_classes=num_classes)
+    _require_san_heads(name, config, share=1)
     return config
 
 
 def small_form(arch: str, num_classes: int = 10) -> Architecture:
-    """Return ``arch`` for 32x32 images: the paper's depths, an eighth of its widths.
+    """Return ``arch`` for 32x32 images: the paper's depths, an eighth of its form's widths.
+
+    The option ``width=w`` is that of the form for ImageNet: this one has w / 8. Widths of a SAN are
+    rounded up to multiples of 32, its stem to 32 by default.
 
     A SAN of this form works on maps of 16, 16, 8, 4 and 4 pixels with footprints of 3 and 5; the
     option ``footprint=k`` means (3, k, k, k, k), no more than 7 on the smallest maps. A ResNet
@@ -82,17 +90,19 @@ def small_form(arch: str, num_classes: int = 10) -> Architecture:
     """
     name = architecture(arch)
     if name.network in RESNETS:
-        return ResNetConfig(layers=_resnet_layers(name), width=_SMALL_WIDTH, stem="small",
-                            kernel=_number(name, "kernel"), num_classes=num_classes)
+        return ResNetConfig(layers=_resnet_layers(name), width=_width(name) // _SMALL_SHARE,
+                            stem="small", kernel=_number(name, "kernel"), num_classes=num_classes)
     if name.network in SASA_RESNETS:
         stem: Literal["attention", "small"] = "attention" if _stem(name) != "conv" else "small"
-        return _sasa(name, SasaConfig(layers=_resnet_layers(name), width=_SMALL_WIDTH, stem=stem,
-                                      num_classes=num_classes))
+        return _sasa(name, SasaConfig(layers=_resnet_layers(name), stem=stem,
+                                      width=_width(name) // _SMALL_SHARE,
+                                      num_classes=num_classes), share=_SMALL_SHARE)
     config = SanConfig(layers=_san_layers(name), design=_design(name, heads=_SMALL_HEADS),
-                       footprints=_small_footprints(name), widths=(32, 32, 64, 128, 256),
+                       footprints=_small_footprints(name),
+                       widths=_san_widths(_width(name), _SMALL_SHARE),
                        pools=(True, False, True, True, False), num_classes=num_classes)
     _require_small_footprints(name, config)
-    _require_heads(name, config.design, config.widths[0] // _COMPARED.get(config.attention, 1))
+    _require_san_heads(name, config, share=_SMALL_SHARE)
     return config
 
 
@@ -111,8 +121,8 @@ def smallest_input(config: SanConfig) -> int:
 def mismatch(arch: str, config: Architecture) -> str | None:
     """Return how ``config`` contradicts the name ``arch``, as a clause; None when it does not.
 
-    What its options decide must be as in one of the architecture's forms; sizes are free, as
-    weights from elsewhere may have any.
+    What its options decide must be as in one of the architecture's forms; sizes that no option
+    names are free, as weights from elsewhere may have any.
     """
     try:
         name = parse(arch)
@@ -137,9 +147,12 @@ def _forms(arch: str) -> list[Architecture]:
 
 def _decided(name: ModelName, form: Architecture) -> set[str]:
     """Return the fields of ``form`` that options of the network decide."""
-    decided = {"design", *(option.name for option in options(name.network))}
-    if not {"footprint", "footprints"} & set(dict(name.options)):
+    chosen = set(dict(name.options))
+    decided = {"design", "widths", *(option.name for option in options(name.network))}
+    if not {"footprint", "footprints"} & chosen:
         decided -= {"footprints"}  # of a SAN, each stage's may be any
+    if "width" not in chosen:
+        decided -= {"width", "widths"}
     return decided & {field.name for field in fields(form)}
 
 
@@ -160,16 +173,26 @@ def _design(name: ModelName, *, heads: int | None = None) -> Design:
     return replace(default, **chosen)  # type: ignore[arg-type]
 
 
-def _sasa(name: ModelName, config: SasaConfig) -> SasaConfig:
-    small = config.width == _SMALL_WIDTH
+def _san_widths(width: int, share: int = 1) -> tuple[int, ...]:
+    """Return the channels of each stage in a form that has one ``share``th of ``width``."""
+    unit = share * _SAN_UNIT
+    return tuple(-(-width * times // unit) * _SAN_UNIT for times in _SAN_TIMES)
+
+
+def _sasa(name: ModelName, config: SasaConfig, *, share: int) -> SasaConfig:
+    small = share > 1
     design = _design(name, heads=_SMALL_HEADS if small else None)
-    _require_heads(name, design, config.width)
+    _require_heads(name, design, lambda width: width // share)
     return replace(config, design=design, convolutions=_number(name, "convolutions"),
                    footprint=_number(name, "footprint", _SMALL_FOOTPRINT if small else 7))
 
 
 def _stem(name: ModelName) -> Literal["conv", "attention"]:
     return "attention" if name.value("stem") == "attention" else "conv"
+
+
+def _width(name: ModelName) -> int:
+    return _number(name, "width", WIDTH)
 
 
 def _number(name: ModelName, option: str, default: int = 0) -> int:
@@ -207,16 +230,38 @@ def _require_small_footprints(name: ModelName, config: SanConfig) -> None:
             hint=f"its last two stages take at most {_SMALL_LAST_FOOTPRINT}")
 
 
-def _require_heads(name: ModelName, design: Design, channels: int) -> None:
+def _require_san_heads(name: ModelName, config: SanConfig, *, share: int) -> None:
+    compared = _COMPARED.get(config.attention, 1)
+    _require_heads(name, config.design,
+                   lambda width: gcd(*_san_widths(width, share)) // compared)
+
+
+def _require_heads(name: ModelName, design: Design, channels: Callable[[int], int]) -> None:
     """Each head must have channels, and as many for row as for column offsets.
 
-    ``channels`` are the fewest that are compared anywhere in the network.
+    ``channels`` tells of a width how many are compared where they are fewest.
     """
     if design.attention not in ("scalar", "sasa"):
         return
-    unit = 2 if design.position == "relative" else 1
-    if channels % (unit * design.heads):
-        legal = [str(heads) for heads in range(1, channels + 1) if channels % (unit * heads) == 0]
-        raise UnknownNameError(f"heads of {name.network} must divide its {channels} channels here",
-                               seen=f"{name.architecture} has {design.heads}",
-                               hint=f"in this form heads can be {', '.join(legal)}")
+    own = channels(_width(name))
+    needed = _shared_by(design.heads, design)
+    if own % needed == 0:
+        return
+    legal = {option.name: option.values for option in options(name.network)}
+    heads = [each for each in legal["heads"] if own % _shared_by(int(each), design) == 0]
+    widths = sorted((int(each) for each in legal["width"] if channels(int(each)) % needed == 0),
+                    key=lambda each: abs(each - _width(name)))
+    ways = [f"width={width}" for width in widths[:1]]
+    if heads:
+        ways += [f"heads={heads[0]}" if len(heads) == 1 else f"heads one of {', '.join(heads)}"]
+    raise UnknownNameError(
+        f"channels that {name.network} compares must be a multiple of {needed} for "
+        f"{design.heads} heads with position {design.position}",
+        seen=f"{name.architecture} has {own} in this form", hint=f"use {' or '.join(ways)}")
+
+
+def _shared_by(heads: int, design: Design) -> int:
+    """Return what must divide the channels that ``heads`` compare at the design's position."""
+    if design.position == "absolute":
+        return lcm(heads, 4)  # sines and cosines of rows and of columns
+    return heads * (2 if design.position == "relative" else 1)

@@ -6,11 +6,14 @@ order, spaces and case are free. The canonical spelling has a fixed order, no sp
 at its default; it is what records, tables, files and facts hold.
 
 Options whose default differs between the forms for ImageNet and for small images (footprint, and
-heads of SASA) are kept as typed, so that a name means the same wherever it is read.
+heads of SASA) are kept as typed, so that a name means the same wherever it is read. ``width`` is
+always that of the form for ImageNet, 64 by default, of which the other form has an eighth: half
+the width is ``width=32`` in both.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +31,11 @@ SASA_RESNETS = ("sasa26", "sasa38", "sasa50")
 FAMILIES: Mapping[str, Attention] = {
     "pair": "pairwise", "patch": "patchwise", "scalar": "scalar", "sasa": "sasa"}
 STAGES = 5
+WIDTH = 64
+"""Channels of the stem in the paper's networks; `width` scales all layers with it."""
 
+_MOST_WIDTH = 8 * WIDTH
+_NUMBER = re.compile(r"[+-]?[0-9]{1,99}(\.[0-9]{0,99})?")
 _SIDES = ("3", "5", "7", "9", "11")
 _POSITIONS = ("none", "absolute", "relative")
 _SWITCH = ("yes", "no")
@@ -44,16 +51,20 @@ class Option:
         default: the value that the canonical spelling leaves out; None where it depends on the
             form.
         items: how many values, joined by ``-``.
+        unit: what numbers are multiples of; 0 for values to be listed one by one.
     """
 
     name: str
     values: tuple[str, ...]
     default: str | None = None
     items: int = 1
+    unit: int = 0
 
     @property
     def legal(self) -> str:
         """The legal values in words."""
+        if self.unit:
+            return f"a multiple of {self.unit} from {self.values[0]} to {self.values[-1]}"
         listed = ", ".join(self.values)
         return listed if self.items == 1 else f"{self.items} of {listed}, joined by -"
 
@@ -64,6 +75,15 @@ class Option:
         found = [folded.get(item.strip().casefold()) for item in items]
         known = [item for item in found if item is not None]
         return "-".join(known) if len(known) == len(found) == self.items else None
+
+    def nearest(self, text: str) -> str | None:
+        """Return the legal value that an illegal ``text`` may have meant; None without a guess."""
+        if not self.unit:
+            return closest(text, self.values) if self.items == 1 else None
+        if _NUMBER.fullmatch(text) is None:
+            return None
+        wanted = int(float(text))
+        return min(self.values, key=lambda value: abs(int(value) - wanted))
 
 
 @dataclass(frozen=True)
@@ -147,14 +167,24 @@ def options(network: str) -> tuple[Option, ...]:
     return _OPTIONS[network]()
 
 
+def _width(unit: int) -> Option:
+    values = tuple(str(width) for width in range(unit, _MOST_WIDTH + 1, unit))
+    return Option("width", values, str(WIDTH), unit=unit)
+
+
+# A quarter of a stage's channels attends, in planes of eight.
+_SAN_WIDTH = _width(32)
+
+
 def _san_options(family: Attention) -> tuple[Option, ...]:
     places = (Option("footprint", _SIDES), Option("footprints", _SIDES, items=STAGES))
     if family == "scalar":
         return (*places, Option("position", ("none",), "none"),
-                Option("heads", ("1", "2", "4"), str(DEFAULTS[family].heads)))
+                Option("heads", ("1", "2", "4"), str(DEFAULTS[family].heads)), _SAN_WIDTH)
     if family == "sasa":
         return (*places, Option("position", _POSITIONS, DEFAULTS[family].position),
-                Option("heads", ("1", "2", "4", "8")), Option("content", _SWITCH, "yes"))
+                Option("heads", ("1", "2", "4", "8")), Option("content", _SWITCH, "yes"),
+                _SAN_WIDTH)
     return _vector_options(family, places)
 
 
@@ -167,6 +197,7 @@ def _vector_options(family: relations.Family, places: tuple[Option, ...]) -> tup
         Option("transforms", ("3", "2", "1"), str(default.transforms)),
         *places,
         *([position] if family == "pairwise" else []),
+        _SAN_WIDTH,
     )
 
 
@@ -177,8 +208,10 @@ _SASA_OPTIONS = (
     Option("heads", ("1", "2", "4", "8", "16", "32")),
     Option("content", _SWITCH, "yes"),
     Option("convolutions", ("0", "1", "2", "3"), "0"),
+    _width(16),  # rows and columns of eight heads
 )
-_RESNET_OPTIONS = (Option("kernel", ("3", "5", "7"), "3"),)
+_RESNET_OPTIONS = (Option("kernel", ("3", "5", "7"), "3"),
+                   _width(8))  # the form for small images has an eighth
 # Made when asked for, as relations can be registered at any time.
 _OPTIONS: Mapping[str, Callable[[], tuple[Option, ...]]] = {
     **dict.fromkeys(RESNETS, lambda: _RESNET_OPTIONS),
@@ -263,10 +296,11 @@ def _own_options(legal: Mapping[str, Option]) -> str:
 
 
 def _illegal_value(network: str, option: Option, text: str) -> UnknownNameError:
-    match = closest(text, option.values) if option.items == 1 else None
+    match = option.nearest(text)
     example = "-".join([option.values[0]] * option.items)
+    one_of = "one of " if option.items == 1 and not option.unit else ""
     return UnknownNameError(
-        f"{option.name} of {network} must be {'one of ' if option.items == 1 else ''}"
-        f"{option.legal}", seen=f"it is {shown_value(text)}",
+        f"{option.name} of {network} must be {one_of}{option.legal}",
+        seen=f"it is {shown_value(text)}",
         hint=f"did you mean {match}?" if match
         else f"type for example '{network}({option.name}={example})'")
