@@ -40,9 +40,9 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    experiment = import_module("sanrobust.experiments.catalog").experiments().get(name)
-    if experiment is None:
+    experiments = import_module("sanrobust.experiments.catalog").EXPERIMENTS
+    if name not in experiments:
         raise AttributeError(f"module 'sanrobust' has no attribute {name!r}")
-    function: object = import_module("sanrobust.api").function_of(experiment)
+    function: object = import_module("sanrobust.api").function_of(experiments.get(name))
     globals()[name] = function
     return function

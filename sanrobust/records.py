@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from sanrobust.chunks import EXCLUDED, Chunk, chunks_in, groups, read_chunk, write_chunk
 from sanrobust.errors import OutputError, UnknownNameError
-from sanrobust.experiments.catalog import find
+from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import TEMPORARY_SUFFIX, NameTaken, output_error, write_text
 from sanrobust.spec import RunSpec, digest_of
 
@@ -51,7 +51,7 @@ def schema(experiment: str) -> pa.Schema:
     kinds = {"string": pa.string(), "int32": pa.int32(), "float32": pa.float32(),
              "float64": pa.float64(), "bool": pa.bool_(), "list<float>": pa.list_(pa.float32())}
     return pa.schema([(name, kinds[kind])
-                      for name, kind in find(experiment).records.columns.items()])
+                      for name, kind in EXPERIMENTS.get(experiment).records.columns.items()])
 
 
 class RunStore:
@@ -192,8 +192,9 @@ class _Reader:
     def rows(self, chunks: Sequence[Chunk], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of ``chunks``, text as dictionaries; see `read_records`."""
         import pyarrow as pa
+        key = EXPERIMENTS.get(self.experiment).records.key
         wanted = _with_dictionaries(schema(self.experiment), None if columns is None else
-                                    {*columns, *find(self.experiment).records.key, "error"})
+                                    {*columns, *key, "error"})
         tables = [wanted.empty_table(), *(self._chunk(chunk, wanted) for chunk in chunks)]
         lengths = [len(table) for table in tables]
         table = _without_replaced(pa.concat_tables(tables).unify_dictionaries(), lengths)
@@ -280,7 +281,7 @@ def read_header(path: Path) -> dict[str, object]:
 def _require_known(path: Path, spec: Mapping[str, object]) -> None:
     """Refuse records of an experiment that is not there, or of a later version of it."""
     try:
-        known = find(str(spec["experiment"])).records.version
+        known = EXPERIMENTS.get(str(spec["experiment"])).records.version
     except UnknownNameError as error:
         raise OutputError("a run must be of a known experiment", seen=f"in {path} {error.seen}",
                           hint="install the package that adds it") from error
@@ -373,7 +374,7 @@ def _without_replaced(table: pa.Table, lengths: Sequence[int]) -> pa.Table:
 
 
 def _check_counted_once(table: pa.Table, experiment: str, folder: Path) -> None:
-    keys = table.select(list(find(experiment).records.key)).to_pandas()
+    keys = table.select(list(EXPERIMENTS.get(experiment).records.key)).to_pandas()
     twice = keys[keys.duplicated()]
     if len(twice):
         raise OutputError("every image must be counted once",

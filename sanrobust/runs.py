@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from sanrobust.errors import OutputError
-from sanrobust.experiments.catalog import find
+from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.records import (HEADER_NAME, LOCK_NAME, RUNS_FOLDER, ids_digest, read_header,
                                read_records)
 
@@ -239,7 +239,7 @@ def identity(run: Run, row: Mapping[str, object]) -> str:
     That is the whole specification, with the row's own part (the budget of an attack) in place of
     the run's list of them: they do not change each other's numbers.
     """
-    experiment = find(run.experiment)
+    experiment = EXPERIMENTS.get(run.experiment)
     settings = {name: value for name, value in run.settings.items()
                 if name not in experiment.told_by_rows}
     part = [str(row.get(name)) for name in experiment.layout.parts]

@@ -13,7 +13,7 @@ from sanrobust import metrics
 from sanrobust.errors import (FailedImagesError, OutputError, SanrobustError, UnknownNameError,
                               UsageError)
 from sanrobust.experiments.base import Experiment
-from sanrobust.experiments.catalog import find
+from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.processes import uninterrupted
 from sanrobust.runs import Run, find_runs, identity, select, tables_locked
 from sanrobust.tables import Table, make_table, to_text, with_paper, write_table
@@ -84,7 +84,7 @@ def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Sum
     """
     with tables_locked(out):
         rows = [row for run in runs for row in _rows(run)]
-        table = _table(find(runs[0].experiment), rows)
+        table = _table(EXPERIMENTS.get(runs[0].experiment), rows)
         files = _write(table, out)
     return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
                    _too_many_failed(table, max_failed))
@@ -122,7 +122,7 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
     damaged = (*found.damaged, *table_rows.damaged)
     if not table_rows.rows:
         raise _damage(damaged) or _nothing_complete(asked, experiment, out)
-    table = _table(find(experiment), list(table_rows.rows.values()))
+    table = _table(EXPERIMENTS.get(experiment), list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
     files = _write(table, out)
@@ -175,7 +175,7 @@ def _table(experiment: Experiment, rows: Sequence[Row]) -> Table:
 
 def _rows(run: Run) -> Iterator[Row]:
     """Yield a run's rows, one for each part."""
-    experiment = find(run.experiment)
+    experiment = EXPERIMENTS.get(run.experiment)
     for summary in experiment.summarise(run.records(experiment.records.read), run.settings):
         yield {"model": run.spec["model"], "data": run.spec["data"], **summary,
                **_provenance(run, experiment)}

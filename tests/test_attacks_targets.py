@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from sanrobust.attacks.targets import load_rule, parse_rule, random_target
+from sanrobust.attacks.targets import parse_rule, random_target
 from sanrobust.errors import DataError, UnknownNameError, UsageError
 
 IDS = [f"image-{number:04d}" for number in range(64)]
@@ -145,13 +145,14 @@ def test_a_file_rule_is_parsed_without_opening_the_file() -> None:
 
 
 def test_a_file_gives_each_image_its_target_whatever_the_order_of_rows(tmp_path: Path) -> None:
-    rule = load_rule(written(tmp_path / "t.csv", "\ufefftarget,note,image\n2,x,a\n0,y,b\n1,z,c\n"))
+    rule = parse_rule(written(
+        tmp_path / "t.csv", "\ufefftarget,note,image\n2,x,a\n0,y,b\n1,z,c\n")).loaded()
     targets = rule.choose(["b", "a"], torch.tensor([1, 1]), torch.zeros(2, 3), seed=0)
     assert targets.tolist() == [0, 2]
 
 
 def test_a_loaded_rule_survives_pickling(tmp_path: Path) -> None:
-    rule = load_rule(written(tmp_path / "t.csv", "image,target\na,2\n"))
+    rule = parse_rule(written(tmp_path / "t.csv", "image,target\na,2\n")).loaded()
     assert pickle.loads(pickle.dumps(rule)).table == {"a": 2}
 
 
@@ -168,19 +169,19 @@ def test_a_loaded_rule_survives_pickling(tmp_path: Path) -> None:
 ])
 def test_a_damaged_target_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        load_rule(written(tmp_path / "t.csv", text))
+        parse_rule(written(tmp_path / "t.csv", text)).loaded()
     assert message in str(caught.value)
 
 
 def test_a_missing_target_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be opened \(No such file or directory\)"):
-        load_rule(f"file:{tmp_path / 'none.csv'}")
+        parse_rule(f"file:{tmp_path / 'none.csv'}").loaded()
 
 
 def test_a_target_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"image,target\n\xff\xfe,1\n")
     with pytest.raises(DataError, match="is not UTF-8 text"):
-        load_rule(f"file:{tmp_path / 't.csv'}")
+        parse_rule(f"file:{tmp_path / 't.csv'}").loaded()
 
 
 @pytest.mark.parametrize(("image_id", "label", "message"), [
@@ -190,7 +191,7 @@ def test_a_target_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
 ])
 def test_a_row_that_cannot_serve_an_image_is_refused(tmp_path: Path, image_id: str, label: int,
                                                      message: str) -> None:
-    rule = load_rule(written(tmp_path / "t.csv", "image,target\na,2\nfar,10\n"))
+    rule = parse_rule(written(tmp_path / "t.csv", "image,target\na,2\nfar,10\n")).loaded()
     with pytest.raises(DataError) as caught:
         rule.choose([image_id], torch.tensor([label]), torch.zeros(1, 10), seed=0)
     assert message in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sanrobust.attacks.targets import load_rule
+from sanrobust.attacks.targets import parse_rule
 from sanrobust.csvfiles import CsvKind, Names, Row, plain, read_rows, shown
 from sanrobust.errors import DataError
 
@@ -78,7 +78,7 @@ def test_a_name_is_found_by_itself_first_and_never_where_two_look_alike() -> Non
 def test_targets_are_found_in_any_spelling_and_each_image_once(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("image,target\n./d//a.png,2\ncafe\u0301.png,1\n", encoding="utf-8")
-    rule = load_rule(f"file:{path}")
+    rule = parse_rule(f"file:{path}").loaded()
     targets = rule.choose(["caf\u00e9.png", "d/a.png"], torch.tensor([0, 0]), torch.zeros(2, 3),
                           seed=0)
     assert targets.tolist() == [1, 2]
@@ -86,4 +86,4 @@ def test_targets_are_found_in_any_spelling_and_each_image_once(tmp_path: Path) -
         path.write_text(f"image,target\n./d//a.png,2\ncafe\u0301.png,1\n{again}\n",
                         encoding="utf-8")
         with pytest.raises(DataError, match="lines [23] and 4 of t.csv both name"):
-            load_rule(f"file:{path}")
+            parse_rule(f"file:{path}").loaded()

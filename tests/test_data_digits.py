@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from sanrobust.data.datasets import OPENERS, open_dataset
+from sanrobust.data.catalog import DATASETS
+from sanrobust.data.datasets import open_dataset
 from sanrobust.data.digits import open_digits
 from sanrobust.data.imageset import ArrayImages
 from sanrobust.errors import DataError, UsageError
@@ -81,6 +83,7 @@ def test_num_samples_limits_a_named_dataset() -> None:
 
 def test_a_split_that_is_not_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     part = open_digits("test").take(range(450))
-    monkeypatch.setitem(OPENERS, "digits", lambda request: part)
+    monkeypatch.setitem(DATASETS._values, "digits",
+                        replace(DATASETS.get("digits"), open=lambda request: part))
     with pytest.raises(DataError, match="must have its 451 images, but 450 are there"):
         open_dataset("digits", root=None)

@@ -104,28 +104,28 @@ def _distance(local: Elementary, query: Tensor, key: Tensor) -> tuple[Tensor, ..
          behind="\nENTRIES = (\n"),
 )
 DATASET = (
-    Edit("data/catalog.py", '''    DatasetInfo(
-        name="bars", description="bars", num_classes=2, classes="bars", tag=None,
-        train_images=64, test_images=12, embedded=True, downloadable=False, licence="CC0",
-        source="nobody", class_names=("thin", "thick")),
-''', behind='arXiv:1409.0575",\n    ),\n'),
-    Edit("data/bars.py", '''import numpy as np
-
-from sanrobust.data.imageset import ArrayImages, ImageRef
-from sanrobust.data.public import Request
+    Edit("data/bars.py", '''from sanrobust.data.dataset import Dataset
 
 
-def open_bars(request: Request) -> ArrayImages:
+def open_bars(request):
+    import numpy as np
+    from sanrobust.data.imageset import ArrayImages, ImageRef
     count = 12 if request.split == "test" else 64
     pixels = np.zeros((count, 8, 8), np.uint8)
     for number in range(count):
         pixels[number, :, :2 + 4 * (number % 2)] = 255 - number
     refs = tuple(ImageRef(f"bars/{request.split}/{number}", number % 2) for number in range(count))
     return ArrayImages("bars", refs, 2, pixels, classes=("thin", "thick"))
+
+
+BARS = Dataset(
+    name="bars", description="bars", num_classes=2, classes="bars", tag=None,
+    train_images=64, test_images=12, embedded=True, downloadable=False, licence="CC0",
+    source="nobody", class_names=("thin", "thick"), open=open_bars)
 '''),
-    Edit("data/datasets.py", "from sanrobust.data.bars import open_bars\n",
-         before="from sanrobust.data.catalog import"),
-    Edit("data/datasets.py", '    "bars": open_bars,\n', behind='    "imagenet": open_imagenet,\n'),
+    Edit("data/catalog.py", "from sanrobust.data.bars import BARS\n",
+         before="from sanrobust.data.digits import"),
+    Edit("data/catalog.py", "    BARS,\n", behind="    IMAGENET,\n"),
 )
 BACKEND = (
     Edit("kernels/twin/__init__.py", '"""A twin of the native kernels."""\n'),
@@ -156,18 +156,22 @@ class TwinBackend(FusedBackend):
          before="BACKENDS.add(ReferenceBackend.name"),
 )
 LOOP = (
-    Edit("attacks/build.py", '''    if settings.attack == "still":
-        return partial(targeted_pgd, budgets=[replace(each, iters=0) for each in settings.budgets],
-                       targets=rule, loss=settings.loss, seed=settings.seed)
+    Edit("attacks/still.py", '''from sanrobust.attacks.attack import Attack
 
-''', before="    def pgd(model: Classifier,"),
-    Edit("attacks/build.py", '''from dataclasses import replace
-from functools import partial
-''', before="from typing import Protocol\n"),
-    Edit("attacks/settings.py", ' "still"', behind="\nOWN = (PGD,"),
-    Edit("attacks/describe.py", '''    if attack == "still":
-        return "No step at all."
-''', before="    words = _adapted(settings) if"),
+
+def run(model, images, labels, ids, settings, targets):
+    from dataclasses import replace
+    from sanrobust.attacks.pgd import targeted_pgd
+    budgets = [replace(each, iters=0) for each in settings.budgets]
+    return targeted_pgd(model, images, labels, ids, budgets=budgets, targets=targets,
+                        loss=settings.loss, seed=settings.seed)
+
+
+STILL = Attack("still", run, lambda settings: ["No step at all"])
+'''),
+    Edit("attacks/catalog.py", "from sanrobust.attacks.still import STILL\n",
+         before="from sanrobust.attacks.words import"),
+    Edit("attacks/catalog.py", "    STILL,\n", behind="    Attack(PGD, _pgd, pgd_words),\n"),
 )
 RUN = """
 import json, sys

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.attacks.guards import Classifier
-from sanrobust.attacks.pgd import targeted_pgd
 from sanrobust.attacks.result import BudgetResult
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.targets import TargetRule
@@ -45,10 +45,5 @@ def build_attack(settings: AttackSettings, rule: TargetRule) -> Attack:
 
         return adapted
 
-    def pgd(model: Classifier, images: Tensor, labels: Tensor,
-            ids: Sequence[str]) -> list[BudgetResult]:
-        return targeted_pgd(model, images, labels, ids, budgets=settings.strengths, targets=rule,
-                            loss=settings.loss, seed=settings.seed,
-                            random_start=settings.random_start, restarts=settings.restarts)
-
-    return pgd
+    run = ATTACKS.get(settings.attack).run
+    return lambda model, images, labels, ids: run(model, images, labels, ids, settings, rule)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar
 
 from sanrobust.attacks.budget import TABLE10, Budget, as_budgets, typed_budgets, whole_number
+from sanrobust.attacks.catalog import ADAPTED, ATTACKS, PGD
 from sanrobust.attacks.losses import LOSSES
-from sanrobust.attacks.targets import TargetRule, load_rule, parse_rule, rule_forms
+from sanrobust.attacks.targets import TargetRule, parse_rule, rule_forms
 from sanrobust.errors import UsageError, shown_value
 from sanrobust.options import Whole, option, parse_pairs, setting
 from sanrobust.registry import unknown_name
 
-PGD = "pgd"
-OWN = (PGD,)
-"""Names of our own attacks, which take budgets."""
-ADAPTED = "torchattacks:"
 _LISTING = "sanrobust pgd --help"
 
 
@@ -56,7 +53,7 @@ class AttackSettings:
         "--seed", type=Whole(0, 2**63 - 1), show_default=True,
         help="Seed of targets and starts; each draw belongs to (seed, image)."))
     attack: str = setting(PGD, option(
-        "--attack", show_default=True, metavar="|".join((*OWN, f"{ADAPTED}NAME")),
+        "--attack", show_default=True, metavar="|".join((*ATTACKS.own_names(), f"{ADAPTED}NAME")),
         help="Our PGD, or an attack of torchattacks, which is an extra: "
              "pip install 'sanrobust[torchattacks]'."))
     options: tuple[tuple[str, str], ...] = setting(
@@ -75,12 +72,12 @@ class AttackSettings:
         pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
         texts = sorted((str(key), str(value)) for key, value in pairs)
         object.__setattr__(self, "options", tuple(texts))
-        default = TABLE10 if self.attack in OWN else ()
+        default = TABLE10 if self.adapted is None else ()
         budgets = default if self.budgets is None else as_budgets(self.budgets)
         object.__setattr__(self, "budgets", budgets)
         self._check_attack()
         self._check_numbers()
-        parse_rule(self.targets)
+        self._parsed  # refuses what is no rule
         if self.adapted is None:
             self._check_pgd()
         else:
@@ -104,7 +101,11 @@ class AttackSettings:
 
     def rule(self) -> TargetRule:
         """Return the target rule, its file read; raises DataError when that cannot be done."""
-        return load_rule(self.targets)
+        return self._parsed.loaded()
+
+    @cached_property
+    def _parsed(self) -> TargetRule:
+        return parse_rule(self.targets)
 
     def as_dict(self, rule: TargetRule | None = None) -> dict[str, object]:
         """Return plain values for a run's specification; a target file enters by its SHA-256.
@@ -137,13 +138,14 @@ class AttackSettings:
         }
 
     def _check_attack(self) -> None:
-        if self.attack in OWN or self.adapted:
+        if self.adapted or self.attack in ATTACKS:
             return
         if self.adapted == "":
             raise UsageError("an attack of torchattacks must be named",
                              seen=f"{self.attack} was seen",
                              hint="type for example --attack torchattacks:MIFGSM")
-        raise unknown_name("attack", self.attack, (*OWN, ADAPTED + "NAME"), listing=_LISTING)
+        names = (*ATTACKS.names(), ADAPTED + "NAME")
+        raise unknown_name("attack", self.attack, names, listing=_LISTING)
 
     def _check_texts(self) -> None:
         for name in ("attack", "targets", "loss"):

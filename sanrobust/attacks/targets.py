@@ -43,7 +43,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TargetRule:
-    """How a target follows from an image; made by `parse_rule` or `load_rule`.
+    """How a target follows from an image; made by `parse_rule`.
 
     Attributes:
         kind: a name of `TARGETS`, ``fixed`` (one class for all) or ``file`` (one class per
@@ -65,6 +65,18 @@ class TargetRule:
         if self.kind == "fixed":
             return f"fixed:{self.label}"
         return f"file:sha256:{self.sha256}" if self.kind == "file" else self.kind
+
+    def loaded(self) -> TargetRule:
+        """Return the rule with the table and the hash of its file, if it has one.
+
+        Raises DataError when the file is missing, is not UTF-8 text, lacks the columns ``image``
+        and ``target``, names an image twice or holds a target that is not a whole number.
+        """
+        if self.path is None:
+            return self
+        content = read_bytes(self.path, _FILE)
+        table = by_name(parse(content, self.path, _FILE), self.path, _FILE, meant=same_form)
+        return replace(self, table=table, sha256=hashlib.sha256(content).hexdigest())
 
     def refusal(self, label: int) -> str | None:
         """Say why an image of this label has no target under the rule, or return None."""
@@ -202,17 +214,3 @@ def parse_rule(text: str) -> TargetRule:
         raise UsageError(f"the rule {name} must stand alone", seen=f"{shown_value(text)} was seen",
                          hint=f"type --targets {name}")
     return TargetRule(name)
-
-
-def load_rule(text: str) -> TargetRule:
-    """Read a rule as `parse_rule` does and, for a file rule, its table and hash.
-
-    Raises DataError when the file is missing, is not UTF-8 text, lacks the columns ``image`` and
-    ``target``, names an image twice or holds a target that is not a whole number.
-    """
-    rule = parse_rule(text)
-    if rule.path is None:
-        return rule
-    content = read_bytes(rule.path, _FILE)
-    table = by_name(parse(content, rule.path, _FILE), rule.path, _FILE, meant=same_form)
-    return replace(rule, table=table, sha256=hashlib.sha256(content).hexdigest())

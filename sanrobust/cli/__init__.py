@@ -8,6 +8,7 @@ from importlib import metadata
 
 import click
 
+from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.cli.bench import bench
 from sanrobust.cli.complexity import complexity
 from sanrobust.cli.experiments import commands
@@ -19,7 +20,8 @@ from sanrobust.cli.study import study
 from sanrobust.cli.table import table
 from sanrobust.cli.train import train
 from sanrobust.cli.zoo import zoo
-from sanrobust.experiments.catalog import left_out
+from sanrobust.data.catalog import DATASETS
+from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import printable
 
 
@@ -28,13 +30,13 @@ class Main(ErrorGroup):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write them below the help."""
-        for problem in left_out():
+        for problem in _left_out():
             formatter.write_paragraph()
             formatter.write_text(printable(problem))
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"],
-                                               "max_content_width": 100})
+                                         "max_content_width": 100})
 @click.version_option(metadata.version("sanrobust"), prog_name="sanrobust")
 def main() -> None:
     """Measure how robust image classifiers are.
@@ -43,8 +45,14 @@ def main() -> None:
     """
     open_streams()
     _let_threads_sleep()
-    for problem in left_out():
+    for problem in _left_out():
         click.echo(printable(f"note: {problem}"), err=True)
+
+
+def _left_out() -> tuple[str, ...]:
+    """Say what of other packages cannot be had."""
+    registries = (EXPERIMENTS, ATTACKS, DATASETS)
+    return tuple(problem for registry in registries for problem in registry.left_out())
 
 
 def _let_threads_sleep() -> None:

@@ -12,13 +12,13 @@ from sanrobust.cli.group import Command
 from sanrobust.cli.options import (data_options, model_options, run_options, take_data, take_how,
                                    take_models)
 from sanrobust.experiments.base import Experiment
-from sanrobust.experiments.catalog import experiments
+from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.options import settings_options, take_settings
 
 
 def commands() -> Iterator[click.Command]:
     """Yield the commands of all experiments."""
-    return (command_of(each) for each in experiments().values())
+    return (command_of(each) for each in EXPERIMENTS)
 
 
 def command_of(experiment: Experiment) -> click.Command:

@@ -9,11 +9,11 @@ import click
 
 from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
-from sanrobust.experiments.catalog import experiments
+from sanrobust.experiments.catalog import EXPERIMENTS
 
 
 @click.command(cls=Command)
-@click.argument("experiment", type=click.Choice((*experiments(), "all")), default="all")
+@click.argument("experiment", type=click.Choice((*EXPERIMENTS.names(), "all")), default="all")
 @click.option("--out", type=PATH, default=Path("results"), show_default=True, metavar="FOLDER",
               help="Folder of records and tables.")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
@@ -41,12 +41,12 @@ def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, 
     if paper_only:
         say("wrote " + ", ".join(str(path) for path in write_paper_tables(out / "paper")))
         return
-    wanted = tuple(experiments()) if experiment == "all" else (experiment,)
+    wanted = EXPERIMENTS.names() if experiment == "all" else (experiment,)
     there = [name for name in wanted if not find_runs(out, name).empty] or wanted[:1]
     chosen = Selection(runs=runs, models=models, data=data)
     require_known(out, there, chosen)
     for name in wanted:
-        files = experiments()[name].files
+        files = EXPERIMENTS.get(name).files
         if name not in there and (out / f"{files}.csv").exists():
             say(f"{name}: no runs under {out}; {files}.* there is left as it is")
     print_each({name: partial(rebuild, out, name, chosen=chosen, paper=paper) for name in there})

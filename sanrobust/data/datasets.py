@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from sanrobust.data.catalog import DATASETS, DatasetInfo, resolve
+from sanrobust.data.catalog import DATASETS, resolve
 from sanrobust.data.classes import fit_classes
-from sanrobust.data.digits import open_digits
+from sanrobust.data.dataset import Dataset, Request, Split
 from sanrobust.data.folders import class_folders, labelled_folder
 from sanrobust.data.imageset import ImageSet, subset
-from sanrobust.data.public import (
-    Request,
-    open_cifar10,
-    open_fashion_mnist,
-    open_imagenet,
-    open_imagenette,
-)
 from sanrobust.errors import DataError, UsageError
-
-Split = Literal["test", "train"]
-Opener = Callable[[Request], ImageSet]
-
-OPENERS: dict[str, Opener] = {
-    "digits": lambda request: open_digits(request.split),
-    "cifar10": open_cifar10,
-    "fashion-mnist": open_fashion_mnist,
-    "imagenette": open_imagenette,
-    "imagenet": open_imagenet,
-}
 
 
 def open_dataset(name_or_path: str, *, root: Path | None, split: Split = "test",
@@ -64,7 +44,7 @@ def open_dataset(name_or_path: str, *, root: Path | None, split: Split = "test",
         return subset(_open_folder(found, labels=labels, class_map=class_map, name=name),
                       num_samples)
     _refuse_folder_options(found, labels=labels, class_map=class_map, name=name)
-    images = OPENERS[found.name](Request(root=root, split=split, download=download))
+    images = found.open(Request(root=root, split=split, download=download))
     _require_complete(found, images, split)
     return subset(images, num_samples)
 
@@ -77,7 +57,7 @@ def _open_folder(folder: Path, *, labels: Path | None, class_map: Path | None,
     return images if name is None or name not in DATASETS else _as_known(images, DATASETS.get(name))
 
 
-def _as_known(images: ImageSet, info: DatasetInfo) -> ImageSet:
+def _as_known(images: ImageSet, info: Dataset) -> ImageSet:
     """Return a folder that is said to hold a known dataset with the classes of that."""
     known = DATASETS.get(info.classes)
     fitted = fit_classes(images, names=known.class_names, num_classes=known.num_classes,
@@ -94,7 +74,7 @@ def _unmistakable_name(folder: Path) -> str | None:
     return f"{own} (folder)" if own in DATASETS else None
 
 
-def _require_complete(info: DatasetInfo, images: ImageSet, split: Split) -> None:
+def _require_complete(info: Dataset, images: ImageSet, split: Split) -> None:
     expected = info.train_images if split == "train" else info.test_images
     if len(images.refs) != expected:
         raise DataError(f"the {split} split of {info.name} must have its {expected} images",
@@ -109,7 +89,7 @@ def _refuse_download(word: str, download: bool) -> None:
                          seen=f"--data is the folder {word}", hint="leave --download out")
 
 
-def _refuse_folder_options(info: DatasetInfo, *, labels: Path | None,
+def _refuse_folder_options(info: Dataset, *, labels: Path | None,
                            class_map: Path | None, name: str | None) -> None:
     option = ("--labels" if labels else "--class-map" if class_map
               else "--data-name" if name else None)

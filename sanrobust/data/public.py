@@ -7,17 +7,15 @@ import pickle
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from sanrobust.data.catalog import DATASETS
-from sanrobust.data.classes import IMAGENET_CLASSES, imagenet_names
-from sanrobust.data.folders import mapped_folders
-from sanrobust.data.imageset import ArrayImages, FileImages, ImageRef
+from sanrobust.data.dataset import Dataset, Request
 from sanrobust.errors import DataError, DownloadError
+
+if TYPE_CHECKING:
+    from sanrobust.data.imageset import ArrayImages, FileImages
 
 T = TypeVar("T")
 
@@ -33,27 +31,18 @@ DAMAGE = (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, Ass
           pickle.UnpicklingError)
 
 
-@dataclass(frozen=True)
-class Request:
-    """Where to look for a named dataset, which part of it to open, and whether to fetch it."""
-
-    root: Path | None
-    split: Literal["test", "train"]
-    download: bool
-
-
 def open_cifar10(request: Request) -> ArrayImages:
     """Return CIFAR-10, 32x32 RGB, from ``root/cifar-10-batches-py``."""
-    from torchvision.datasets import CIFAR10
+    from torchvision import datasets as source
 
-    return _open_arrays("cifar10", CIFAR10, request)
+    return _open_arrays(CIFAR10, source.CIFAR10, request)
 
 
 def open_fashion_mnist(request: Request) -> ArrayImages:
     """Return Fashion-MNIST, 28x28 greyscale, from ``root/FashionMNIST/raw``."""
-    from torchvision.datasets import FashionMNIST
+    from torchvision import datasets as source
 
-    return _open_arrays("fashion-mnist", FashionMNIST, request)
+    return _open_arrays(FASHION_MNIST, source.FashionMNIST, request)
 
 
 def open_imagenette(request: Request) -> FileImages:
@@ -62,6 +51,9 @@ def open_imagenette(request: Request) -> FileImages:
     The ten classes numbered 0..9 are what the class folder itself gives, opened as a folder.
     """
     from torchvision.datasets import Imagenette
+
+    from sanrobust.data.classes import IMAGENET_CLASSES, imagenet_names
+    from sanrobust.data.folders import mapped_folders
 
     root = _root("imagenette", request)
     folder = root / "imagenette2" / _folder_of(request)
@@ -80,6 +72,9 @@ def open_imagenet(request: Request) -> FileImages:
     them first. Raises DataError unless there are exactly 1000 class folders, because a missing
     one would shift the indices of the others.
     """
+    from sanrobust.data.classes import IMAGENET_CLASSES
+    from sanrobust.data.folders import mapped_folders
+
     root = _root("imagenet", request)
     part = _folder_of(request)
     if request.download:
@@ -110,7 +105,12 @@ def _unpack_imagenet(root: Path, part: str) -> None:
         raise missing from error
 
 
-def _open_arrays(name: str, kind: Callable[..., object], request: Request) -> ArrayImages:
+def _open_arrays(info: Dataset, kind: Callable[..., object], request: Request) -> ArrayImages:
+    import numpy as np
+
+    from sanrobust.data.imageset import ArrayImages, ImageRef
+
+    name = info.name
     root = _root(name, request)
     is_train = request.split == "train"
     if request.download:
@@ -121,7 +121,6 @@ def _open_arrays(name: str, kind: Callable[..., object], request: Request) -> Ar
         labels = [int(label) for label in getattr(source, "targets")]
         refs = tuple(ImageRef(f"{name}/{request.split}/{index:05d}", label)
                      for index, label in enumerate(labels))
-        info = DATASETS.get(name)
         return ArrayImages(name, refs, info.num_classes, pixels, classes=info.class_names)
     except DAMAGE as error:
         raise _missing(name, root, "add --download to fetch it, or correct --data-root") from error
@@ -153,3 +152,45 @@ def _folder_of(request: Request) -> str:
 def _missing(name: str, root: Path, hint: str) -> DataError:
     return DataError(f"{name} must lie complete in the folder given to --data-root",
                      seen=f"{root} does not hold it", hint=hint)
+
+
+CIFAR10 = Dataset(
+    name="cifar10",
+    description="60000 photographs, 32x32 colour",
+    num_classes=10, classes="cifar10", tag=None,
+    train_images=50000, test_images=10000, embedded=False, downloadable=True,
+    licence="none stated",
+    source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+    class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse",
+                 "ship", "truck"),
+    open=open_cifar10,
+)
+FASHION_MNIST = Dataset(
+    name="fashion-mnist",
+    description="70000 articles of clothing, 28x28 greyscale",
+    num_classes=10, classes="fashion-mnist", tag=None,
+    train_images=60000, test_images=10000, embedded=False, downloadable=True,
+    licence="MIT",
+    source="Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
+    class_names=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                 "Sneaker", "Bag", "Ankle boot"),
+    open=open_fashion_mnist,
+)
+IMAGENETTE = Dataset(
+    name="imagenette",
+    description="ten easy ImageNet classes, full-size photographs",
+    num_classes=10, classes="imagenet", tag="in1k",
+    train_images=9469, test_images=3925, embedded=False, downloadable=True,
+    licence="Apache 2.0 for the selection; ImageNet terms for the images",
+    source="Howard 2019, github.com/fastai/imagenette, version 2",
+    open=open_imagenette,
+)
+IMAGENET = Dataset(
+    name="imagenet",
+    description="ILSVRC 2012, 1000 classes of photographs; test is its val",
+    num_classes=1000, classes="imagenet", tag="in1k",
+    train_images=1281167, test_images=50000, embedded=False, downloadable=False,
+    licence="non-commercial research, after registration at image-net.org",
+    source="Russakovsky et al. 2015, arXiv:1409.0575",
+    open=open_imagenet,
+)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from sanrobust import paper
-from sanrobust.experiments.catalog import experiments
+from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.tables.files import write_table
 from sanrobust.tables.table import Table, make_table
 
@@ -18,7 +18,7 @@ def paper_tables() -> dict[str, Table]:
     """Return the paper's own tables by the name of their files: Tables 9 and 10."""
     return {each.files: make_table(each, _rows(each.reference.rows()),
                                    note=_AS_PRINTED + each.reference.note())
-            for each in experiments().values() if each.reference is not None}
+            for each in EXPERIMENTS if each.reference is not None}
 
 
 def write_paper_tables(folder: Path) -> list[Path]:
