@@ -17,7 +17,7 @@ from conftest import Command
 from sanrobust import paper
 from sanrobust.complexity import report, tables
 from sanrobust.complexity.settings import TABLES
-from sanrobust.complexity.sheet import Sheet, to_latex, to_markdown, to_text
+from sanrobust.tables.sheet import Sheet, to_latex, to_markdown, to_text
 from sanrobust.complexity.tables import (BILLION, DIFFERENT, EQUAL, MILLION, TRUNCATED, TWICE,
                                          agreement)
 

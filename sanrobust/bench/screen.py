@@ -4,46 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from sanrobust.bench.peak import Peak
 from sanrobust.bench.results import Results
 from sanrobust.bench.samples import Case, Summary
 from sanrobust.bench.settings import OURS, in_order
+from sanrobust.tables.sheet import Sheet, to_text
 
-_WIDTH = 120
 _MISSING = "-"
 
 Cells = Mapping[tuple[Case, str], str]
 
 
-def show(results: Results, console: Console) -> None:
-    """Print the tables of everything that was measured."""
+def tables(results: Results) -> str:
+    """Return everything that was measured as tables for a screen."""
     summaries = results.summaries()
     models = [each for each in summaries if each.case.kind == "model"]
     operators = [each for each in summaries if each.case.kind == "operator"]
     shape = results.settings.shape
     batch = f"batch {shape.batch_size}, {shape.img_size} px, {shape.dtype}, {shape.device}"
-    for title, cells in (
-            (f"Models, images/s, in brackets how much faster ours is ({batch})",
-             _timed(models, _rate)),
-            (f"Operators, milliseconds, in brackets how much faster ours is ({batch})",
-             _timed(operators, _milliseconds)),
-            (f"Memory above libraries and weights, GB, in brackets how many times ours ({batch})",
-             _held(results.peaks))):
-        if cells:
-            console.print(_table(title, cells))
+    parts = [to_text(_sheet(title, cells)) for title, cells in (
+        (f"Models, images/s, in brackets how much faster ours is ({batch}).",
+         _timed(models, _rate)),
+        (f"Operators, milliseconds, in brackets how much faster ours is ({batch}).",
+         _timed(operators, _milliseconds)),
+        (f"Memory above libraries and weights, GB, in brackets how many times ours ({batch}).",
+         _held(results.peaks))) if cells]
     rejected = sum(each.rejected for each in summaries)
     taken = rejected + sum(each.samples for each in summaries)
     if taken:
-        console.print(f"{rejected} of {taken} samples were rejected because the machine was slow.")
-
-
-def screen() -> Console:
-    """Return a console for standard output, wide enough for the tables where it is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+        parts.append(f"{rejected} of {taken} samples were rejected because the machine was slow.")
+    return "\n\n".join(parts)
 
 
 def _timed(summaries: Sequence[Summary], value: Callable[[Summary], str]) -> dict[
@@ -77,12 +67,8 @@ def _times(contender: str, ratio: float | None) -> str:
     return "" if contender == OURS or ratio is None else f" (x{ratio:.2g})"
 
 
-def _table(title: str, cells: Cells) -> Table:
+def _sheet(title: str, cells: Cells) -> Sheet:
     columns = in_order(contender for _, contender in cells)
-    table = Table("", "", title=title, title_justify="left", title_style="bold")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for case in dict.fromkeys(case for case, _ in cells):
-        table.add_row(case.name, case.step,
-                      *(cells.get((case, name), _MISSING) for name in columns))
-    return table
+    lines = [(case.name, case.step, *(cells.get((case, name), _MISSING) for name in columns))
+             for case in dict.fromkeys(case for case, _ in cells)]
+    return Sheet("bench", title, ("", "", *columns), 2, (tuple(lines),))

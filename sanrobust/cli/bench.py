@@ -61,10 +61,10 @@ def bench(**values: Any) -> None:
     settings = _settings(values)
     from sanrobust.bench import plot
     from sanrobust.bench.run import run_bench
-    from sanrobust.bench.screen import screen, show
+    from sanrobust.bench.screen import tables
     from sanrobust.cli.report import say
     results = run_bench(settings, say=say)
-    show(results, screen())
+    click.echo(f"\n{tables(results)}\n")
     files = results.write()
     picture = plot.draw(results)
     say("wrote " + ", ".join(str(path) for path in (*files, picture) if path is not None))

@@ -17,7 +17,7 @@ from sanrobust.preprocessing import LARGEST_SIDE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sanrobust.complexity.sheet import Sheet
+    from sanrobust.tables.sheet import Sheet
 
 _ALL = "all"
 
@@ -96,7 +96,7 @@ def _print_tables(tables: tuple[str, ...], out: Path | None) -> None:
 def _print_sheet(rows: pd.DataFrame, sheet: Sheet, out: Path | None, name: str) -> None:
     from sanrobust.cli.report import say
     from sanrobust.complexity.report import write
-    from sanrobust.complexity.sheet import to_text
+    from sanrobust.tables.sheet import to_text
     click.echo(f"{to_text(sheet)}\n")
     if out is not None:
         say("wrote " + ", ".join(str(path) for path in write(rows, sheet, out, name)))

@@ -14,6 +14,8 @@ from sanrobust.experiments.catalog import EXPERIMENTS
 
 @click.command(cls=Command)
 @click.argument("experiment", type=click.Choice((*EXPERIMENTS.names(), "all")), default="all")
+@click.option("--experiment", "experiments", type=click.Choice(EXPERIMENTS.names()), multiple=True,
+              help="Only tables of this experiment, as the argument says too; repeatable.")
 @click.option("--out", type=PATH, default=Path("results"), show_default=True, metavar="FOLDER",
               help="Folder of records and tables.")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
@@ -28,8 +30,8 @@ from sanrobust.experiments.catalog import EXPERIMENTS
                    "paper was measured on ImageNet (--data imagenet, or --data-name imagenet).")
 @click.option("--paper-only", is_flag=True,
               help="Write the paper's own tables to OUT/paper instead.")
-def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, ...],
-          runs: tuple[str, ...], paper: bool, paper_only: bool) -> None:
+def table(experiment: str, experiments: tuple[str, ...], out: Path, models: tuple[str, ...],
+          data: tuple[str, ...], runs: tuple[str, ...], paper: bool, paper_only: bool) -> None:
     """Rebuild the tables in OUT from the records of the complete runs.
 
     What is left out is named: runs not asked for, unfinished, damaged, or measured anew later.
@@ -41,7 +43,7 @@ def table(experiment: str, out: Path, models: tuple[str, ...], data: tuple[str, 
     if paper_only:
         say("wrote " + ", ".join(str(path) for path in write_paper_tables(out / "paper")))
         return
-    wanted = EXPERIMENTS.names() if experiment == "all" else (experiment,)
+    wanted = experiments + (() if experiment == "all" else (experiment,)) or EXPERIMENTS.names()
     there = [name for name in wanted if not find_runs(out, name).empty] or wanted[:1]
     chosen = Selection(runs=runs, models=models, data=data)
     require_known(out, there, chosen)

@@ -10,7 +10,7 @@ import pandas as pd
 from sanrobust import paper
 from sanrobust.complexity.models import Counted
 from sanrobust.complexity.settings import CONVENTIONS, IMG_SIZE, Convention
-from sanrobust.complexity.sheet import Sheet, to_latex, to_markdown
+from sanrobust.tables.sheet import Sheet, to_latex, to_markdown
 from sanrobust.complexity.tables import BILLION, EQUAL, MILLION, Layer, disagreements
 from sanrobust.files import write_text
 

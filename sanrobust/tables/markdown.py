@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 from sanrobust.experiments.layout import Entry
 from sanrobust.tables.caption import caption
 from sanrobust.tables.entries import entries, parts
 from sanrobust.tables.grid import Cell, Grid, Line, grid, printed, stubs_of
+from sanrobust.tables.lines import pipes
 from sanrobust.tables.table import Table
 
 DASH = "–"
@@ -37,16 +37,11 @@ def to_markdown(table: Table) -> str:
         lines += [[""] * len(headings)] if lines else []
         lines += [_row(line) for line in group]
     parts = [escape(caption(table, layout, weights=True)),
-             _pipes(headings, lines, len(layout.stubs))]
+             pipes(headings, lines, len(layout.stubs))]
     if any(name.endswith("_low") for name in table.columns):
         parts += [f"{table.intervals[0].upper()}{table.intervals[1:]}:",
                   _intervals(table, layout)]
     return "\n\n".join(parts) + "\n"
-
-
-def _pipes(headings: Sequence[str], lines: Sequence[Sequence[str]], stubs: int) -> str:
-    rule = [":--"] * stubs + ["--:"] * (len(headings) - stubs)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))
 
 
 def _row(line: Line) -> list[str]:
@@ -73,7 +68,7 @@ def _intervals(table: Table, layout: Grid) -> str:
     headings, lines = _part_lines(table, layout) if in_lines else _wide_lines(table, layout)
     rows = [[*map(escape, stubs_of(entry, layout.stubs)), *cells] for entry, cells in lines]
     # A part stands beside the stubs, aligned as they are.
-    return _pipes([*layout.stubs, *headings], rows, len(layout.stubs) + in_lines)
+    return pipes([*layout.stubs, *headings], rows, len(layout.stubs) + in_lines)
 
 
 def _wide_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry, list[str]]]]:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from sanrobust.experiments.layout import Head
 from sanrobust.tables.caption import caption
 from sanrobust.tables.grid import Cell, Grid, Line, grid, printed
+from sanrobust.tables.lines import GAP, aligned
 from sanrobust.tables.table import Table
 
-_GAP = "  "
 _WIDTH = 100
 
 
@@ -61,17 +61,17 @@ def _part(layout: Grid, heads: Sequence[int]) -> Grid:
 
 def _width(layout: Grid) -> int:
     widths = _widths(layout)
-    return sum(widths) + len(_GAP) * (len(widths) - 1)
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def _panel(layout: Grid) -> str:
     widths, stubs = _widths(layout), len(layout.stubs)
-    body = "\n\n".join("\n".join(_joined(_row(line), widths, stubs) for line in group)
+    body = "\n\n".join("\n".join(aligned(_row(line), widths, stubs) for line in group)
                        for group in layout.groups)
     heads = [_spanning(layout, widths, [head.title for head in layout.heads])]
     if any(head.detail for head in layout.heads):
         heads.append(_spanning(layout, widths, [head.detail for head in layout.heads]))
-    return "\n".join([*heads, _joined(_labels(layout), widths, stubs), body])
+    return "\n".join([*heads, aligned(_labels(layout), widths, stubs), body])
 
 
 def _labels(layout: Grid) -> list[str]:
@@ -92,7 +92,7 @@ def _widths(layout: Grid) -> list[int]:
 
 def _inside(widths: Sequence[int], place: int, head: Head) -> int:
     count = len(head.measures)
-    return sum(widths[place:place + count]) + len(_GAP) * (count - 1)
+    return sum(widths[place:place + count]) + len(GAP) * (count - 1)
 
 
 def _spanning(layout: Grid, widths: Sequence[int], titles: Sequence[str]) -> str:
@@ -101,13 +101,7 @@ def _spanning(layout: Grid, widths: Sequence[int], titles: Sequence[str]) -> str
     for head, title in zip(layout.heads, titles, strict=True):
         cells.append(title.rjust(_inside(widths, place, head)))
         place += len(head.measures)
-    return _GAP.join(cells).rstrip()
-
-
-def _joined(cells: Sequence[str], widths: Sequence[int], stubs: int) -> str:
-    aligned = [cell.ljust(width) if place < stubs else cell.rjust(width)
-               for place, (cell, width) in enumerate(zip(cells, widths, strict=True))]
-    return _GAP.join(aligned).rstrip()
+    return GAP.join(cells).rstrip()
 
 
 def _row(line: Line) -> list[str]:

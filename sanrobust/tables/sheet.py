@@ -1,4 +1,4 @@
-"""A small table of texts, rendered for a screen, as Markdown and as LaTeX."""
+"""A plain table of texts, rendered for a screen, as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sanrobust.tables.latex import escape as escape_latex
+from sanrobust.tables.lines import aligned, pipes
 from sanrobust.tables.markdown import escape as escape_markdown
 
-_GAP = "  "
 _WIDTH = 100
 _SIGNS = {"φ": r"$\varphi$", "ψ": r"$\psi$", "β": r"$\beta$", "≠": r"$\neq$", "→": r"$\to$"}
 
@@ -37,22 +37,20 @@ def to_text(sheet: Sheet) -> str:
     """Render for a screen of fixed-width letters; a group ends with an empty line."""
     lines = [line for group in sheet.groups for line in group]
     widths = [max(map(len, column)) for column in zip(sheet.headings, *lines, strict=True)]
-    body = "\n\n".join("\n".join(_aligned(line, widths, sheet.stubs) for line in group)
+    body = "\n\n".join("\n".join(aligned(line, widths, sheet.stubs) for line in group)
                        for group in sheet.groups)
-    return "\n".join([_aligned(sheet.headings, widths, sheet.stubs), body, "",
+    return "\n".join([aligned(sheet.headings, widths, sheet.stubs), body, "",
                       textwrap.fill(sheet.caption, _WIDTH)])
 
 
 def to_markdown(sheet: Sheet) -> str:
     """Render as a pipe table under its caption; an empty row stands between two groups."""
-    rule = [":--"] * sheet.stubs + ["--:"] * (len(sheet.headings) - sheet.stubs)
     lines: list[Sequence[str]] = []
     for group in sheet.groups:
-        lines += [[""] * len(rule)] if lines else []
+        lines += [[""] * len(sheet.headings)] if lines else []
         lines += [[escape_markdown(cell) for cell in line] for line in group]
-    rows = [[escape_markdown(heading) for heading in sheet.headings], rule, *lines]
-    pipes = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{escape_markdown(sheet.caption)}\n\n{pipes}\n"
+    headings = [escape_markdown(heading) for heading in sheet.headings]
+    return f"{escape_markdown(sheet.caption)}\n\n{pipes(headings, lines, sheet.stubs)}\n"
 
 
 def to_latex(sheet: Sheet) -> str:
@@ -74,12 +72,6 @@ def to_latex(sheet: Sheet) -> str:
             f"  \\caption{{\\scriptsize {_latex(sheet.caption)}}}\n"
             f"  \\label{{tab:{sheet.name}}}\n"
             "\\end{table*}\n")
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int], stubs: int) -> str:
-    return _GAP.join(cell.ljust(width) if place < stubs else cell.rjust(width)
-                     for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-                     ).rstrip()
 
 
 def _latex_row(cells: Sequence[str]) -> str:
