@@ -127,7 +127,7 @@ def test_a_study_trains_measures_averages_and_goes_on_where_it_was(
     assert list(per_run["model"]) == ["resnet26.s0", "resnet26.s1"]
     assert per_run["weights"].nunique() == 2
     assert mean["cw90_top1"].tolist() == pytest.approx([per_run["cw90_top1"].mean()])
-    assert found.pgd.rows["iters"].tolist() == [2, 4]
+    assert found.tables[1].rows["iters"].tolist() == [2, 4]
     assert "t-intervals over training seeds" in (tmp_path / "pgd_mean.md").read_text("utf-8")
 
     def refuse(*args: object) -> None:
@@ -135,7 +135,7 @@ def test_a_study_trains_measures_averages_and_goes_on_where_it_was(
 
     monkeypatch.setattr(study, "ProcessPoolExecutor", refuse)
     again = run_study(small, quiet())
-    assert again.rotation.rows.equals(found.rotation.rows)
+    assert again.tables[0].rows.equals(found.tables[0].rows)
     with pytest.raises(AssertionError, match="trained again"):
         run_study(replace(small, recipe=replace(SHORT, lr=0.01)), quiet())
 
