@@ -13,12 +13,14 @@ from sanrobust.errors import UnknownNameError
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
+from sanrobust.experiments.spatial import SPATIAL
 from sanrobust.plugins import Plugins
 from sanrobust.registry import unknown_name
 
 ENTRIES: tuple[Experiment, ...] = (
     ROTATION,
     PGD,
+    SPATIAL,
 )
 GROUP = "sanrobust.experiments"
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
