@@ -9,11 +9,13 @@ from __future__ import annotations
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
+from sanrobust.experiments.spatial import SPATIAL
 from sanrobust.registry import Registry
 
 ENTRIES: tuple[Experiment, ...] = (
     ROTATION,
     PGD,
+    SPATIAL,
 )
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
 """Commands that are no experiments; no experiment may be called so."""
