@@ -17,6 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student
@@ -57,6 +58,80 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95
         return mean, math.nan, math.nan
     half = float(student.ppf((1 + confidence) / 2, runs - 1)) * stdev(values) / math.sqrt(runs)
     return mean, max(0.0, mean - half), min(100.0, mean + half)
+
+
+def mean_interval(values: pd.Series[float], confidence: float = 0.95
+                  ) -> tuple[float, float, float]:
+    """Return the mean of values that are never negative and its t-interval, not below 0.
+
+    Args:
+        values: one per image; nan is left out, and fewer than two have no interval, (nan, nan).
+        confidence: coverage, in (0, 1).
+    """
+    known = values.dropna()
+    mean = float(known.mean())
+    if len(known) < 2:
+        return mean, math.nan, math.nan
+    deviation = float(known.to_numpy("float64").std(ddof=1))
+    half = float(student.ppf((1 + confidence) / 2, len(known) - 1)) * deviation / len(known) ** 0.5
+    return mean, max(0.0, mean - half), mean + half
+
+
+def reliability(confidences: pd.Series[float], hits: pd.Series[bool], bins: int) -> pd.DataFrame:
+    """Return how often predictions are right in each bin of their confidence.
+
+    Args:
+        confidences: probability of the prediction, in [0, 1], one per image.
+        hits: whether it is right.
+        bins: how many there are, of equal width.
+
+    One row per bin, ``low`` < confidence <= ``high``: ``n`` images, and their mean ``confidence``
+    and ``accuracy``, nan where there are none; all but n in percent.
+    """
+    edges = np.arange(bins + 1) / bins
+    known = confidences.to_numpy("float64")
+    places = np.searchsorted(edges[1:-1], known)
+    n = np.bincount(places, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence, accuracy = (100 * np.bincount(places, values, bins) / n
+                                for values in (known, hits.to_numpy("float64")))
+    return pd.DataFrame({"low": 100 * edges[:-1], "high": 100 * edges[1:], "n": n,
+                         "confidence": confidence, "accuracy": accuracy})
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Return the expected calibration error of a table of `reliability`, in percent.
+
+    That is the gap between confidence and accuracy, averaged over the bins by their images (Guo et
+    al. 2017, equation 3); nan without images.
+    """
+    gaps = (table["accuracy"] - table["confidence"]).abs() * table["n"]
+    images = int(table["n"].sum())
+    return float(gaps.sum()) / images if images else math.nan
+
+
+def class_accuracies(labels: pd.Series[int], predictions: pd.Series[int],
+                     hits: pd.Series[bool]) -> pd.DataFrame:
+    """Return how often the images of each class are classified right, by its index.
+
+    Args:
+        labels, predictions: class indices, one per image.
+        hits: whether the prediction is right.
+
+    Columns: ``class``, ``n`` images, ``top1``, ``top1_low`` and ``top1_high`` in percent (95 %
+    Wilson), and ``taken_for``: how many wrong predictions were which class, the commonest first.
+    """
+    rows = pd.DataFrame({"label": labels.to_numpy(), "pred": predictions.to_numpy(),
+                         "hit": hits.to_numpy(dtype=bool)})
+    found = []
+    for label, group in rows.groupby("label"):
+        wrong = group["pred"][~group["hit"]].sort_values().tolist()
+        taken = {index: wrong.count(index) for index in dict.fromkeys(wrong)}
+        summary: Summary = {"n": len(group)}
+        put_rate(summary, "top1", group["hit"], failed=0)
+        found.append({"class": label, **summary,
+                      "taken_for": dict(sorted(taken.items(), key=lambda item: -item[1]))})
+    return pd.DataFrame(found, columns=["class", "n", "top1", "top1_low", "top1_high", "taken_for"])
 
 
 @dataclass(frozen=True)

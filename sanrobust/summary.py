@@ -295,7 +295,9 @@ def _too_many_failed(table: Table, max_failed: float) -> SanrobustError | None:
 def _doubtful(table: Table) -> Iterator[str]:
     """Say where a clean accuracy does not fit the reported one: preprocessing or label order?"""
     column = table.layout.clean
-    for _, row in table.rows.drop_duplicates(["model", "data"]).iterrows():
+    alike = [table.layout.as_reported({str(name): value for name, value in row.items()})
+             for row in table.rows.to_dict(orient="records")]
+    for _, row in table.rows[alike].drop_duplicates(["model", "data"]).iterrows():
         reported = _reported(str(row["model"]), str(row["data"]))
         if not int(row["n"]):
             continue

@@ -6,6 +6,7 @@ A package adds one by an entry point of the group ``sanrobust.experiments`` that
 
 from __future__ import annotations
 
+from sanrobust.experiments.accuracy import ACCURACY
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
@@ -16,6 +17,7 @@ ENTRIES: tuple[Experiment, ...] = (
     ROTATION,
     PGD,
     SPATIAL,
+    ACCURACY,
 )
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
 """Commands that are no experiments; no experiment may be called so."""

@@ -16,11 +16,13 @@ Facts = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Measure:
-    """One printed column: the value's name, its heading, and which values are good."""
+    """One printed column: the value's name, its heading, which values are good, and its decimals.
+    """
 
     key: str
     label: str
     best: Callable[[Iterable[float]], float] = max
+    decimals: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Entry:
             of part number i are called ``i:NAME``.
         overall: rates over all images by measure, failed ones included; empty where none failed.
         reference: the published numbers by measure; empty where there are none.
+        extra: the layout's extra columns, as the first of its rows has them.
     """
 
     model: str
@@ -57,11 +60,25 @@ class Entry:
     values: Mapping[str, float]
     overall: Mapping[str, float]
     reference: Mapping[str, float]
+    extra: Facts = field(default_factory=dict)
 
     @property
     def images(self) -> int:
         """How many images were to be measured, those that failed included."""
         return sum(int(str(self.facts.get(name, 0))) for name in ("n", "failed"))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A further table of a file in Markdown: what it shows, its headings and its lines.
+
+    The first ``stubs`` columns are text, the others numbers, all as they are to be printed.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    stubs: int = 1
 
 
 def _nothing(facts: Facts) -> str:
@@ -72,6 +89,16 @@ def _nothing(facts: Facts) -> str:
 def _no_notes(entries: Sequence[Entry]) -> Iterator[str]:
     del entries
     return iter(())
+
+
+def _no_listings(entries: Sequence[Entry]) -> Iterator[Listing]:
+    del entries
+    return iter(())
+
+
+def _always(facts: Facts) -> bool:
+    del facts
+    return True
 
 
 def _as_they_come(part: Part) -> tuple[float | str, ...]:
@@ -106,6 +133,12 @@ class Layout:
             saying.
         notes: sentences about the lines of a table that a reader must not miss.
         failed_as: how images that failed count in the rates over all images.
+        excluded_as: which images are excluded, a phrase in front of their number.
+        units: one sentence that names the units of the numbers.
+        intervals: what the columns ``_low`` and ``_high`` bound.
+        listings: further tables of the file in Markdown, from the lines.
+        as_reported: whether the clean accuracy of a row may be held against the one reported for
+            its model, from the row's columns.
     """
 
     rates: tuple[str, ...]
@@ -127,6 +160,12 @@ class Layout:
     done: Callable[[Facts], str] = _nothing
     notes: Callable[[Sequence[Entry]], Iterator[str]] = _no_notes
     failed_as: str = "as wrong"
+    excluded_as: str = ("Images without a target, because their label is the class aimed at, and "
+                        "so in no rate")
+    units: str = "All numbers in percent."
+    intervals: str = "95 % Wilson intervals"
+    listings: Callable[[Sequence[Entry]], Iterator[Listing]] = _no_listings
+    as_reported: Callable[[Facts], bool] = _always
 
     @property
     def columns(self) -> tuple[str, ...]:

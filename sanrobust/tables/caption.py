@@ -26,13 +26,13 @@ def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
     bold = any(cell.bold for group in layout.groups for line in group for cell in line.cells)
     sentences = [
         f"{title(table)}.",
-        "All numbers in percent.",
+        table.layout.units,
         *_done_sentences(members, table.layout),
         table.layout.legend(_known(table)),
         "Bold: best of its group." if bold else "",
         _data_sentence(members),
         *_failed_sentences(members, table.layout),
-        _excluded_sentence(members),
+        _excluded_sentence(members, table.layout),
         *table.layout.notes(members),
         _interval_sentence(table),
         _by_value("Weights", members, "weights") if weights else "",
@@ -111,17 +111,17 @@ def _failure(entry: Entry) -> str:
     return f"{text}: {'; '.join(told)}{f'; {more} more reasons' if more else ''}"
 
 
-def _excluded_sentence(members: Sequence[Entry]) -> str:
+def _excluded_sentence(members: Sequence[Entry], layout: Layout) -> str:
     known = [entry for entry in members if entry.facts.get("excluded")]
     if not known:
         return ""
-    return ("Images without a target, because their label is the class aimed at, and so in no "
-            f"rate: {_values(known, 'excluded', named=len(known) < len(members))}.")
+    return (f"{layout.excluded_as}: "
+            f"{_values(known, 'excluded', named=len(known) < len(members))}.")
 
 
 def _interval_sentence(table: Table) -> str:
-    halves = [(table.rows[name.removesuffix("_low") + "_high"] - table.rows[name]) / 2
-              for name in table.columns if name.endswith("_low")]
+    halves = [(table.rows[f"{name}_high"] - table.rows[f"{name}_low"]) / 2
+              for name in table.layout.rates if f"{name}_low" in table.columns]
     known = [float(half) for column in halves for half in column.dropna()]
     if not known:
         return ""

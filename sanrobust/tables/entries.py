@@ -78,7 +78,8 @@ def _entry(table: Table, first: pd.Series, rows: Sequence[tuple[int, pd.Series]]
     # Rates over the images that did not fail are rates over other images.
     survivors = f"{model} {facts.get('n')}" if facts.get("failed") else ""
     return Entry(model, data, layout.variant(facts), _label(model), facts,
-                 (data, survivors, *settings), values, overall, reference)
+                 (data, survivors, *settings), values, overall, reference,
+                 {name: first[name] for name in layout.extra if pd.notna(first.get(name))})
 
 
 def _measured(layout: Layout) -> list[str]:

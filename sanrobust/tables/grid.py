@@ -24,6 +24,16 @@ class Cell:
     drop: float | None = None
     bold: bool = False
     signed: bool = False
+    decimals: int = 1
+
+    def printed(self) -> str:
+        """Return its number as it is printed; nan gives an empty string."""
+        return printed(self.value, signed=self.signed, decimals=self.decimals)
+
+    def printed_drop(self, unknown: str) -> str | None:
+        """Return its drop as it is printed, None where it has none."""
+        return None if self.drop is None else printed(
+            self.drop, signed=self.signed, decimals=self.decimals) or unknown
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,12 @@ class Grid:
     groups: tuple[tuple[Line, ...], ...]
 
 
-def printed(value: float, *, signed: bool = False) -> str:
-    """Return a number with one decimal and no negative zero; nan gives an empty string."""
+def printed(value: float, *, signed: bool = False, decimals: int = 1) -> str:
+    """Return a number with its decimals and no negative zero; nan gives an empty string."""
     if math.isnan(value):
         return ""
-    rounded = float(f"{value:.1f}") + 0.0
-    return f"{rounded:+.1f}" if signed else f"{rounded:.1f}"
+    rounded = float(f"{value:.{decimals}f}") + 0.0
+    return f"{rounded:{'+' if signed else ''}.{decimals}f}"
 
 
 def grid(table: Table) -> Grid:
@@ -93,7 +103,7 @@ def _lines(group: Sequence[Entry], measures: Sequence[Measure],
     lines = []
     for entry in group:
         rivals = [other for other in group if other.comparable == entry.comparable]
-        cells = tuple(_cell(entry.values, measure.key, _best(rivals, measure))
+        cells = tuple(_cell(entry.values, measure, _best(rivals, measure))
                       for measure in measures)
         lines.append(Line(stubs_of(entry, stubs), "ours" if entry.reference else "single", cells))
         lines.extend(_beside(entry, measures, len(stubs)))
@@ -102,14 +112,17 @@ def _lines(group: Sequence[Entry], measures: Sequence[Measure],
 
 def _best(rivals: Sequence[Entry], measure: Measure) -> str | None:
     """Return a column's best value as printed, so that equal print is equal rank, or None."""
-    known = [float(printed(entry.values[measure.key])) for entry in rivals
+    digits = measure.decimals
+    known = [float(printed(entry.values[measure.key], decimals=digits)) for entry in rivals
              if measure.key in entry.values]
-    return printed(measure.best(known)) if len(known) > 1 else None
+    return printed(measure.best(known), decimals=digits) if len(known) > 1 else None
 
 
-def _cell(values: Mapping[str, float], key: str, best: str | None) -> Cell:
+def _cell(values: Mapping[str, float], measure: Measure, best: str | None) -> Cell:
+    key, digits = measure.key, measure.decimals
     value = values.get(key, math.nan)
-    return Cell(value, values.get(f"{key}_drop"), bold=best is not None and printed(value) == best)
+    return Cell(value, values.get(f"{key}_drop"), decimals=digits,
+                bold=best is not None and printed(value, decimals=digits) == best)
 
 
 def _beside(entry: Entry, measures: Sequence[Measure], stubs: int) -> list[Line]:
@@ -117,13 +130,14 @@ def _beside(entry: Entry, measures: Sequence[Measure], stubs: int) -> list[Line]
     blank = ("",) * (stubs - 1)
     lines = []
     if entry.overall:
-        cells = tuple(_cell(entry.overall, measure.key, None) for measure in measures)
+        cells = tuple(_cell(entry.overall, measure, None) for measure in measures)
         lines.append(Line((f"over all {entry.images} images", *blank), "beside", cells))
     if entry.reference:
-        theirs = tuple(_cell(entry.reference, measure.key, None) for measure in measures)
+        theirs = tuple(_cell(entry.reference, measure, None) for measure in measures)
         # Of the drops no difference is printed: it follows from those of the accuracies.
         change = tuple(Cell(entry.values.get(measure.key, math.nan)
-                            - entry.reference.get(measure.key, math.nan), signed=True)
+                            - entry.reference.get(measure.key, math.nan), signed=True,
+                            decimals=measure.decimals)
                        for measure in measures)
         lines += [Line(("paper", *blank), "beside", theirs),
                   Line(("difference", *blank), "beside", change)]

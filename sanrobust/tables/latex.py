@@ -6,7 +6,7 @@ import re
 
 from sanrobust.experiments.layout import Head
 from sanrobust.tables.caption import caption
-from sanrobust.tables.grid import Cell, Grid, Line, grid, printed
+from sanrobust.tables.grid import Cell, Grid, Line, grid
 from sanrobust.tables.table import Table
 
 _SPECIAL = {
@@ -100,12 +100,12 @@ def _row(line: Line) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    value = _number(cell.value, cell.signed)
+    value, drop = cell.printed(), cell.printed_drop("")
     if not value:
         return "--"
-    text = f"\\textbf{{{value}}}" if cell.bold else value
-    return text if cell.drop is None else f"{text}({_number(cell.drop, cell.signed) or '--'})"
+    text = f"\\textbf{{{_signs(value)}}}" if cell.bold else _signs(value)
+    return text if drop is None else f"{text}({_signs(drop) or '--'})"
 
 
-def _number(value: float, signed: bool) -> str:
-    return printed(value, signed=signed).replace("-", "$-$").replace("+", "$+$")
+def _signs(number: str) -> str:
+    return number.replace("-", "$-$").replace("+", "$+$")

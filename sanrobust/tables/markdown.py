@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
-from sanrobust.experiments.layout import Entry
+from sanrobust.experiments.layout import Entry, Measure
 from sanrobust.tables.caption import caption
 from sanrobust.tables.entries import entries, parts
 from sanrobust.tables.grid import Cell, Grid, Line, grid, printed, stubs_of
@@ -22,7 +23,7 @@ def escape(text: str) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Render a table as Markdown (GitHub's pipe tables): caption, numbers, intervals.
+    """Render a table as Markdown (GitHub's pipe tables): caption, numbers, intervals, listings.
 
     The second table is left out when the rows have no intervals. With a layout that has details it
     has a line for each part, with measures that the first one does not print.
@@ -41,7 +42,7 @@ def to_markdown(table: Table) -> str:
     if any(name.endswith("_low") for name in table.columns):
         parts += [f"{table.intervals[0].upper()}{table.intervals[1:]}:",
                   _intervals(table, layout)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_listings(table)]) + "\n"
 
 
 def _row(line: Line) -> list[str]:
@@ -54,13 +55,11 @@ def _row(line: Line) -> list[str]:
 
 
 def _cell(cell: Cell) -> str:
-    value = printed(cell.value, signed=cell.signed)
+    value, drop = cell.printed(), cell.printed_drop(DASH)
     if not value:
         return DASH
     text = f"**{value}**" if cell.bold else value
-    if cell.drop is None:
-        return text
-    return f"{text} ({printed(cell.drop, signed=cell.signed) or DASH})"
+    return text if drop is None else f"{text} ({drop})"
 
 
 def _intervals(table: Table, layout: Grid) -> str:
@@ -72,9 +71,10 @@ def _intervals(table: Table, layout: Grid) -> str:
 
 
 def _wide_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
-    measures = [(head, measure) for head in layout.heads for measure in head.measures]
+    measures = [(head, measure) for head in layout.heads for measure in head.measures
+                if f"{measure.key.rpartition(':')[2]}_low" in table.columns]
     headings = [f"{head.title}: {measure.label}" for head, measure in measures]
-    return headings, [(entry, [_interval(entry, measure.key) for _, measure in measures])
+    return headings, [(entry, [_interval(entry, measure) for _, measure in measures])
                       for entry in entries(table)]
 
 
@@ -83,20 +83,31 @@ def _part_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry
     own, lines = table.layout, []
     for entry in entries(table):
         for number, part in enumerate(parts(table)):
-            keys = [measure.key if own.is_shared(measure.key) else f"{number}:{measure.key}"
-                    for measure in own.details]
-            if any(key in entry.values for key in keys if key.startswith(f"{number}:")):
+            those = [measure if own.is_shared(measure.key) else
+                     replace(measure, key=f"{number}:{measure.key}") for measure in own.details]
+            if any(each.key in entry.values for each in those
+                   if each.key.startswith(f"{number}:")):
                 words = escape(own.part_words(part)) or DASH
-                lines.append((entry, [words, *(_rate(entry, key) for key in keys)]))
+                lines.append((entry, [words, *(_rate(entry, each) for each in those)]))
     noun = own.part_noun if own.variant_noun in ("", *layout.stubs) else own.variant_noun
     return [noun, *(measure.label for measure in own.details)], lines
 
 
-def _rate(entry: Entry, key: str) -> str:
-    rate = printed(entry.values.get(key, math.nan))
-    return f"{rate} {_interval(entry, key)}" if rate else DASH
+def _rate(entry: Entry, measure: Measure) -> str:
+    rate = printed(entry.values.get(measure.key, math.nan), decimals=measure.decimals)
+    return f"{rate} {_interval(entry, measure)}" if rate else DASH
 
 
-def _interval(entry: Entry, key: str) -> str:
-    low, high = (printed(entry.values.get(f"{key}_{bound}", math.nan)) for bound in ("low", "high"))
+def _interval(entry: Entry, measure: Measure) -> str:
+    low, high = (printed(entry.values.get(f"{measure.key}_{bound}", math.nan),
+                         decimals=measure.decimals) for bound in ("low", "high"))
     return f"[{low}, {high}]" if low and high else DASH
+
+
+def _listings(table: Table) -> list[str]:
+    """Return the further tables of the layout, each behind its title."""
+    texts = []
+    for listing in table.layout.listings(entries(table)):
+        lines = [[escape(cell) for cell in line] for line in listing.lines]
+        texts += [escape(listing.title), pipes([*map(escape, listing.headings)], lines, listing.stubs)]
+    return texts

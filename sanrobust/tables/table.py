@@ -98,7 +98,7 @@ def make_table(experiment: Experiment, summaries: Sequence[Mapping[str, object]]
                               seen="one has none", hint=f"add {name!r} to each summary")
     rest = [name for name in rows.columns if name not in known]
     rows = rows[[name for name in known if name in rows.columns] + rest]
-    return Table(experiment, _sorted(_typed(rows)), title, note)
+    return Table(experiment, _sorted(_typed(rows)), title, note, experiment.layout.intervals)
 
 
 def with_paper(table: Table) -> Table:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sanrobust.experiments.layout import Head
 from sanrobust.tables.caption import caption
-from sanrobust.tables.grid import Cell, Grid, Line, grid, printed
+from sanrobust.tables.grid import Cell, Grid, Line, grid
 from sanrobust.tables.lines import GAP, aligned
 from sanrobust.tables.table import Table
 
@@ -111,6 +111,6 @@ def _row(line: Line) -> list[str]:
 
 
 def _cell(cell: Cell) -> str:
-    value = printed(cell.value, signed=cell.signed) or "-"
-    drop = "" if cell.drop is None else f"({printed(cell.drop, signed=cell.signed) or '-'})"
-    return f"{'*' if cell.bold else ''}{value}{drop}"
+    drop = cell.printed_drop("-")
+    value = f"{'*' if cell.bold else ''}{cell.printed() or '-'}"
+    return value if drop is None else f"{value}({drop})"
