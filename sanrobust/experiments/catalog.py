@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from sanrobust.errors import UnknownNameError
+from sanrobust.experiments.accuracy import ACCURACY
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
@@ -19,6 +20,7 @@ from sanrobust.registry import unknown_name
 ENTRIES: tuple[Experiment, ...] = (
     ROTATION,
     PGD,
+    ACCURACY,
 )
 GROUP = "sanrobust.experiments"
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
