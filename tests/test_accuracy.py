@@ -83,6 +83,17 @@ def test_the_calibration_error_is_that_of_torchmetrics(torchmetrics: ModuleType,
     assert ours == pytest.approx(100 * float(theirs), abs=1e-4)
 
 
+def test_certainty_is_in_the_last_bin(torchmetrics: ModuleType) -> None:
+    error = torchmetrics.functional.classification.binary_calibration_error
+    confidences, hits = torch.tensor([1.0, 1.0, 0.95, 0.95]), torch.tensor([0, 1, 1, 1])
+    ours = metrics.calibration_error(metrics.reliability(
+        pd.Series(confidences.numpy()), pd.Series(hits.bool().numpy()), 10))
+    below = error(confidences.clamp(max=1 - 1e-6), hits, n_bins=10)
+    assert ours == pytest.approx(100 * float(below), abs=1e-3) == 22.5
+    # torchmetrics has one bin more, for confidences of exactly 1.
+    assert 100 * float(error(confidences, hits, n_bins=10)) == pytest.approx(27.5, abs=1e-3)
+
+
 def test_rates_and_classes_are_those_of_torchmetrics(torchmetrics: ModuleType) -> None:
     logits, labels = random_case()
     of = torchmetrics.functional.classification

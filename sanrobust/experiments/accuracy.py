@@ -311,9 +311,9 @@ def _listings(entries: Sequence[Entry]) -> Iterator[Listing]:
              for entry in entries for each in _worst(entry)[:_CLASSES_SHOWN]]
     if lines:
         yield Listing(f"The up to {_CLASSES_SHOWN} classes with the lowest top-1, and what their "
-                    "images were taken for; the CSV has all:",
-                    ("Method", "Class", "Taken for", "Images", "top-1", "95 % Wilson interval"),
-                    tuple(lines), stubs=3)
+                      "images were taken for; the CSV has all:",
+                      ("Method", "Class", "Taken for", "Images", "top-1", "95 % Wilson interval"),
+                      tuple(lines), stubs=3)
 
 
 def _taken(counts: Mapping[str, int]) -> str:

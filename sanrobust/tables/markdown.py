@@ -109,5 +109,6 @@ def _listings(table: Table) -> list[str]:
     texts = []
     for listing in table.layout.listings(entries(table)):
         lines = [[escape(cell) for cell in line] for line in listing.lines]
-        texts += [escape(listing.title), pipes([*map(escape, listing.headings)], lines, listing.stubs)]
+        headings = [escape(heading) for heading in listing.headings]
+        texts += [escape(listing.title), pipes(headings, lines, listing.stubs)]
     return texts
