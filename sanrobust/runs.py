@@ -172,12 +172,23 @@ def find_runs(out: Path, experiment: str) -> Found:
             run = open_run(folder)
         except OutputError as error:
             # Whose it was is told by the name of its folder, if by anything.
-            if folder.name.partition("-")[0] in (experiment, folder.name):
+            if folder.name.startswith(f"{experiment}-") or "-" not in folder.name:
                 damaged.append(error)
             continue
         if run.experiment == experiment:
             runs.append(run)
     return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
+
+
+def strange_runs(out: Path) -> Iterator[str]:
+    """Say of each run of an experiment that is not here why it cannot be shown."""
+    known = tuple(f"{name}-" for name in EXPERIMENTS.names())
+    for folder in _run_folders(out):
+        if not folder.name.startswith(known) and "-" in folder.name:
+            try:
+                open_run(folder)
+            except OutputError as error:
+                yield f"not in a table: {error}"
 
 
 def all_runs(out: Path) -> Iterator[Run]:

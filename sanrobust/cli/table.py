@@ -37,7 +37,7 @@ def table(experiment: str, experiments: tuple[str, ...], out: Path, models: tupl
     What is left out is named: runs not asked for, unfinished, damaged, or measured anew later.
     """
     from sanrobust.cli.report import print_each, say
-    from sanrobust.runs import find_runs
+    from sanrobust.runs import find_runs, strange_runs
     from sanrobust.summary import Selection, rebuild, require_known
     from sanrobust.tables import write_paper_tables
     if paper_only:
@@ -51,4 +51,6 @@ def table(experiment: str, experiments: tuple[str, ...], out: Path, models: tupl
         files = EXPERIMENTS.get(name).files
         if name not in there and (out / f"{files}.csv").exists():
             say(f"{name}: no runs under {out}; {files}.* there is left as it is")
+    for remark in strange_runs(out):
+        say(remark)
     print_each({name: partial(rebuild, out, name, chosen=chosen, paper=paper) for name in there})

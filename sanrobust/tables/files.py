@@ -46,10 +46,11 @@ def table_files(experiment: Experiment, suffix: str = "") -> list[str]:
 def _write_plots(table: Table, stem: Path) -> Iterator[Path]:
     for plot in table.experiment.plots:
         figure = plot.draw(table.rows)
-        if figure is None:
-            continue
         for kind in _PICTURES:
             path = stem.with_name(f"{stem.name}{plot.suffix}.{kind}")
+            if figure is None:
+                path.unlink(missing_ok=True)  # that of an earlier table would be another's
+                continue
             with atomic_write(path) as stream:
                 stream.write(_picture(figure, kind))
             yield path
