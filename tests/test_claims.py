@@ -29,7 +29,7 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.build import build, parameter_count
 from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.resolve import create_model
 
 EXACT = 1e-10
@@ -159,7 +159,7 @@ def test_patchwise_weights_fit_one_footprint_alone(design: Design) -> None:
 
 
 def parameters_by_footprint(design: Design) -> list[int]:
-    config = small_form("san10-pair")
+    config = small_config("san10-pair")
     assert isinstance(config, SanConfig)
     return [parameter_count(replace(config, design=design, footprints=(3, *(side,) * 4)))
             for side in (3, 5, 7, 9, 11)]
@@ -192,7 +192,7 @@ def logit_change_when_turned(network: nn.Module, images: Tensor) -> float:
 
 def settled(design: Design) -> tuple[nn.Module, Tensor]:
     """A small SAN that has normalised just these images, lest a deep one overflows on them."""
-    config = small_form("san10-pair")
+    config = small_config("san10-pair")
     assert isinstance(config, SanConfig)
     torch.manual_seed(3)
     network = drawn(build(replace(config, design=design)))

@@ -21,7 +21,7 @@ from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.relations import Relation
 from sanrobust.registry import Registry
 from sanrobust.zoo.build import build
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 
 KINDS = {"pairwise": PairwiseAttention, "patchwise": PatchwiseAttention}
 MAPPINGS, POSITIONS = get_args(Mapping), get_args(Position)
@@ -190,7 +190,7 @@ def test_a_relation_added_to_the_table_attends(position: Position, transforms: i
 @pytest.mark.usefixtures("_with_squared")
 def test_a_relation_added_to_the_table_is_a_model_option() -> None:
     torch.manual_seed(0)
-    network = build(small_form("san10-pair(relation=squared)")).eval()
+    network = build(small_config("san10-pair(relation=squared)")).eval()
     compared = {layer.relation.relation.name for layer in network.modules()
                 if isinstance(layer, PairwiseAttention)}
     assert compared == {"squared"}

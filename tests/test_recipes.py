@@ -88,7 +88,7 @@ class Mlp(nn.Module):
     Edit("zoo/forms.py", "from sanrobust.zoo.entry import MlpConfig\n",
          before="from sanrobust.zoo.entry import"),
     Edit("zoo/catalog.py", '''\
-        Entry("mlp1", "in1k", imagenet_form("mlp1"), Remote("https://localhost/mlp1.pth"),
+        Entry("mlp1", "in1k", imagenet_config("mlp1"), Remote("https://localhost/mlp1.pth"),
               top1=12.5, licence="MIT", reference="nobody"),
 ''', behind="        *(_untrained(arch, tag) for tag in _FORMS for arch in PAPER_ORDER),\n"),
 )

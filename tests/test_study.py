@@ -23,7 +23,7 @@ from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
 from sanrobust.train import Recipe, TrainingJob
 from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import canonical
 
 SHORT = Recipe(epochs=1)
@@ -86,7 +86,7 @@ def test_rates_over_all_images_are_averaged_where_a_run_has_failed_ones() -> Non
 
 def test_the_design_space_is_tables_4_and_8_and_the_convolution() -> None:
     assert DESIGN_SPACE == tuple(map(canonical, DESIGN_SPACE))
-    designs = [form.design for form in map(small_form, DESIGN_SPACE)
+    designs = [form.design for form in map(small_config, DESIGN_SPACE)
                if isinstance(form, SanConfig)]
     pairwise = Design()
     relations = {d.relation for d in designs if d == replace(pairwise, relation=d.relation)}

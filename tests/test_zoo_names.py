@@ -17,7 +17,7 @@ from sanrobust.zoo import catalog, names
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
 from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
 from sanrobust.zoo.external import is_external
-from sanrobust.zoo.forms import imagenet_form, small_form, smallest_input
+from sanrobust.zoo.forms import imagenet_config, small_config, smallest_input
 from sanrobust.zoo.names import canonical, parse
 from sanrobust.zoo.resolve import create_model
 from zoo_files import ban_network
@@ -25,7 +25,7 @@ from zoo_files import ban_network
 HADAMARD = "san10-pair(relation=hadamard)"
 SANS = ("san10-pair", "san10-patch", "san10-scalar", "san10-sasa")
 # The first network of each family that has its own options.
-SHALLOW = tuple({(names.options(network), imagenet_form(network).kind): network
+SHALLOW = tuple({(names.options(network), imagenet_config(network).kind): network
                  for network in reversed(names.NETWORKS)}.values())
 LARGE_ALONE = {"san10-sasa(heads=8)", "san10-scalar(heads=4)",
                *(f"sasa26(heads={heads})" for heads in (8, 16, 32)),
@@ -74,7 +74,7 @@ def test_every_name_has_one_spelling(typed: str, meant: str) -> None:
 def test_a_value_that_is_the_default_of_one_form_alone_is_kept(typed: str) -> None:
     assert canonical(typed) == typed
     bare = names.parse(typed).network
-    assert imagenet_form(typed) == imagenet_form(bare)
+    assert imagenet_config(typed) == imagenet_config(bare)
     assert canonical(typed) != bare
 
 
@@ -83,7 +83,7 @@ def test_spellings_of_all_options_are_stable_and_differ_as_the_networks_do() -> 
     for typed in choices():
         spelled = canonical(typed)
         assert canonical(spelled) == spelled
-        assert by_spelling.setdefault(spelled, imagenet_form(typed)) == imagenet_form(spelled)
+        assert by_spelling.setdefault(spelled, imagenet_config(typed)) == imagenet_config(spelled)
     form_dependent = ("footprint=7)", "heads=8)", "footprints=3-7-7-7-7)")
     unlike = [form for name, form in by_spelling.items() if not name.endswith(form_dependent)]
     assert len(unlike) > 50
@@ -152,7 +152,7 @@ def test_a_network_without_options_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_architecture_is_named_without_weights() -> None:
-    for form in (imagenet_form, small_form):
+    for form in (imagenet_config, small_config):
         with pytest.raises(UnknownNameError, match=r"has the tag 'mine': type 'san10-pair\(relat"):
             form(f"{HADAMARD}.mine")
 
@@ -168,7 +168,7 @@ def test_an_architecture_is_named_without_weights() -> None:
     ("san10-sasa(content=no,heads=2)", Design("sasa", "dot", "L", 3, "relative", 2, False)),
 ])
 def test_options_reach_the_design(typed: str, design: Design) -> None:
-    for form in (imagenet_form(typed), small_form(typed)):
+    for form in (imagenet_config(typed), small_config(typed)):
         assert isinstance(form, SanConfig) and form.design == design
 
 
@@ -180,8 +180,8 @@ def test_options_reach_the_design(typed: str, design: Design) -> None:
 ])
 def test_footprints_of_the_stages(typed: str, large: tuple[int, ...],
                                   small: tuple[int, ...]) -> None:
-    for form, expected, side in ((imagenet_form(typed), large, 224),
-                                 (small_form(typed), small, 32)):
+    for form, expected, side in ((imagenet_config(typed), large, 224),
+                                 (small_config(typed), small, 32)):
         assert isinstance(form, SanConfig) and form.footprints == expected
         assert smallest_input(form) <= side
 
@@ -198,31 +198,32 @@ def test_footprints_too_large_for_small_images_are_refused() -> None:
 ])
 def test_heads_without_channels_in_small_images_are_refused(typed: str, legal: str) -> None:
     with pytest.raises(UnknownNameError, match=legal):
-        small_form(typed)
-    imagenet_form(typed)
+        small_config(typed)
+    imagenet_config(typed)
 
 
 def test_options_reach_the_other_networks() -> None:
-    assert small_form("resnet26(kernel=7)") == ResNetConfig((1, 2, 4, 1), 8, "small", 7, 10)
-    large = imagenet_form("sasa38(stem=attention,footprint=5,position=absolute,heads=4,"
-                          "convolutions=2)")
+    assert small_config("resnet26(kernel=7)") == ResNetConfig((1, 2, 4, 1), 8, "small", 7, 10)
+    large = imagenet_config("sasa38(stem=attention,footprint=5,position=absolute,heads=4,"
+                            "convolutions=2)")
     assert isinstance(large, SasaConfig)
     assert (large.stem, large.footprint, large.convolutions, large.width) == ("attention", 5, 2, 64)
     assert (large.design.position, large.design.heads) == ("absolute", 4)
-    stems = [getattr(small_form(f"sasa26(stem={stem})"), "stem") for stem in ("conv", "attention")]
+    stems = [getattr(small_config(f"sasa26(stem={each})"), "stem")
+             for each in ("conv", "attention")]
     assert stems == ["small", "attention"]
 
 
 @pytest.mark.parametrize("typed", [*names.NETWORKS, *choices()])
 def test_everything_that_can_be_named_can_be_built_for_imagenet(typed: str) -> None:
-    assert parameter_shapes(imagenet_form(typed))["fc.weight"][0] == 1000
+    assert parameter_shapes(imagenet_config(typed))["fc.weight"][0] == 1000
 
 
 def test_only_large_footprints_and_many_heads_are_refused_for_small_images() -> None:
     refused = set()
     for typed in choices():
         try:
-            small_form(typed)
+            small_config(typed)
         except UnknownNameError:
             refused.add(typed)
     assert refused == LARGE_ALONE
@@ -252,12 +253,12 @@ def test_everything_that_can_be_named_computes_on_small_images(typed: str) -> No
 def test_names_build_the_networks_of_the_papers_tables(typed: str, millions: float) -> None:
     # Half a unit of the third decimal; SASA's total is known to the second alone.
     tolerance = 0.006 if typed == "sasa50" else 0.0006
-    assert parameter_count(imagenet_form(typed)) / 1e6 == pytest.approx(millions, abs=tolerance)
+    assert parameter_count(imagenet_config(typed)) / 1e6 == pytest.approx(millions, abs=tolerance)
 
 
 def test_a_checkpoint_of_the_released_networks_still_means_the_released_design() -> None:
     for arch in ("san10-pair", "san10-patch"):
-        form = small_form(arch)
+        form = small_config(arch)
         assert isinstance(form, SanConfig)
         assert form.attention == form.design.attention == \
             {"san10-pair": "pairwise", "san10-patch": "patchwise"}[arch]

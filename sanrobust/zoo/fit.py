@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from sanrobust.errors import CheckpointError, UnknownNameError, first_line, shortened
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.entry import Architecture
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.forms import imagenet_config, small_config
 from sanrobust.zoo.names import NETWORKS, canonical, options, quoted
 from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The head of each form takes so many times its width: the tag of the model, the form, the times.
-_FORMS = (("", imagenet_form, 32), (".untrained-small", small_form, 4))
+_FORMS = (("", imagenet_config, 32), (".untrained-small", small_config, 4))
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Any], *, name: str, source: str,

@@ -43,7 +43,7 @@ _SMALL_LAST_FOOTPRINT = 7
 _COMPARED = {"scalar": 16, "sasa": 4}
 
 
-def imagenet_form(arch: str, num_classes: int = 1000) -> Architecture:
+def imagenet_config(arch: str, num_classes: int = 1000) -> Architecture:
     """Return the configuration of ``arch`` as published for ImageNet (the paper's Table 1).
 
     Args:
@@ -71,7 +71,7 @@ def imagenet_form(arch: str, num_classes: int = 1000) -> Architecture:
     return config
 
 
-def small_form(arch: str, num_classes: int = 10) -> Architecture:
+def small_config(arch: str, num_classes: int = 10) -> Architecture:
     """Return ``arch`` for 32x32 images: the paper's depths, an eighth of its form's widths.
 
     The option ``width=w`` is that of the form for ImageNet: this one has w / 8. Widths of a SAN are
@@ -83,7 +83,7 @@ def small_form(arch: str, num_classes: int = 10) -> Architecture:
     an attention stem, whose footprints are 5. SASA has four heads.
 
     Args:
-        arch: as for `imagenet_form`.
+        arch: as for `imagenet_config`.
         num_classes: length of the logits.
 
     Raises UnknownNameError for any other name, or one with footprints too large for such images.
@@ -137,7 +137,7 @@ def mismatch(arch: str, config: Architecture) -> str | None:
 
 def _forms(arch: str) -> list[Architecture]:
     forms = []
-    for form in (imagenet_form, small_form):
+    for form in (imagenet_config, small_config):
         try:
             forms.append(form(arch))
         except UnknownNameError:
