@@ -17,7 +17,7 @@ from conftest import Command
 from sanrobust.complexity.counter import count
 from sanrobust.complexity.models import count_model
 from sanrobust.complexity.settings import CONVENTIONS, Convention
-from sanrobust.design import PAIRWISE, PATCHWISE, Design
+from sanrobust.design import PAIRWISE, PATCHWISE, AttentionConfig
 from sanrobust.errors import ModelError, UnknownNameError
 from sanrobust.kernels import relations
 from sanrobust.kernels.backends import use_backend
@@ -88,7 +88,7 @@ COMPOSED = [replace(PAIRWISE, relation="dot", position="absolute"),
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("design", FUSED + COMPOSED, ids=str)
 def test_kernels_that_fuse_count_as_the_plain_formulation(
-        design: Design, convention: Convention) -> None:
+        design: AttentionConfig, convention: Convention) -> None:
     config = SanConfig(layers=(1, 1), design=design, footprints=(3, 5), widths=(32, 64),
                        pools=(True, True), num_classes=4)
     counts = {}

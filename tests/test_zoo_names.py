@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sanrobust.design import PAIRWISE, Design
+from sanrobust.design import PAIRWISE, AttentionConfig
 from sanrobust.errors import UnknownNameError
 from sanrobust.kernels import relations
 from sanrobust.zoo import catalog, names
@@ -161,13 +161,14 @@ def test_an_architecture_is_named_without_weights() -> None:
 
 @pytest.mark.parametrize(("typed", "design"), [
     ("san10-pair(relation=dot,mapping=L,transforms=2,position=none)",
-     Design("pairwise", "dot", "L", 2, "none")),
+     AttentionConfig("pairwise", "dot", "L", 2, "none")),
     ("san10-patch(relation=clique,mapping=LRLRL,transforms=1)",
-     Design("patchwise", "clique", "LRLRL", 1, "none")),
-    ("san10-scalar(heads=2)", Design("scalar", "dot", "L", 3, "none", 2)),
-    ("san10-sasa(content=no,heads=2)", Design("sasa", "dot", "L", 3, "relative", 2, False)),
+     AttentionConfig("patchwise", "clique", "LRLRL", 1, "none")),
+    ("san10-scalar(heads=2)", AttentionConfig("scalar", "dot", "L", 3, "none", 2)),
+    ("san10-sasa(content=no,heads=2)",
+     AttentionConfig("sasa", "dot", "L", 3, "relative", 2, False)),
 ])
-def test_options_reach_the_design(typed: str, design: Design) -> None:
+def test_options_reach_the_design(typed: str, design: AttentionConfig) -> None:
     for form in (imagenet_config(typed), small_config(typed)):
         assert isinstance(form, SanConfig) and form.design == design
 

@@ -25,6 +25,8 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) | {"training"}
 _INSTALLED = ("site-packages", "dist-packages")
 _NAMELESS = "<lambda>"
 _DEEPEST = 8
+# Digests of earlier records hold these names.
+_FORMER = {"sanrobust.design.AttentionConfig": "sanrobust.design.Design"}
 _PLAIN = (bool, int, float, complex, bytes, torch.dtype, torch.device, type(None))
 
 
@@ -166,8 +168,9 @@ def _sorted(kind: str, items: list[list[bytes]]) -> Iterator[bytes]:
 
 
 def qualified(value: Any) -> str:
-    """Return the module and the name of a class or function."""
-    return f"{value.__module__}.{value.__qualname__}"
+    """Return the module and the name of a class or function; of ours, the first it ever had."""
+    name = f"{value.__module__}.{value.__qualname__}"
+    return _FORMER.get(name, name)
 
 
 def _tensor(value: Tensor) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from sanrobust.design import PAIRWISE, SASA, Attention, Design
+from sanrobust.design import PAIRWISE, SASA, Attention, AttentionConfig
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.zoo import names
 
@@ -40,7 +40,7 @@ class SanConfig:
     kind: ClassVar[str] = "san"
 
     layers: tuple[int, ...]
-    design: Design = PAIRWISE
+    design: AttentionConfig = PAIRWISE
     footprints: tuple[int, ...] = (3, 7, 7, 7, 7)
     widths: tuple[int, ...] = (64, 256, 512, 1024, 2048)
     pools: tuple[bool, ...] = (True, True, True, True, True)
@@ -116,7 +116,7 @@ class SasaConfig:
     layers: tuple[int, int, int, int]
     width: int = 64
     stem: Literal["conv", "attention", "small"] = "conv"
-    design: Design = SASA
+    design: AttentionConfig = SASA
     footprint: int = 7
     convolutions: int = 0
     num_classes: int = 1000

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sanrobust.design import DEFAULTS, Design
+from sanrobust.design import DEFAULTS, AttentionConfig
 from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.files import UNFIT_FOR_TEXT
 from sanrobust.preprocessing import Preprocessing
@@ -77,7 +77,7 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
     if kind not in _KINDS:
         raise ValueError(f"there is no kind of network called {kind!r}")
     if "design" in form:
-        form["design"] = Design(**form["design"])
+        form["design"] = AttentionConfig(**form["design"])
     elif "attention" in form:  # written before networks had a design
         form["design"] = DEFAULTS[form.pop("attention")]
     architecture = _KINDS[kind](**form)

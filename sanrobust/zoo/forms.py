@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from math import gcd, lcm
 from typing import Literal
 
-from sanrobust.design import DEFAULTS, Design
+from sanrobust.design import DEFAULTS, AttentionConfig
 from sanrobust.errors import UnknownNameError
 from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
 from sanrobust.zoo.names import (
@@ -156,7 +156,7 @@ def _decided(name: ModelName, form: Architecture) -> set[str]:
     return decided & {field.name for field in fields(form)}
 
 
-def _design(name: ModelName, *, heads: int | None = None) -> Design:
+def _design(name: ModelName, *, heads: int | None = None) -> AttentionConfig:
     """Return the operator that the options name.
 
     ``heads`` are those of a SASA operator whose name leaves them out; None for the paper's.
@@ -236,7 +236,8 @@ def _require_san_heads(name: ModelName, config: SanConfig, *, share: int) -> Non
                    lambda width: gcd(*_san_widths(width, share)) // compared)
 
 
-def _require_heads(name: ModelName, design: Design, channels: Callable[[int], int]) -> None:
+def _require_heads(name: ModelName, design: AttentionConfig,
+                   channels: Callable[[int], int]) -> None:
     """Each head must have channels, and as many for row as for column offsets.
 
     ``channels`` tells of a width how many are compared where they are fewest.
@@ -260,7 +261,7 @@ def _require_heads(name: ModelName, design: Design, channels: Callable[[int], in
         seen=f"{name.architecture} has {own} in this form", hint=f"use {' or '.join(ways)}")
 
 
-def _shared_by(heads: int, design: Design) -> int:
+def _shared_by(heads: int, design: AttentionConfig) -> int:
     """Return what must divide the channels that ``heads`` compare at the design's position."""
     if design.position == "absolute":
         return lcm(heads, 4)  # sines and cosines of rows and of columns

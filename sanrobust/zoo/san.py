@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sanrobust.design import Design
+from sanrobust.design import AttentionConfig
 from sanrobust.errors import ModelError
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
@@ -87,7 +87,7 @@ class San(nn.Module):
         return F.relu(self.get_submodule(f"bn{stage}")(attended), inplace=True)
 
 
-def _attention(design: Design, channels: int, footprint: int
+def _attention(design: AttentionConfig, channels: int, footprint: int
                ) -> PairwiseAttention | PatchwiseAttention | LocalAttention:
     """Return the operator of a block; SASA compares in C/4 channels, all others in C/16."""
     value_channels = channels // VALUE_REDUCTION
