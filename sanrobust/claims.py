@@ -24,7 +24,7 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.plain import PaddingMode
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import imagenet_config, small_config
 
 SHARED_CHANNELS = 8

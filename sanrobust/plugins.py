@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Generic, TypeVar
@@ -25,13 +25,15 @@ class Plugins(Generic[T]):
     problems: tuple[str, ...]
 
     @classmethod
-    def load(cls, group: str, kind: type[T], *, taken: Collection[str]) -> Plugins[T]:
+    def load(cls, group: str, kind: type[T], *, taken: Collection[str],
+             check: Callable[[T], None] = lambda value: None) -> Plugins[T]:
         """Load the entry points of a group.
 
         Args:
             group: its name.
-            kind: what each must be; it has a ``name``, and may have ``files``.
+            kind: what each must be; it has a ``name``, and may have ``files`` or ``networks``.
             taken: names that none may have.
+            check: raises what is wrong with one.
         """
         values, problems, names = [], [], set(taken)
         found = metadata.entry_points(group=group)
@@ -39,6 +41,7 @@ class Plugins(Generic[T]):
             try:
                 value = point.load()
                 own = _require(value, kind, names)
+                check(value)
             # A package of other people may fail in every way there is; ours must go on.
             except (Exception, SystemExit) as error:
                 problems.append(f"{point.name} of the package {_package(point)} is left out: "
@@ -56,6 +59,7 @@ def _require(value: object, kind: type[T], taken: Collection[str]) -> set[str]:
     if not isinstance(value, kind):
         raise TypeError(f"it must be of the kind {kind.__name__}, but is {shown_value(value)}")
     own = {str(getattr(value, each)) for each in ("name", "files") if hasattr(value, each)}
+    own |= set(getattr(value, "networks", ()))
     twice = sorted(own.intersection(taken))
     if twice:
         raise ValueError(f"the name {shown_value(twice[0])} is taken")

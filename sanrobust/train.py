@@ -34,8 +34,9 @@ from sanrobust.zoo.build import build
 from sanrobust.zoo.catalog import PAPER_ORDER, SMALL_PREPROCESSING
 from sanrobust.zoo.checkpoint import METADATA_KEY, safetensors_bytes
 from sanrobust.zoo.classifier import Normalize
-from sanrobust.zoo.entry import Architecture, Entry, Packaged
+from sanrobust.zoo.entry import Entry, Packaged
 from sanrobust.zoo.facts import facts
+from sanrobust.zoo.families.base import Architecture
 from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import canonical
 

@@ -18,7 +18,8 @@ from sanrobust.errors import ModelError, UnknownNameError
 from sanrobust.kernels import reference
 from sanrobust.kernels.modules import PairwiseAttention
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
-from sanrobust.zoo.entry import Architecture, SanConfig
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config, smallest_input
 
 SAN_ENTRIES = {"san10-pair": 368, "san15-pair": 533, "san19-pair": 665,
@@ -94,7 +95,7 @@ def san_entries(config: SanConfig) -> list[tuple[str, tuple[int, ...]]]:
         entries += norm_entries(f"bn{stage}", channels)
         for block in range(config.layers[stage]):
             entries += block_entries(f"layer{stage}.{block}", channels,
-                                     config.footprints[stage], config.attention)
+                                     config.footprints[stage], config.design.attention)
         width = channels
     return entries + [("fc.weight", (config.num_classes, width)),
                       ("fc.bias", (config.num_classes,))]

@@ -28,7 +28,7 @@ from sanrobust.kernels import modules, relations
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.resolve import create_model
 

@@ -24,7 +24,7 @@ from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.relations import Relation
 from sanrobust.registry import Registry
 from sanrobust.zoo.build import build
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import imagenet_config, small_config
 
 # What util/complexity.py of the paper's official code prints for batch 1, to the last unit.

@@ -13,7 +13,7 @@ from sanrobust.bench.settings import COMPILED, PLAIN, UNFOLD
 from sanrobust.bench.unfold import compute_by, unfold_attention
 from sanrobust.design import DEFAULTS, PAIRWISE, PATCHWISE, AttentionConfig
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.folded import refusal
 
 SAN10 = (2, 1, 2, 4, 1)

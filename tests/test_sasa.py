@@ -18,7 +18,9 @@ from sanrobust.kernels import functional, local
 from sanrobust.kernels.local import LocalAttention, sinusoids
 from sanrobust.kernels.local_stem import BlockAttention
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
-from sanrobust.zoo.entry import ResNetConfig, SanConfig, SasaConfig
+from sanrobust.zoo.families.resnet import ResNetConfig
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.families.sasa import SasaConfig
 
 DEPTHS = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
 SMALL_SASA = SasaConfig(layers=(1, 1, 1, 1), width=8, stem="small", num_classes=10, footprint=3,

@@ -22,7 +22,7 @@ from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
 from sanrobust.train import Recipe, TrainingJob
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import canonical
 

@@ -19,8 +19,9 @@ from sanrobust.zoo.checkpoint import (
     METADATA_KEY, read_facts, read_state_dict, save_safetensors,
 )
 from sanrobust.zoo.digest import state_digest
-from sanrobust.zoo.entry import SanConfig, Stored
+from sanrobust.zoo.entry import Stored
 from sanrobust.zoo.facts import entry_from_facts, facts as facts_of
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import small_config
 from zoo_files import trained
 

@@ -16,7 +16,9 @@ from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.native import library
 from sanrobust.zoo import catalog, names
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import Architecture, SanConfig
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families.catalog import networks
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.folded import FoldedSan
 from sanrobust.zoo.forms import imagenet_config, small_config
 from sanrobust.zoo.names import canonical
@@ -50,13 +52,13 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
      "san10-pair(relation=dot,position=none,width=96)"),
     ("san15-patch(width=128,footprints=3-5-5-5-5)", "san15-patch(footprint=5,width=128)"),
     ("sasa50(width=48,stem=attention)", "sasa50(stem=attention,width=48)"),
-    *((f"{network}(width=64)", network) for network in names.NETWORKS),
+    *((f"{network}(width=64)", network) for network in networks()),
 ])
 def test_a_width_is_spelt_last_and_the_papers_never(typed: str, meant: str) -> None:
     assert canonical(typed) == canonical(meant) == meant
 
 
-@pytest.mark.parametrize("network", names.NETWORKS)
+@pytest.mark.parametrize("network", networks())
 def test_every_network_has_widths_and_every_one_differs_from_the_default(network: str) -> None:
     option = names.options(network)[-1]
     assert (option.name, option.default) == ("width", "64") and "64" in option.values

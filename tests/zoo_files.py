@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sanrobust.zoo.build import build, parameter_shapes
-from sanrobust.zoo.entry import Architecture
+from sanrobust.zoo.families.base import Architecture
 from sanrobust.zoo.forms import small_config
 
 SMALL = small_config("san10-pair", 10)

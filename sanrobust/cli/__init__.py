@@ -21,6 +21,7 @@ from sanrobust.cli.train import train
 from sanrobust.cli.zoo import zoo
 from sanrobust.experiments.catalog import left_out
 from sanrobust.files import printable
+from sanrobust.zoo.families.catalog import left_out as models_left_out
 
 
 class Main(ErrorGroup):
@@ -28,13 +29,13 @@ class Main(ErrorGroup):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write them below the help."""
-        for problem in left_out():
+        for problem in (*left_out(), *models_left_out()):
             formatter.write_paragraph()
             formatter.write_text(printable(problem))
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"],
-                                               "max_content_width": 100})
+                                         "max_content_width": 100})
 @click.version_option(metadata.version("sanrobust"), prog_name="sanrobust")
 def main() -> None:
     """Measure how robust image classifiers are.
@@ -43,7 +44,7 @@ def main() -> None:
     """
     open_streams()
     _let_threads_sleep()
-    for problem in left_out():
+    for problem in (*left_out(), *models_left_out()):
         click.echo(printable(f"note: {problem}"), err=True)
 
 

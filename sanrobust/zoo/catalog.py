@@ -17,8 +17,10 @@ from sanrobust.zoo import store
 from sanrobust.zoo.entry import (
     Entry, Packaged, Remote, Unpublished, Untrained, WeightsSource,
 )
+from sanrobust.zoo.families.base import ModelName
+from sanrobust.zoo.families.catalog import families, networks
 from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config
-from sanrobust.zoo.names import LISTING, NETWORKS, ModelName, parse, quoted
+from sanrobust.zoo.names import LISTING, parse, quoted
 
 PAPER_ORDER: tuple[str, ...] = ARCHITECTURES
 DEFAULT_TAG = store.IN1K_TAG
@@ -111,19 +113,21 @@ def names() -> tuple[str, ...]:
 
 
 def _own_entries() -> tuple[Entry, ...]:
+    others = [arch for family in families() if family.listed for arch in family.networks]
     return (
         *(_in1k(arch) for arch in PAPER_ORDER),
         *_digits(),
-        *(_untrained(arch, tag) for tag in _FORMS for arch in PAPER_ORDER),
+        *(entry for family in families() for entry in family.published()),
+        *(_untrained(arch, tag) for tag in _FORMS for arch in (*PAPER_ORDER, *others)),
     )
 
 
 def _parsed(name: str) -> ModelName:
-    if "(" in name or ")" in name or name.partition(".")[0] in NETWORKS:
+    if "(" in name or ")" in name or name.partition(".")[0] in networks():
         return parse(name)
     arch, dot, _ = name.partition(".")
-    candidates = (*names(), *(f"{other}.{tag}" for other in NETWORKS for tag in _FORMS)) \
-        if dot else NETWORKS
+    candidates = (*names(), *(f"{other}.{tag}" for other in networks() for tag in _FORMS)) \
+        if dot else tuple(networks())
     # Two swapped characters (san01) beat any one that is near by other measures (san19).
     swapped = [other for other in candidates if sorted(other) == sorted(name)]
     raise unknown_name("model", name, swapped or candidates, listing=LISTING)

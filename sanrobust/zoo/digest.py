@@ -25,8 +25,12 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) | {"training"}
 _INSTALLED = ("site-packages", "dist-packages")
 _NAMELESS = "<lambda>"
 _DEEPEST = 8
-# Digests of earlier records hold these names.
-_FORMER = {"sanrobust.design.AttentionConfig": "sanrobust.design.Design"}
+_FORMER = {  # digests of earlier records hold these names
+    "sanrobust.design.AttentionConfig": "sanrobust.design.Design",
+    "sanrobust.zoo.families.resnet.ResNetConfig": "sanrobust.zoo.entry.ResNetConfig",
+    "sanrobust.zoo.families.san.SanConfig": "sanrobust.zoo.entry.SanConfig",
+    "sanrobust.zoo.families.sasa.SasaConfig": "sanrobust.zoo.entry.SasaConfig",
+}
 _PLAIN = (bool, int, float, complex, bytes, torch.dtype, torch.device, type(None))
 
 
