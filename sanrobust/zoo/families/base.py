@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 from sanrobust.registry import closest
@@ -223,7 +223,7 @@ class Family(Generic[Config]):
         for network in self.networks:
             self.options(network)
             for small in (False, True):
-                made = self.form(ModelName(self, network), small=small)
-                if type(made) is not self.config or not isinstance(made.num_classes, int):
+                made = replace(self.form(ModelName(self, network), small=small), num_classes=2)
+                if type(made) is not self.config:
                     raise TypeError(f"the form of {network} must be a {self.config.__name__}")
-                hash((made, made.sizes, made.describe(), self.smallest_input(made)))
+                hash((made, made.layers, made.sizes, made.describe(), self.smallest_input(made)))
