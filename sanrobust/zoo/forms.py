@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 
 from sanrobust.errors import ModelError, UnknownNameError
@@ -76,21 +78,17 @@ def mismatch(arch: str, config: Architecture) -> str | None:
         name = parse(arch)
     except UnknownNameError as error:
         return error.seen
-    for form in _forms(name.architecture):
+    for form in _forms(name):
         if type(form) is type(config) and all(
                 getattr(form, field) == getattr(config, field) for field in _decided(name, form)):
             return None
     return f"the network described is no {arch}"
 
 
-def _forms(arch: str) -> list[Architecture]:
-    forms = []
-    for form in (imagenet_config, small_config):
-        try:
-            forms.append(form(arch))
-        except UnknownNameError:
-            continue  # legal in the other form alone
-    return forms
+def _forms(name: ModelName) -> Iterator[Architecture]:
+    for small in (False, True):
+        with suppress(UnknownNameError):  # options may be legal in the other form alone
+            yield name.family.form(name, small=small)
 
 
 def _decided(name: ModelName, form: Architecture) -> set[str]:

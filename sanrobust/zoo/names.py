@@ -33,8 +33,7 @@ def parse(name: str) -> ModelName:
     if not opened:
         _require_parentheses(name, ")" not in head)
         network, dot, tag = head.partition(".")
-        network = _network(network.strip())
-        return ModelName(networks()[network], network, (), tag if dot else None)
+        return _named(network.strip(), "", tag if dot else None)
     inside, closed, after = (part.strip() for part in rest.rpartition(")"))
     network, misplaced, tag = head.strip().partition(".")
     _require_parentheses(name, bool(closed) and not set("()") & set(inside))
@@ -44,10 +43,13 @@ def parse(name: str) -> ModelName:
         raise UnknownNameError("options must stand between architecture and tag",
                                seen=f"the name is {shown_value(name)}",
                                hint=f"type {network}({inside}).{tag or 'TAG'}")
-    network = _network(network)
+    return _named(network, inside, after[1:] if after else None)
+
+
+def _named(text: str, inside: str, tag: str | None) -> ModelName:
+    network = _network(text)
     return ModelName(networks()[network], network,
-                     _canonical_options(network, _typed_options(network, inside)),
-                     after[1:] if after else None)
+                     _canonical_options(network, _typed_options(network, inside)), tag)
 
 
 def canonical(name: str) -> str:
