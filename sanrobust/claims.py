@@ -24,8 +24,8 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.plain import PaddingMode
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import imagenet_config, small_config
 
 SHARED_CHANNELS = 8
 FOOTPRINTS = (3, 5, 7, 9, 11)
@@ -214,7 +214,7 @@ def _parameters() -> Iterator[Claim]:
     """Count the parameters of SAN10 (Table 7) and of one convolution."""
     text = "The footprint costs pairwise attention no parameters (3.1, Table 7)"
     for arch, constant in (("san10-pair", True), ("san10-patch", False)):
-        config = imagenet_form(arch)
+        config = imagenet_config(arch)
         assert isinstance(config, SanConfig)
         counts = [parameter_count(replace(config, footprints=(3, *(side,) * 4)))
                   for side in FOOTPRINTS]
@@ -231,7 +231,7 @@ def _turns() -> Iterator[Claim]:
     views = torch.cat((images, *turned, images.flip(2), images.flip(3)))
     for arch, placed, changes in (("san10-pair", False, False), ("san10-pair", True, True),
                                   ("san10-patch", True, True)):
-        network = _settled(_drawn(build(small_form(arch))), views)
+        network = _settled(_drawn(build(small_config(arch))), views)
         if not placed:
             for name, parameter in network.named_parameters():
                 if name.endswith("conv_p.weight"):

@@ -15,7 +15,7 @@ Position = Literal["none", "absolute", "relative"]
 
 
 @dataclass(frozen=True)
-class Design:
+class AttentionConfig:
     """One self-attention operator.
 
     Attributes:
@@ -39,9 +39,9 @@ class Design:
     content: bool = True
 
 
-PAIRWISE = Design()
-PATCHWISE = Design(attention="patchwise", relation="concatenation", position="none")
-SCALAR = Design(attention="scalar", relation="dot", mapping="L", position="none")
+PAIRWISE = AttentionConfig()
+PATCHWISE = AttentionConfig(attention="patchwise", relation="concatenation", position="none")
+SCALAR = AttentionConfig(attention="scalar", relation="dot", mapping="L", position="none")
 SASA = replace(SCALAR, attention="sasa", position="relative", heads=8)
-DEFAULTS: dict[Attention, Design] = {
+DEFAULTS: dict[Attention, AttentionConfig] = {
     "pairwise": PAIRWISE, "patchwise": PATCHWISE, "scalar": SCALAR, "sasa": SASA}

@@ -57,15 +57,17 @@ class Registry(Generic[T]):
         group: of entry points, each of which names a value; empty for none.
         of: what such a value must be an instance of.
         names: the names that a value takes, its own first; None for ``value.name``.
+        check: raises what is wrong with a value of another package.
         taken: names that no value of another package may have.
     """
 
     def __init__(self, kind: str, *, listing: str, group: str = "", of: type = object,
                  names: Callable[[T], Sequence[str]] | None = None,
+                 check: Callable[[T], object] = repr,
                  taken: Collection[str] = ()) -> None:
         self._kind = kind
         self._listing = listing
-        self._plugins = Plugins(group, of)
+        self._plugins = Plugins(group, of, check)
         self._names_of = names or _its_name
         self._taken = taken
         self._values: dict[str, T] = {}
@@ -129,10 +131,12 @@ class Plugins:
     Attributes:
         group: its name; empty for one that nobody adds to.
         of: what each of its values must be an instance of.
+        check: raises what is wrong with one.
     """
 
     group: str
     of: type
+    check: Callable[[Any], object]
 
     def load(self, names_of: Callable[[Any], Sequence[str]], *, taken: Collection[str]
              ) -> tuple[tuple[Any, ...], tuple[str, ...]]:
@@ -168,6 +172,7 @@ class Plugins:
         twice = sorted(own.intersection(taken))
         if twice:
             raise ValueError(f"the name {shown_value(twice[0])} is taken")
+        self.check(value)
         return own
 
 

@@ -32,7 +32,7 @@ from sanrobust.tables import Table, make_table, table_files, write_table
 from sanrobust.train import Recipe, TrainingJob, is_trained, train_models
 from sanrobust.zoo.checkpoint import read_facts
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import architecture
 from sanrobust.zoo.resolve import create_model
 
@@ -170,7 +170,7 @@ def _checked(study: Study) -> tuple[str, ...]:
                          seen=f"{study.data} is a folder", hint="type for example --data digits")
     models = tuple(dict.fromkeys(architecture(name).architecture for name in study.models))
     for model in models:
-        small_form(model)  # refuses what has none
+        small_config(model)  # refuses what has none
     return models
 
 

@@ -34,9 +34,10 @@ from sanrobust.zoo.build import build
 from sanrobust.zoo.catalog import PAPER_ORDER, SMALL_PREPROCESSING
 from sanrobust.zoo.checkpoint import METADATA_KEY, safetensors_bytes
 from sanrobust.zoo.classifier import Normalize
-from sanrobust.zoo.entry import Architecture, Entry, Packaged
+from sanrobust.zoo.entry import Entry, Packaged
 from sanrobust.zoo.facts import facts
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import canonical
 
 Say = Callable[[str], None]
@@ -266,7 +267,7 @@ def train_models(job: TrainingJob, *, say: Say) -> list[Path]:
     files that cannot be written.
     """
     _require_plain(_tag(job))
-    forms = {canonical(arch): small_form(arch) for arch in job.models or PAPER_ORDER}
+    forms = {canonical(arch): small_config(arch) for arch in job.models or PAPER_ORDER}
     _check_recipe(job.recipe, SMALL_PREPROCESSING.img_size)
     device = choose_device(job.device)
     train, test, classes = _splits(job)

@@ -18,8 +18,9 @@ from sanrobust.errors import ModelError, UnknownNameError
 from sanrobust.kernels import reference
 from sanrobust.kernels.modules import PairwiseAttention
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
-from sanrobust.zoo.entry import Architecture, SanConfig
-from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form, smallest_input
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config, smallest_input
 
 SAN_ENTRIES = {"san10-pair": 368, "san15-pair": 533, "san19-pair": 665,
                "san10-patch": 348, "san15-patch": 503, "san19-patch": 627}
@@ -46,7 +47,7 @@ def images_of(*shape: int, seed: int = 1) -> Tensor:
 
 
 def small_san(arch: str, **changes: Any) -> SanConfig:
-    config = small_form(arch)
+    config = small_config(arch)
     assert isinstance(config, SanConfig)
     return replace(config, **changes)
 
@@ -94,7 +95,7 @@ def san_entries(config: SanConfig) -> list[tuple[str, tuple[int, ...]]]:
         entries += norm_entries(f"bn{stage}", channels)
         for block in range(config.layers[stage]):
             entries += block_entries(f"layer{stage}.{block}", channels,
-                                     config.footprints[stage], config.attention)
+                                     config.footprints[stage], config.design.attention)
         width = channels
     return entries + [("fc.weight", (config.num_classes, width)),
                       ("fc.bias", (config.num_classes,))]
@@ -102,7 +103,7 @@ def san_entries(config: SanConfig) -> list[tuple[str, tuple[int, ...]]]:
 
 @pytest.mark.parametrize(("arch", "count"), SAN_ENTRIES.items())
 def test_san_state_dict_is_that_of_the_published_checkpoints(arch: str, count: int) -> None:
-    config = imagenet_form(arch)
+    config = imagenet_config(arch)
     assert isinstance(config, SanConfig)
     entries = list(parameter_shapes(config).items())
     assert len(entries) == count
@@ -111,7 +112,7 @@ def test_san_state_dict_is_that_of_the_published_checkpoints(arch: str, count: i
 
 @pytest.mark.parametrize(("arch", "millions"), MILLIONS.items())
 def test_parameter_counts_are_those_of_the_paper(arch: str, millions: float) -> None:
-    assert parameter_count(imagenet_form(arch)) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert parameter_count(imagenet_config(arch)) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_the_architectures_come_in_the_order_of_the_tables() -> None:
@@ -120,7 +121,7 @@ def test_the_architectures_come_in_the_order_of_the_tables() -> None:
 
 @pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
 def test_logits_equal_the_unfold_formulation(arch: str) -> None:
-    network = settled(imagenet_form(arch))
+    network = settled(imagenet_config(arch))
     images = images_of(2, 3, 128, 128)
     with torch.no_grad():
         logits = network(images)
@@ -133,7 +134,7 @@ def test_logits_equal_the_unfold_formulation(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
 def test_input_gradients_equal_the_unfold_formulation(arch: str) -> None:
-    network = settled(small_form(arch)).double()
+    network = settled(small_config(arch)).double()
     images = images_of(3, 3, 32, 32).double().requires_grad_()
     ours, = torch.autograd.grad(network(images).logsumexp(1).sum(), images)
     with attention_by(unfold_attention, network):
@@ -145,7 +146,7 @@ def test_input_gradients_equal_the_unfold_formulation(arch: str) -> None:
 def test_torchvision_resnet50_weights_give_torchvision_logits() -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(weights=None).eval()
-    ours = build(imagenet_form("resnet50")).eval()
+    ours = build(imagenet_config("resnet50")).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = images_of(1, 3, 96, 96)
@@ -157,7 +158,7 @@ def test_resnet50_starts_from_torchvision_initial_values() -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(weights=None).state_dict()
     torch.manual_seed(0)
-    ours = build(imagenet_form("resnet50")).state_dict()
+    ours = build(imagenet_config("resnet50")).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -166,7 +167,7 @@ def test_resnet26_is_the_papers_network_and_not_timms() -> None:
     with torch.device("meta"):
         theirs = timm.create_model("resnet26")
     assert sum(value.numel() for value in theirs.parameters()) == 15_995_176
-    assert parameter_count(imagenet_form("resnet26")) == 13_696_552
+    assert parameter_count(imagenet_config("resnet26")) == 13_696_552
 
 
 def logit_change(network: nn.Module, images: Tensor, turned: Tensor) -> float:
@@ -182,7 +183,7 @@ TURNS = {"cw90": lambda images: torch.rot90(images, -1, (-2, -1)),
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_pairwise_attention_without_position_ignores_rotation_and_flips(turn: str) -> None:
-    network = settled(small_form("san10-pair")).double()
+    network = settled(small_config("san10-pair")).double()
     images = images_of(2, 3, 32, 32).double()
     assert logit_change(network, images, TURNS[turn](images)) > 1e-6
     for module in network.modules():
@@ -194,14 +195,14 @@ def test_pairwise_attention_without_position_ignores_rotation_and_flips(turn: st
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_patchwise_attention_sees_rotation_and_flips(turn: str) -> None:
-    network = settled(small_form("san10-patch")).double()
+    network = settled(small_config("san10-patch")).double()
     images = images_of(2, 3, 32, 32).double()
     assert logit_change(network, images, TURNS[turn](images)) > 1e-4
 
 
 @pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
 def test_a_too_small_image_is_refused_with_the_size_needed(arch: str) -> None:
-    network = build(imagenet_form(arch)).eval()
+    network = build(imagenet_config(arch)).eval()
     with pytest.raises(ModelError) as caught:
         network(torch.zeros(1, 3, 96, 160))
     assert str(caught.value) == (
@@ -221,7 +222,7 @@ def test_the_smallest_input_is_sharp(arch: str) -> None:
 
 @pytest.mark.parametrize("side", [128, 224])
 def test_the_paper_sizes_are_legal(side: int) -> None:
-    config = imagenet_form("san19-pair")
+    config = imagenet_config("san19-pair")
     assert isinstance(config, SanConfig)
     assert smallest_input(config) <= side
 
@@ -229,7 +230,7 @@ def test_the_paper_sizes_are_legal(side: int) -> None:
 @pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
 def test_slicing_the_batch_leaves_the_logits_alone(arch: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    network = settled(small_form(arch))
+    network = settled(small_config(arch))
     images = images_of(6, 3, 32, 32)
     with torch.no_grad():
         monkeypatch.setattr(reference, "SLICE_VALUES", {"cpu": 1 << 40})
@@ -243,7 +244,7 @@ def test_slicing_the_batch_leaves_the_logits_alone(arch: str,
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_small_forms_train_on_32_pixels(arch: str) -> None:
     torch.manual_seed(0)
-    network = build(small_form(arch))
+    network = build(small_config(arch))
     loss = nn.functional.cross_entropy(network(images_of(2, 3, 32, 32)), torch.tensor([1, 2]))
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all()
@@ -252,22 +253,22 @@ def test_small_forms_train_on_32_pixels(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_small_forms_keep_the_depth_of_the_paper(arch: str) -> None:
-    assert small_form(arch).layers == imagenet_form(arch).layers
+    assert small_config(arch).layers == imagenet_config(arch).layers
 
 
 def test_the_nine_small_forms_fit_the_package() -> None:
-    sizes = [len(save(build(small_form(arch)).state_dict())) for arch in ARCHITECTURES]
+    sizes = [len(save(build(small_config(arch)).state_dict())) for arch in ARCHITECTURES]
     assert sum(sizes) < PACKAGE_BYTES
 
 
-@pytest.mark.parametrize("form", [imagenet_form, small_form])
+@pytest.mark.parametrize("form", [imagenet_config, small_config])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_form_takes_the_number_of_classes(arch: str, form: Any) -> None:
     shapes = parameter_shapes(form(arch, num_classes=7))
     assert shapes["fc.weight"][0] == 7 and shapes["fc.bias"] == (7,)
 
 
-@pytest.mark.parametrize("form", [imagenet_form, small_form])
+@pytest.mark.parametrize("form", [imagenet_config, small_config])
 @pytest.mark.parametrize("name", ["san01-pair", "san10-pairs", "san10", "resnet27"])
 def test_an_unknown_architecture_is_refused(name: str, form: Any) -> None:
     with pytest.raises(UnknownNameError, match="did you mean"):
@@ -275,7 +276,7 @@ def test_an_unknown_architecture_is_refused(name: str, form: Any) -> None:
 
 
 def test_shapes_are_known_without_memory_and_equal_those_of_the_network() -> None:
-    config = small_form("san10-patch")
+    config = small_config("san10-patch")
     built = {name: tuple(value.shape) for name, value in build(config).state_dict().items()}
     assert parameter_shapes(config) == built
 
@@ -284,8 +285,8 @@ def test_knowing_the_shapes_draws_no_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    parameter_shapes(small_form("resnet26"))
-    parameter_count(small_form("san10-pair"))
+    parameter_shapes(small_config("resnet26"))
+    parameter_count(small_config("san10-pair"))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -300,7 +301,7 @@ def test_a_san_that_cannot_be_built_is_refused(changes: dict[str, Any], message:
 
 
 def test_a_network_survives_copying() -> None:
-    network = settled(small_form("san10-pair"))
+    network = settled(small_config("san10-pair"))
     images = images_of(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(network)(images), network(images))

@@ -22,14 +22,14 @@ from conftest import Command
 from sanrobust.claims import as_patchwise, measure_claims
 from sanrobust.data.digits import open_digits
 from sanrobust.data.transforms import to_pixels
-from sanrobust.design import PAIRWISE, PATCHWISE, SASA, SCALAR, Design
+from sanrobust.design import PAIRWISE, PATCHWISE, SASA, SCALAR, AttentionConfig
 from sanrobust.errors import UsageError
 from sanrobust.kernels import modules, relations
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.resolve import create_model
 
 EXACT = 1e-10
@@ -53,12 +53,12 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def named(design: Design) -> str:
+def named(design: AttentionConfig) -> str:
     return "-".join((design.attention, design.relation, design.mapping, str(design.transforms),
                      design.position))
 
 
-def layer_of(design: Design, *, footprint: int = FOOTPRINT, seed: int = 0,
+def layer_of(design: AttentionConfig, *, footprint: int = FOOTPRINT, seed: int = 0,
              channels: int = CHANNELS) -> nn.Module:
     torch.manual_seed(seed)
     if design.attention in ("scalar", "sasa"):
@@ -109,7 +109,7 @@ def shuffled_around_the_middle(values: Tensor) -> Tensor:
     return values.flatten(2)[:, :, order].view(values.shape)
 
 
-def output_change_when_shuffled(design: Design, monkeypatch: pytest.MonkeyPatch) -> float:
+def output_change_when_shuffled(design: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> float:
     """How the output in the middle of a map as large as the footprint takes a shuffled map.
 
     Every pixel of the map is a neighbour of the middle, once. The coordinates of the neighbours
@@ -128,20 +128,20 @@ def output_change_when_shuffled(design: Design, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("design", SETS, ids=named)
-def test_shuffling_the_neighbours_changes_nothing(design: Design,
+def test_shuffling_the_neighbours_changes_nothing(design: AttentionConfig,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     assert output_change_when_shuffled(design, monkeypatch) < EXACT
 
 
 @pytest.mark.parametrize("design", SEQUENCES, ids=named)
 def test_shuffling_the_neighbours_matters_to_attention_that_knows_places(
-        design: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+        design: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert output_change_when_shuffled(design, monkeypatch) > CLEAR
 
 
 @pytest.mark.parametrize("design", [*PAIRS, *PLACED], ids=named)
 def test_a_larger_footprint_keeps_the_proportions_of_the_smaller_ones_weights(
-        design: Design) -> None:
+        design: AttentionConfig) -> None:
     small, large = (layer_of(design, footprint=side) for side in (3, 5))
     small.load_state_dict(large.state_dict(), strict=True)
     features = maps(2, CHANNELS, 9, 9)
@@ -152,26 +152,26 @@ def test_a_larger_footprint_keeps_the_proportions_of_the_smaller_ones_weights(
 
 
 @pytest.mark.parametrize("design", PATCHES, ids=named)
-def test_patchwise_weights_fit_one_footprint_alone(design: Design) -> None:
+def test_patchwise_weights_fit_one_footprint_alone(design: AttentionConfig) -> None:
     small, large = (layer_of(design, footprint=side) for side in (3, 5))
     with pytest.raises(RuntimeError, match="size mismatch"):
         small.load_state_dict(large.state_dict(), strict=True)
 
 
-def parameters_by_footprint(design: Design) -> list[int]:
-    config = small_form("san10-pair")
+def parameters_by_footprint(design: AttentionConfig) -> list[int]:
+    config = small_config("san10-pair")
     assert isinstance(config, SanConfig)
     return [parameter_count(replace(config, design=design, footprints=(3, *(side,) * 4)))
             for side in (3, 5, 7, 9, 11)]
 
 
 @pytest.mark.parametrize("design", [*PAIRS, *PLACED, SCALAR], ids=named)
-def test_the_footprint_costs_no_parameters(design: Design) -> None:
+def test_the_footprint_costs_no_parameters(design: AttentionConfig) -> None:
     assert len(set(parameters_by_footprint(design))) == 1
 
 
 @pytest.mark.parametrize("design", PATCHES, ids=named)
-def test_the_footprint_costs_patchwise_attention_parameters(design: Design) -> None:
+def test_the_footprint_costs_patchwise_attention_parameters(design: AttentionConfig) -> None:
     counts = parameters_by_footprint(design)
     assert all(fewer < more for fewer, more in zip(counts, counts[1:]))
 
@@ -190,9 +190,9 @@ def logit_change_when_turned(network: nn.Module, images: Tensor) -> float:
     return max(change(upright, network(view)) for view in views(images))
 
 
-def settled(design: Design) -> tuple[nn.Module, Tensor]:
+def settled(design: AttentionConfig) -> tuple[nn.Module, Tensor]:
     """A small SAN that has normalised just these images, lest a deep one overflows on them."""
-    config = small_form("san10-pair")
+    config = small_config("san10-pair")
     assert isinstance(config, SanConfig)
     torch.manual_seed(3)
     network = drawn(build(replace(config, design=design)))
@@ -212,14 +212,15 @@ def without_position(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("design", [*PAIRS, *PLACED, SCALAR], ids=named)
-def test_without_position_no_logit_changes_when_the_image_is_turned(design: Design) -> None:
+def test_without_position_no_logit_changes_when_the_image_is_turned(
+        design: AttentionConfig) -> None:
     network, images = settled(design)
     assert logit_change_when_turned(without_position(network), images) < EXACT
 
 
 @pytest.mark.parametrize("design", [
     PAIRWISE, replace(PAIRWISE, position="absolute"), replace(SASA, heads=2), *PATCHES], ids=named)
-def test_with_places_logits_change_when_the_image_is_turned(design: Design) -> None:
+def test_with_places_logits_change_when_the_image_is_turned(design: AttentionConfig) -> None:
     network, images = settled(design)
     assert logit_change_when_turned(network, images) > CLEAR
 
@@ -254,7 +255,7 @@ def test_every_dense_convolution_is_patchwise_attention_and_a_linear_layer(
     assert change(convolution(images), layers(images)) < EXACT
 
 
-def silenced(design: Design, groups: int) -> tuple[PatchwiseAttention, Tensor]:
+def silenced(design: AttentionConfig, groups: int) -> tuple[PatchwiseAttention, Tensor]:
     """A layer whose gamma returns its bias alone, random, and that bias as kernels."""
     torch.manual_seed(4)
     layer = PatchwiseAttention(CHANNELS, relation_channels=4, value_channels=CHANNELS,
@@ -271,7 +272,7 @@ def silenced(design: Design, groups: int) -> tuple[PatchwiseAttention, Tensor]:
                                     replace(PATCHWISE, transforms=2)], ids=named)
 @pytest.mark.parametrize("groups", [CHANNELS, CHANNELS // 8], ids=["own", "shared"])
 def test_with_its_last_linear_layer_zeroed_patchwise_attention_is_a_depthwise_convolution(
-        design: Design, groups: int) -> None:
+        design: AttentionConfig, groups: int) -> None:
     layer, kernels = silenced(design, groups)
     values = layer.conv1 if design.transforms == 1 else layer.conv3
     values.weight.copy_(torch.eye(CHANNELS).view(CHANNELS, CHANNELS, 1, 1))
@@ -340,7 +341,7 @@ def weights_by_impulses(layer: nn.Module, content: Tensor) -> Tensor:
     return middle(layer(torch.cat((content.expand(len(impulses), -1, -1, -1), impulses), 1)))
 
 
-def impulse_adaptivity(design: Design) -> tuple[float, float]:
+def impulse_adaptivity(design: AttentionConfig) -> tuple[float, float]:
     """How much weights change from image to image, and how much from channel to channel."""
     layer = layer_of(design, channels=2 * CHANNELS)
     first, second = (weights_by_impulses(layer, maps(1, CHANNELS, 9, 9, seed=seed))
@@ -349,13 +350,13 @@ def impulse_adaptivity(design: Design) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("design", [SCALAR, replace(SASA, heads=1)], ids=named)
-def test_scalar_attention_adapts_to_content_but_not_to_channels(design: Design) -> None:
+def test_scalar_attention_adapts_to_content_but_not_to_channels(design: AttentionConfig) -> None:
     content, channel = impulse_adaptivity(design)
     assert content > CLEAR and channel < EXACT
 
 
 @pytest.mark.parametrize("design", [*PAIRS, *PATCHES], ids=named)
-def test_vector_attention_adapts_to_content_and_channels(design: Design) -> None:
+def test_vector_attention_adapts_to_content_and_channels(design: AttentionConfig) -> None:
     content, channel = impulse_adaptivity(design)
     assert content > CLEAR and channel > CLEAR
 
@@ -379,7 +380,7 @@ def test_a_convolution_adapts_to_channels_but_not_to_content() -> None:
 
 
 @pytest.mark.parametrize("design", [SCALAR, PAIRWISE, PATCHWISE], ids=named)
-def test_the_weights_that_layers_tell_are_those_of_their_outputs(design: Design) -> None:
+def test_the_weights_that_layers_tell_are_those_of_their_outputs(design: AttentionConfig) -> None:
     layer = layer_of(design, channels=2 * CHANNELS)
     content = maps(1, CHANNELS, 9, 9)
     read = weights_by_impulses(layer, content)

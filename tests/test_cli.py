@@ -17,7 +17,7 @@ from conftest import SCRIPT, Command
 from sanrobust import allocator
 from sanrobust.records import read_header, write_header_file
 from sanrobust.zoo.build import build
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.forms import imagenet_config, small_config
 
 SMALL = "resnet26.untrained-small"
 LIGHT = "-c", ("import sys, sanrobust.cli; "
@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.csv").write_text(text)
     (tmp_path / "empty").mkdir()
     (tmp_path / "html.pth").write_text("<!DOCTYPE html><html>quota exceeded</html>")
-    torch.save(build(small_form("resnet38", 10)).state_dict(), tmp_path / "resnet38.pth")
+    torch.save(build(small_config("resnet38", 10)).state_dict(), tmp_path / "resnet38.pth")
     return tmp_path
 
 
@@ -194,7 +194,7 @@ def test_the_environment_names_the_data(command: Command, folder: Path,
 def test_a_run_named_imagenet_gets_the_papers_values_beside_it(command: Command,
                                                                folder: Path) -> None:
     (folder / "imagenet.csv").write_text("file,class_index\na.png,3\n")
-    torch.save(build(imagenet_form("san10-pair")).state_dict(), folder / "own.pth")
+    torch.save(build(imagenet_config("san10-pair")).state_dict(), folder / "own.pth")
     result = command("rotate", "-m", "san10-pair", "--checkpoint", folder / "own.pth", "--data",
                      folder / "flat", "--labels", folder / "imagenet.csv", "--data-name",
                      "imagenet", "--out", folder / "out")
@@ -254,7 +254,7 @@ def test_info_says_what_the_allocator_does_and_why_not(
 
 
 def test_zoo_lists_shows_adds_and_verifies(command: Command, tmp_path: Path) -> None:
-    network = build(small_form("san10-pair", 7))
+    network = build(small_config("san10-pair", 7))
     checkpoint = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value
                                              in network.state_dict().items()}}
     torch.save(checkpoint, tmp_path / "own.pth")
@@ -269,7 +269,7 @@ def test_zoo_lists_shows_adds_and_verifies(command: Command, tmp_path: Path) -> 
 
 def test_zoo_verify_fails_on_changed_weights(command: Command, tmp_path: Path) -> None:
     from sanrobust.zoo.store import weights_path
-    torch.save(build(small_form("resnet26", 10)).state_dict(), tmp_path / "own.pth")
+    torch.save(build(small_config("resnet26", 10)).state_dict(), tmp_path / "own.pth")
     command("zoo", "add", "resnet26.mine", tmp_path / "own.pth", "--like",
             "resnet26.untrained-small")
     path = weights_path("resnet26.mine")

@@ -17,15 +17,15 @@ from conftest import Command
 from sanrobust.complexity.counter import count
 from sanrobust.complexity.models import count_model
 from sanrobust.complexity.settings import CONVENTIONS, Convention
-from sanrobust.design import PAIRWISE, PATCHWISE, Design
+from sanrobust.design import PAIRWISE, PATCHWISE, AttentionConfig
 from sanrobust.errors import ModelError, UnknownNameError
 from sanrobust.kernels import relations
 from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.relations import Relation
 from sanrobust.registry import Registry
 from sanrobust.zoo.build import build
-from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import imagenet_config, small_config
 
 # What util/complexity.py of the paper's official code prints for batch 1, to the last unit.
 OFFICIAL = {
@@ -88,7 +88,7 @@ COMPOSED = [replace(PAIRWISE, relation="dot", position="absolute"),
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("design", FUSED + COMPOSED, ids=str)
 def test_kernels_that_fuse_count_as_the_plain_formulation(
-        design: Design, convention: Convention) -> None:
+        design: AttentionConfig, convention: Convention) -> None:
     config = SanConfig(layers=(1, 1), design=design, footprints=(3, 5), widths=(32, 64),
                        pools=(True, True), num_classes=4)
     counts = {}
@@ -104,7 +104,7 @@ def test_kernels_that_fuse_count_as_the_plain_formulation(
 @needs_native
 def test_the_native_kernels_are_really_fused_where_the_two_counts_are_compared() -> None:
     from torch.utils.flop_counter import FlopCounterMode
-    network = build(small_form("san10-pair")).eval()
+    network = build(small_config("san10-pair")).eval()
     with use_backend("native"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32))
     assert torch.ops.sanrobust.pairwise_attention in counter.get_flop_counts()["Global"]
@@ -169,7 +169,7 @@ def test_the_image_is_by_default_the_models_own() -> None:
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:
-    network = build(small_form("san10-patch")).train()
+    network = build(small_config("san10-patch")).train()
     network.get_submodule("layer1").eval()
     before = [module.training for module in network.modules()]
     statistics = network.state_dict()["bn0.running_mean"].clone()
@@ -182,7 +182,7 @@ def test_counting_leaves_the_network_as_it_was() -> None:
 
 def test_counting_a_large_network_computes_nothing() -> None:
     with torch.device("meta"):
-        network = build(imagenet_form("san19-patch"))
+        network = build(imagenet_config("san19-patch"))
     assert all(parameter.is_meta for parameter in network.parameters())
     assert count(network, img_size=224).parameters == 20_518_470
 

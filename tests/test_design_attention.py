@@ -14,14 +14,14 @@ from attention_cases import BACKENDS, EXACT, computed, frozen, layer_of, maps_of
 from design_oracles import PAIRS, PATCHES, loop_attention, loop_weights
 from torch import Tensor, nn
 
-from sanrobust.design import PAIRWISE, PATCHWISE, SCALAR, Design, Mapping, Position
+from sanrobust.design import PAIRWISE, PATCHWISE, SCALAR, AttentionConfig, Mapping, Position
 from sanrobust.errors import UnknownNameError, UsageError
 from sanrobust.kernels import backends, reference, relations
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.relations import Relation
 from sanrobust.registry import Registry
 from sanrobust.zoo.build import build
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 
 KINDS = {"pairwise": PairwiseAttention, "patchwise": PatchwiseAttention}
 MAPPINGS, POSITIONS = get_args(Mapping), get_args(Position)
@@ -30,8 +30,8 @@ SHAPES = [(3, 2, 2), (3, 3, 5), (5, 3, 3), (5, 5, 3), (3, 5, 2), (7, 4, 5)]
 SMALL = [(3, 2, 2), (3, 2, 5), (3, 4, 3)]
 
 
-def variants(base: Design, names: tuple[str, ...], *,
-             positions: tuple[Position, ...]) -> Iterator[Design]:
+def variants(base: AttentionConfig, names: tuple[str, ...], *,
+             positions: tuple[Position, ...]) -> Iterator[AttentionConfig]:
     """Each relation with each mapping, each transforms and each position, and some of all."""
     for relation in names:
         design = replace(base, relation=relation)
@@ -53,18 +53,18 @@ CASES = [(design, *shape) for family, shapes in (("pairwise", SHAPES), ("patchwi
 
 
 def named(value: object) -> str | None:
-    if not isinstance(value, Design):
+    if not isinstance(value, AttentionConfig):
         return None
     return (f"{value.attention}-{value.relation}-{value.mapping}-{value.transforms}-"
             f"{value.position}")
 
 
-def layer_for(design: Design, footprint: int) -> nn.Module:
+def layer_for(design: AttentionConfig, footprint: int) -> nn.Module:
     return frozen(layer_of(KINDS[design.attention], footprint, design=design))
 
 
 @lru_cache(maxsize=None)
-def truth(design: Design, footprint: int, height: int, width: int) -> tuple[Tensor, ...]:
+def truth(design: AttentionConfig, footprint: int, height: int, width: int) -> tuple[Tensor, ...]:
     """Output, gradient of the input and weights by loops."""
     layer = layer_for(design, footprint)
     features = maps_of(2, 6, height, width).requires_grad_()
@@ -76,7 +76,7 @@ def truth(design: Design, footprint: int, height: int, width: int) -> tuple[Tens
 
 @pytest.mark.parametrize(("design", "footprint", "height", "width"), CASES, ids=named)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_design_equals_per_pixel_loops(design: Design, footprint: int, height: int,
+def test_every_design_equals_per_pixel_loops(design: AttentionConfig, footprint: int, height: int,
                                              width: int, backend: str) -> None:
     layer = layer_for(design, footprint)
     features = maps_of(2, 6, height, width)
@@ -98,14 +98,14 @@ def test_every_relation_has_its_loops() -> None:
 @pytest.mark.parametrize("design", [
     replace(PAIRWISE, relation="hadamard", mapping="LRLRL", position="absolute"),
     replace(PATCHWISE, relation="star", transforms=2)], ids=named)
-def test_train_mode_normalises_over_the_whole_batch(design: Design) -> None:
+def test_train_mode_normalises_over_the_whole_batch(design: AttentionConfig) -> None:
     layer = layer_for(design, 3).train()
     features = maps_of(3, 6, 3, 4)
     assert (layer(features) - loop_attention(layer, features)).abs().max() < EXACT
 
 
 @pytest.mark.parametrize("design", DESIGNS, ids=named)
-def test_every_parameter_learns(design: Design) -> None:
+def test_every_parameter_learns(design: AttentionConfig) -> None:
     layer = layer_for(design, 3).train().requires_grad_()
     torch.autograd.backward(layer(maps_of(2, 6, 4, 5)), maps_of(2, 8, 4, 5, seed=2))
     grads = {name: parameter.grad for name, parameter in layer.named_parameters()}
@@ -118,7 +118,7 @@ def test_every_parameter_learns(design: Design) -> None:
 @pytest.mark.parametrize("design", [replace(PAIRWISE, relation="concatenation"),
                                     replace(PATCHWISE, relation="clique")], ids=named)
 def test_slicing_the_batch_changes_nothing_beyond_rounding(
-        design: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+        design: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = layer_for(design, 3)
     features = maps_of(5, 6, 4, 5)
     whole, weights = layer(features), layer.attention_weights(features)
@@ -133,7 +133,7 @@ def test_slicing_the_batch_changes_nothing_beyond_rounding(
 @pytest.mark.parametrize("design", [replace(PAIRWISE, relation="dot"),
                                     replace(PAIRWISE, relation="hadamard", position="absolute"),
                                     replace(PATCHWISE, relation="clique")], ids=named)
-def test_autocast_reaches_every_step(design: Design) -> None:
+def test_autocast_reaches_every_step(design: AttentionConfig) -> None:
     layer = layer_for(design, 3).float()
     features = maps_of(2, 6, 4, 5).float()
     with torch.autocast("cpu", torch.bfloat16):
@@ -190,7 +190,7 @@ def test_a_relation_added_to_the_table_attends(position: Position, transforms: i
 @pytest.mark.usefixtures("_with_squared")
 def test_a_relation_added_to_the_table_is_a_model_option() -> None:
     torch.manual_seed(0)
-    network = build(small_form("san10-pair(relation=squared)")).eval()
+    network = build(small_config("san10-pair(relation=squared)")).eval()
     compared = {layer.relation.relation.name for layer in network.modules()
                 if isinstance(layer, PairwiseAttention)}
     assert compared == {"squared"}
@@ -216,7 +216,7 @@ def test_two_relations_of_a_family_cannot_share_a_name() -> None:
     (PatchwiseAttention, replace(PATCHWISE, position="relative"), "must be none"),
     (PairwiseAttention, replace(PAIRWISE, heads=2), "heads of pairwise attention must be 1"),
     (PatchwiseAttention, replace(PATCHWISE, content=False), "content of patchwise attention")])
-def test_designs_that_mean_nothing_are_refused(kind: type[nn.Module], design: Design,
+def test_designs_that_mean_nothing_are_refused(kind: type[nn.Module], design: AttentionConfig,
                                                message: str) -> None:
     with pytest.raises(UsageError, match=message):
         layer_of(kind, 3, design=design)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from sanrobust.bench.models import contends
 from sanrobust.bench.settings import COMPILED, PLAIN, UNFOLD
 from sanrobust.bench.unfold import compute_by, unfold_attention
-from sanrobust.design import DEFAULTS, PAIRWISE, PATCHWISE, Design
+from sanrobust.design import DEFAULTS, PAIRWISE, PATCHWISE, AttentionConfig
 from sanrobust.zoo.build import build, parameter_count
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.folded import refusal
 
 SAN10 = (2, 1, 2, 4, 1)
@@ -45,7 +45,7 @@ CHANGES = [(base, changes) for base, changes, _ in PUBLISHED]
 
 
 def named(value: object) -> str | None:
-    if isinstance(value, Design):
+    if isinstance(value, AttentionConfig):
         return value.attention
     if isinstance(value, dict):
         return "-".join(map(str, value.values())) or "released"
@@ -53,20 +53,20 @@ def named(value: object) -> str | None:
 
 
 @pytest.mark.parametrize(("base", "changes", "millions"), PUBLISHED, ids=named)
-def test_san10_has_the_published_parameters(base: Design, changes: dict[str, object],
+def test_san10_has_the_published_parameters(base: AttentionConfig, changes: dict[str, object],
                                             millions: float) -> None:
     count = parameter_count(SanConfig(layers=SAN10, design=replace(base, **changes)))
     assert round(count / 1e6, 3) == millions
 
 
 @pytest.mark.parametrize(("design", "side", "millions"), FOOTPRINTS, ids=named)
-def test_san10_of_each_footprint_has_the_published_parameters(design: Design, side: int,
+def test_san10_of_each_footprint_has_the_published_parameters(design: AttentionConfig, side: int,
                                                               millions: float) -> None:
     count = parameter_count(SanConfig(layers=SAN10, design=design, footprints=(3, *[side] * 4)))
     assert round(count / 1e6, 3) == millions
 
 
-def tiny(design: Design) -> nn.Module:
+def tiny(design: AttentionConfig) -> nn.Module:
     """Two stages on 8x8 images, with footprints of 3 and 5."""
     torch.manual_seed(0)
     return build(SanConfig(layers=(1, 1), design=design, footprints=(3, 5), widths=(32, 64),
@@ -78,7 +78,7 @@ def some_images() -> Tensor:
 
 
 @pytest.mark.parametrize(("base", "changes"), CHANGES, ids=named)
-def test_the_loss_of_every_design_falls_in_a_few_steps(base: Design,
+def test_the_loss_of_every_design_falls_in_a_few_steps(base: AttentionConfig,
                                                        changes: dict[str, object]) -> None:
     network, images, labels = tiny(replace(base, **changes)), some_images(), torch.arange(8) % 4
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
@@ -93,7 +93,7 @@ def test_the_loss_of_every_design_falls_in_a_few_steps(base: Design,
 
 
 @pytest.mark.parametrize(("base", "changes"), CHANGES, ids=named)
-def test_pixels_of_every_design_have_finite_gradients(base: Design,
+def test_pixels_of_every_design_have_finite_gradients(base: AttentionConfig,
                                                       changes: dict[str, object]) -> None:
     network = tiny(replace(base, **changes)).eval().requires_grad_(False)
     images = some_images().requires_grad_()
@@ -102,7 +102,8 @@ def test_pixels_of_every_design_have_finite_gradients(base: Design,
 
 
 @pytest.mark.parametrize(("base", "changes"), CHANGES, ids=named)
-def test_only_the_released_designs_are_folded(base: Design, changes: dict[str, object]) -> None:
+def test_only_the_released_designs_are_folded(base: AttentionConfig,
+                                              changes: dict[str, object]) -> None:
     network = tiny(replace(base, **changes)).eval()
     reason = refusal(network, torch.device("cpu"))
     for name, value in changes.items():
@@ -112,7 +113,7 @@ def test_only_the_released_designs_are_folded(base: Design, changes: dict[str, o
 
 @pytest.mark.parametrize(("base", "changes"), CHANGES, ids=named)
 def test_the_unfold_formulation_stands_for_the_released_designs_alone(
-        base: Design, changes: dict[str, object]) -> None:
+        base: AttentionConfig, changes: dict[str, object]) -> None:
     network = tiny(replace(base, **changes)).eval()
     assert contends(UNFOLD, network) is contends(COMPILED, network) is not changes
     assert contends(PLAIN, network)

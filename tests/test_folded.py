@@ -16,7 +16,7 @@ from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.native import library
 from sanrobust.zoo.build import build
 from sanrobust.zoo.folded import FoldedSan, UnchangingSan, accelerate, refusal
-from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form
+from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config
 from sanrobust.zoo.resolve import create_model
 from sanrobust.zoo.san import San
 
@@ -37,7 +37,7 @@ def _threads() -> Iterator[None]:
 def random_san(arch: str, *, small: bool) -> San:
     """A network whose normalisations are far from the identity, in eval mode and frozen."""
     torch.manual_seed(3)
-    network = build(small_form(arch) if small else imagenet_form(arch, num_classes=17))
+    network = build(small_config(arch) if small else imagenet_config(arch, num_classes=17))
     assert isinstance(network, San)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

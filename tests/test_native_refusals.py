@@ -21,7 +21,7 @@ from sanrobust.kernels.native.tape import Buffers, Rows, Tape
 from sanrobust.kernels.plain import Window
 from sanrobust.zoo.build import build
 from sanrobust.zoo.folded import FoldedSan
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 
 pytestmark = needs_native
 WINDOW = Window(3)
@@ -157,7 +157,7 @@ def test_a_view_that_negates_is_read_as_what_it_means() -> None:
 
 def folded() -> FoldedSan:
     torch.manual_seed(0)
-    return FoldedSan(build(small_form("san10-pair")).eval())
+    return FoldedSan(build(small_config("san10-pair")).eval())
 
 
 @pytest.mark.parametrize("learning", [False, True])
@@ -194,7 +194,7 @@ def test_a_folded_network_takes_images_of_any_strides(change: Change) -> None:
 
 def test_a_folded_network_is_made_of_nothing_else() -> None:
     torch.manual_seed(0)
-    network = build(small_form("san10-pair")).eval()
+    network = build(small_config("san10-pair")).eval()
     with pytest.raises(BackendError, match="it is no SAN"):
         FoldedSan(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="train mode"):
@@ -204,7 +204,7 @@ def test_a_folded_network_is_made_of_nothing_else() -> None:
     with pytest.raises(BackendError, match="weights are on meta"):
         FoldedSan(network.float().to("meta"))
     with pytest.raises(BackendError, match="relation"):
-        FoldedSan(build(small_form("san10-pair(relation=hadamard)")).eval())
+        FoldedSan(build(small_config("san10-pair(relation=hadamard)")).eval())
 
 
 def rows(values: Tensor, sides: tuple[int, int] = (3, 2)) -> Rows:

@@ -31,12 +31,14 @@ class Edit(NamedTuple):
     behind: str = ""
 
 
-FAMILY = (
-    Edit("zoo/names.py", 'MLPS = ("mlp1", "mlp2")\n', behind='"sasa50")\n'),
-    Edit("zoo/names.py",
-         '    **dict.fromkeys(MLPS, lambda: (Option("patch", ("2", "4"), "4"),)),\n',
-         behind="    **dict.fromkeys(SASA_RESNETS, lambda: _SASA_OPTIONS),\n"),
-    Edit("zoo/entry.py", '''@dataclass(frozen=True)
+MLP = '''from collections import OrderedDict
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sanrobust.zoo.families.base import Family, ModelName, Option, Sizes
+
+
+@dataclass(frozen=True)
 class MlpConfig:
     """A perceptron on the means of patches."""
 
@@ -55,42 +57,34 @@ class MlpConfig:
         return f"perceptron of {self.layers[0]} layers, patches of {self.patch}"
 
 
-''', before="Architecture = SanConfig"),
-    Edit("zoo/entry.py", " | MlpConfig",
-         behind="\nArchitecture = SanConfig | ResNetConfig | SasaConfig"),
-    Edit("zoo/mlp.py", '''import torch
-from torch import Tensor, nn
-
-from sanrobust.zoo.entry import MlpConfig
+def form(name: ModelName, *, small: bool) -> MlpConfig:
+    return MlpConfig((int(name.network[-1]),), 32 if small else 224, name.number("patch"))
 
 
-class Mlp(nn.Module):
-    def __init__(self, config: MlpConfig) -> None:
-        super().__init__()
-        width = 3 * (config.side // config.patch) ** 2
-        self.pool = nn.AvgPool2d(config.patch)
-        self.hidden = nn.Sequential(*(nn.Linear(width, width) for _ in range(config.layers[0])))
-        self.fc = nn.Linear(width, config.num_classes)
+def build(config: MlpConfig):
+    from torch import nn
+    width = 3 * (config.side // config.patch) ** 2
+    return nn.Sequential(OrderedDict(
+        pool=nn.AvgPool2d(config.patch), flat=nn.Flatten(),
+        hidden=nn.Sequential(*(nn.Linear(width, width) for _ in range(config.layers[0]))),
+        relu=nn.ReLU(), fc=nn.Linear(width, config.num_classes)))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.hidden(self.pool(images).flatten(1))))
-'''),
-    Edit("zoo/build.py", '''    if architecture.kind == "mlp":
-        from sanrobust.zoo.mlp import Mlp
-        return Mlp(architecture)
-''', before="    if isinstance(architecture, SanConfig):\n"),
-    Edit("zoo/forms.py", '''    if name.network.startswith("mlp"):
-        return MlpConfig((int(name.network[-1]),), 224, _number(name, "patch"), num_classes)
-''', before='    side = _number(name, "footprint", 7)\n'),
-    Edit("zoo/forms.py", '''    if name.network.startswith("mlp"):
-        return MlpConfig((int(name.network[-1]),), 32, _number(name, "patch"), num_classes)
-''', before="    config = SanConfig(layers=_san_layers(name), design=_design(name, heads="),
-    Edit("zoo/forms.py", "from sanrobust.zoo.entry import MlpConfig\n",
-         before="from sanrobust.zoo.entry import"),
-    Edit("zoo/catalog.py", '''\
-        Entry("mlp1", "in1k", imagenet_form("mlp1"), Remote("https://localhost/mlp1.pth"),
-              top1=12.5, licence="MIT", reference="nobody"),
-''', behind="        *(_untrained(arch, tag) for tag in _FORMS for arch in PAPER_ORDER),\n"),
+
+def published():
+    from sanrobust.zoo.entry import Entry, Remote
+    from sanrobust.zoo.forms import imagenet_config
+    yield Entry("mlp1", "in1k", imagenet_config("mlp1"), Remote("https://localhost/mlp1.pth"),
+                top1=12.5, licence="MIT", reference="nobody")
+
+
+MLP = Family(config=MlpConfig, networks=("mlp1", "mlp2"), form=form, build=build,
+             options=lambda network: (Option("patch", ("2", "4"), "4"),), published=published)
+'''
+FAMILY = (
+    Edit("zoo/families/mlp.py", MLP),
+    Edit("zoo/families/catalog.py", "from sanrobust.zoo.families.mlp import MLP\n",
+         before="from sanrobust.zoo.families.resnet import RESNET\n"),
+    Edit("zoo/families/catalog.py", "    MLP,\n", behind="    SASA_RESNET,\n"),
 )
 RELATION = (
     Edit("kernels/relations.py", '''\

@@ -12,13 +12,15 @@ import torch
 from oracles import loop_linear, pixel
 from torch import Tensor, nn
 
-from sanrobust.design import SASA, SCALAR, Design
+from sanrobust.design import SASA, SCALAR, AttentionConfig
 from sanrobust.errors import ModelError, UsageError
 from sanrobust.kernels import functional, local
 from sanrobust.kernels.local import LocalAttention, sinusoids
 from sanrobust.kernels.local_stem import BlockAttention
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
-from sanrobust.zoo.entry import ResNetConfig, SanConfig, SasaConfig
+from sanrobust.zoo.families.resnet import ResNetConfig
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.families.sasa import SasaConfig
 
 DEPTHS = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
 SMALL_SASA = SasaConfig(layers=(1, 1, 1, 1), width=8, stem="small", num_classes=10, footprint=3,
@@ -28,7 +30,7 @@ SMALL_SAN = SanConfig(layers=(1, 1), footprints=(3, 5), widths=(32, 64), pools=(
 PLAIN = replace(SASA, heads=2, position="none")
 
 # What each layer of the oracle tests is: a design and the settings of its module.
-LAYERS: dict[str, tuple[Design, dict[str, Any]]] = {
+LAYERS: dict[str, tuple[AttentionConfig, dict[str, Any]]] = {
     "scalar": (SCALAR, {}),
     "scalar, two heads, other widths": (replace(SCALAR, heads=2), {"value_channels": 6}),
     "sasa": (replace(SASA, heads=2), {}),
@@ -223,10 +225,10 @@ def test_with_position_a_turned_map_gives_another_result(name: str) -> None:
     (replace(PLAIN, content=False), {}, "relative position"),
     (replace(PLAIN, position="absolute"), {"channels": 6}, "multiple of 4"),
     (replace(SCALAR, relation="hadamard"), {}, "dot products"),
-    (Design(), {}, "dot products"),
+    (AttentionConfig(), {}, "dot products"),
     (SCALAR, {"footprint": 4}, "odd"),
 ])
-def test_a_layer_that_cannot_be_is_refused(design: Design, settings: dict[str, Any],
+def test_a_layer_that_cannot_be_is_refused(design: AttentionConfig, settings: dict[str, Any],
                                            message: str) -> None:
     defaults = {"channels": 4, "query_channels": 8, "value_channels": 8, "footprint": 3}
     with pytest.raises(UsageError, match=message):

@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 
 from conftest import Command
 from sanrobust import study
-from sanrobust.design import Design
+from sanrobust.design import AttentionConfig
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UnknownNameError, UsageError
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
@@ -22,8 +22,8 @@ from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
 from sanrobust.train import Recipe, TrainingJob
-from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import canonical
 
 SHORT = Recipe(epochs=1)
@@ -86,9 +86,9 @@ def test_rates_over_all_images_are_averaged_where_a_run_has_failed_ones() -> Non
 
 def test_the_design_space_is_tables_4_and_8_and_the_convolution() -> None:
     assert DESIGN_SPACE == tuple(map(canonical, DESIGN_SPACE))
-    designs = [form.design for form in map(small_form, DESIGN_SPACE)
+    designs = [form.design for form in map(small_config, DESIGN_SPACE)
                if isinstance(form, SanConfig)]
-    pairwise = Design()
+    pairwise = AttentionConfig()
     relations = {d.relation for d in designs if d == replace(pairwise, relation=d.relation)}
     positions = {d.position for d in designs if d == replace(pairwise, position=d.position)}
     patchwise = {d.relation for d in designs if d.attention == "patchwise"}

@@ -15,7 +15,7 @@ from sanrobust.errors import DataError
 from sanrobust.files import sha256_file
 from sanrobust.train import Recipe, _torch_smoothing, random_shift, train_network
 from sanrobust.zoo.catalog import SMALL_PREPROCESSING, find
-from sanrobust.zoo.entry import ResNetConfig
+from sanrobust.zoo.families.resnet import ResNetConfig
 
 TINY = ResNetConfig(layers=(1, 1, 1, 1), width=4, stem="small", num_classes=10)
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from sanrobust import train as module
 from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
 from sanrobust.train import Recipe, Trained, TrainingJob, is_trained, train_models
 from sanrobust.zoo.checkpoint import read_facts
-from sanrobust.zoo.entry import Architecture
+from sanrobust.zoo.families.base import Architecture
 from sanrobust.zoo.resolve import create_model
 
 COLOURS = {"a": (200, 30, 30), "b": (30, 200, 30), "c": (30, 30, 200), "d": (200, 200, 30)}

@@ -14,7 +14,7 @@ from sanrobust.errors import CheckpointError, UnknownNameError
 from sanrobust.zoo import catalog, store
 from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.entry import Entry, Packaged, Remote, Stored, Unpublished, Untrained
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.forms import imagenet_config, small_config
 from zoo_files import SMALL, official_layout, trained
 
 # Zhao, Jia and Koltun 2020, Table 9, "no rotation".
@@ -54,7 +54,7 @@ def test_names_are_unique_and_in_the_papers_order() -> None:
 def test_in1k_entries_report_the_papers_accuracy(arch: str) -> None:
     entry = catalog.find(f"{arch}.in1k")
     assert (entry.top1, entry.top5) == REPORTED[arch]
-    assert entry.architecture == imagenet_form(arch)
+    assert entry.architecture == imagenet_config(arch)
     assert "Table 9" in entry.reference
 
 
@@ -80,7 +80,7 @@ def test_every_entry_that_is_listed_is_found_by_its_name() -> None:
 
 def test_an_entry_of_an_unknown_architecture_is_refused_before_it_can_be_listed() -> None:
     with pytest.raises(UnknownNameError, match="no architecture named 'zzz': see the list res"):
-        Entry("zzz", "in1k", imagenet_form("resnet26"), Untrained())
+        Entry("zzz", "in1k", imagenet_config("resnet26"), Untrained())
 
 
 @pytest.mark.parametrize("arch", ["resnet26", "resnet38", "resnet50"])
@@ -94,8 +94,8 @@ def test_resnet_weights_are_said_to_be_unpublished(arch: str) -> None:
 def test_untrained_entries_exist_in_both_forms(arch: str) -> None:
     large, small = catalog.find(f"{arch}.untrained"), catalog.find(f"{arch}.untrained-small")
     assert large.weights == small.weights == Untrained(seed=0)
-    assert large.architecture == imagenet_form(arch)
-    assert small.architecture == small_form(arch, 10)
+    assert large.architecture == imagenet_config(arch)
+    assert small.architecture == small_config(arch, 10)
     assert (small.preprocessing.img_size, small.preprocessing.resize_size) == (32, 32)
 
 
@@ -157,7 +157,7 @@ def test_added_weights_are_found_after_the_zoos_own(tmp_path: Path) -> None:
 
 def test_added_in1k_weights_keep_the_reported_accuracy(tmp_path: Path) -> None:
     before = catalog.names()
-    official_layout(imagenet_form("san10-pair"), tmp_path / "model_best.pth")
+    official_layout(imagenet_config("san10-pair"), tmp_path / "model_best.pth")
     store.add("san10-pair.in1k", tmp_path / "model_best.pth")
     entry = catalog.find("san10-pair")
     assert isinstance(entry.weights, Stored)

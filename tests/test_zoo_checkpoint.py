@@ -22,7 +22,7 @@ from sanrobust.zoo.checkpoint import (
 )
 from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.fit import fitting, head_classes, load_strict
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.forms import imagenet_config, small_config
 from zoo_files import SMALL, official_layout, trained
 
 STATE = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.tensor([1.0, 2.0])}
@@ -243,7 +243,7 @@ def test_facts_that_are_no_table_are_damage(tmp_path: Path, text: str) -> None:
 
 
 def test_loads_the_authors_layout_bit_for_bit(tmp_path: Path) -> None:
-    form, path = imagenet_form("san10-pair"), tmp_path / "model_best.pth"
+    form, path = imagenet_config("san10-pair"), tmp_path / "model_best.pth"
     wanted = official_layout(form, path)
     network = build(form)
     load_strict(network, read_state_dict(path), name="san10-pair", source=str(path))
@@ -259,7 +259,7 @@ def test_loads_files_older_than_the_batch_counter() -> None:
 
 
 def test_says_which_model_a_deeper_networks_weights_fit() -> None:
-    state = trained(small_form("san15-pair", 10))
+    state = trained(small_config("san15-pair", 10))
     with pytest.raises(CheckpointError, match=r"unexpected \(first layer0\.2\..*it fits "
                        r"san15-pair\.untrained-small: type --model san15-pair"):
         load_strict(build(SMALL), state, name="san10-pair", source="file")
@@ -268,7 +268,7 @@ def test_says_which_model_a_deeper_networks_weights_fit() -> None:
 @pytest.mark.parametrize("arch", ["resnet26", "san15-pair", "san19-patch", "san10-sasa", "sasa38"])
 def test_recognises_a_state_by_its_names_and_shapes(arch: str) -> None:
     with torch.device("meta"):
-        full, small = build(imagenet_form(arch, 7)), build(small_form(arch, 3))
+        full, small = build(imagenet_config(arch, 7)), build(small_config(arch, 3))
     assert fitting(full.state_dict()) == arch
     assert fitting(small.state_dict()) == f"{arch}.untrained-small"
     assert fitting(STATE) is None
@@ -277,7 +277,7 @@ def test_recognises_a_state_by_its_names_and_shapes(arch: str) -> None:
 def test_says_how_many_classes_differ() -> None:
     with pytest.raises(CheckpointError, match="file has 10 classes where the model has 4: "
                        "give weights with the model's number of classes"):
-        load_strict(build(small_form("san10-pair", 4)), trained(), name="x", source="file")
+        load_strict(build(small_config("san10-pair", 4)), trained(), name="x", source="file")
 
 
 def test_names_what_is_missing_and_reshaped_when_no_model_fits() -> None:

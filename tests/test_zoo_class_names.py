@@ -17,11 +17,11 @@ from sanrobust.zoo.checkpoint import save_safetensors
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import Entry, Stored
 from sanrobust.zoo.facts import entry_from_facts, facts
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.resolve import create_model
 
 NOWHERE = Stored("", "")
-ENTRY = Entry("resnet26", "t", small_form("resnet26", 3), NOWHERE,
+ENTRY = Entry("resnet26", "t", small_config("resnet26", 3), NOWHERE,
               preprocessing=SMALL_PREPROCESSING, data="x", classes=("caf\u00e9", "b c", "7"))
 
 
@@ -61,7 +61,7 @@ def test_other_weights_under_a_digits_name_have_no_names_of_digits(tmp_path: Pat
     save_safetensors(state, tmp_path / "w.safetensors")
     assert create_model("resnet26.digits", checkpoint=tmp_path / "w.safetensors").classes is None
     ten = tuple("abcdefghij")
-    other = replace(ENTRY, architecture=small_form("resnet26", 10), classes=ten)
+    other = replace(ENTRY, architecture=small_config("resnet26", 10), classes=ten)
     save_safetensors(state, tmp_path / "w.safetensors", {"sanrobust": json.dumps(facts(other))})
     assert create_model("resnet26.digits", checkpoint=tmp_path / "w.safetensors").classes == ten
 

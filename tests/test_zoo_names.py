@@ -5,19 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sanrobust.design import PAIRWISE, Design
+from sanrobust.design import PAIRWISE, AttentionConfig
 from sanrobust.errors import UnknownNameError
 from sanrobust.kernels import relations
 from sanrobust.zoo import catalog, names
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
-from sanrobust.zoo.entry import Architecture, ResNetConfig, SanConfig, SasaConfig
 from sanrobust.zoo.external import is_external
-from sanrobust.zoo.forms import imagenet_form, small_form, smallest_input
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families import catalog as catalog_of_families
+from sanrobust.zoo.families.catalog import networks
+from sanrobust.zoo.families.resnet import RESNET, ResNetConfig
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.families.sasa import SasaConfig
+from sanrobust.zoo.forms import imagenet_config, small_config, smallest_input
 from sanrobust.zoo.names import canonical, parse
 from sanrobust.zoo.resolve import create_model
 from zoo_files import ban_network
@@ -25,8 +31,8 @@ from zoo_files import ban_network
 HADAMARD = "san10-pair(relation=hadamard)"
 SANS = ("san10-pair", "san10-patch", "san10-scalar", "san10-sasa")
 # The first network of each family that has its own options.
-SHALLOW = tuple({(names.options(network), imagenet_form(network).kind): network
-                 for network in reversed(names.NETWORKS)}.values())
+SHALLOW = tuple({(names.options(network), imagenet_config(network).kind): network
+                 for network in reversed(networks())}.values())
 LARGE_ALONE = {"san10-sasa(heads=8)", "san10-scalar(heads=4)",
                *(f"sasa26(heads={heads})" for heads in (8, 16, 32)),
                *(f"{network}(footprints=3-7-7-7-{side})" for network in SANS for side in (9, 11))}
@@ -74,7 +80,7 @@ def test_every_name_has_one_spelling(typed: str, meant: str) -> None:
 def test_a_value_that_is_the_default_of_one_form_alone_is_kept(typed: str) -> None:
     assert canonical(typed) == typed
     bare = names.parse(typed).network
-    assert imagenet_form(typed) == imagenet_form(bare)
+    assert imagenet_config(typed) == imagenet_config(bare)
     assert canonical(typed) != bare
 
 
@@ -83,7 +89,7 @@ def test_spellings_of_all_options_are_stable_and_differ_as_the_networks_do() -> 
     for typed in choices():
         spelled = canonical(typed)
         assert canonical(spelled) == spelled
-        assert by_spelling.setdefault(spelled, imagenet_form(typed)) == imagenet_form(spelled)
+        assert by_spelling.setdefault(spelled, imagenet_config(typed)) == imagenet_config(spelled)
     form_dependent = ("footprint=7)", "heads=8)", "footprints=3-7-7-7-7)")
     unlike = [form for name, form in by_spelling.items() if not name.endswith(form_dependent)]
     assert len(unlike) > 50
@@ -145,14 +151,14 @@ def test_options_do_not_make_a_model_from_elsewhere(typed: str) -> None:
 
 
 def test_a_network_without_options_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "_OPTIONS", dict.fromkeys(names.NETWORKS, tuple))
+    monkeypatch.setattr(catalog_of_families, "ENTRIES", [replace(RESNET, options=lambda _: ())])
     for typed, seen in (("resnet26(kernal=5)", "none called 'kernal'"), ("resnet26(5)", "is '5'")):
         with pytest.raises(UnknownNameError, match=f"{seen}: it has none$"):
             canonical(typed)
 
 
 def test_an_architecture_is_named_without_weights() -> None:
-    for form in (imagenet_form, small_form):
+    for form in (imagenet_config, small_config):
         with pytest.raises(UnknownNameError, match=r"has the tag 'mine': type 'san10-pair\(relat"):
             form(f"{HADAMARD}.mine")
 
@@ -161,14 +167,15 @@ def test_an_architecture_is_named_without_weights() -> None:
 
 @pytest.mark.parametrize(("typed", "design"), [
     ("san10-pair(relation=dot,mapping=L,transforms=2,position=none)",
-     Design("pairwise", "dot", "L", 2, "none")),
+     AttentionConfig("pairwise", "dot", "L", 2, "none")),
     ("san10-patch(relation=clique,mapping=LRLRL,transforms=1)",
-     Design("patchwise", "clique", "LRLRL", 1, "none")),
-    ("san10-scalar(heads=2)", Design("scalar", "dot", "L", 3, "none", 2)),
-    ("san10-sasa(content=no,heads=2)", Design("sasa", "dot", "L", 3, "relative", 2, False)),
+     AttentionConfig("patchwise", "clique", "LRLRL", 1, "none")),
+    ("san10-scalar(heads=2)", AttentionConfig("scalar", "dot", "L", 3, "none", 2)),
+    ("san10-sasa(content=no,heads=2)",
+     AttentionConfig("sasa", "dot", "L", 3, "relative", 2, False)),
 ])
-def test_options_reach_the_design(typed: str, design: Design) -> None:
-    for form in (imagenet_form(typed), small_form(typed)):
+def test_options_reach_the_design(typed: str, design: AttentionConfig) -> None:
+    for form in (imagenet_config(typed), small_config(typed)):
         assert isinstance(form, SanConfig) and form.design == design
 
 
@@ -180,8 +187,8 @@ def test_options_reach_the_design(typed: str, design: Design) -> None:
 ])
 def test_footprints_of_the_stages(typed: str, large: tuple[int, ...],
                                   small: tuple[int, ...]) -> None:
-    for form, expected, side in ((imagenet_form(typed), large, 224),
-                                 (small_form(typed), small, 32)):
+    for form, expected, side in ((imagenet_config(typed), large, 224),
+                                 (small_config(typed), small, 32)):
         assert isinstance(form, SanConfig) and form.footprints == expected
         assert smallest_input(form) <= side
 
@@ -198,31 +205,32 @@ def test_footprints_too_large_for_small_images_are_refused() -> None:
 ])
 def test_heads_without_channels_in_small_images_are_refused(typed: str, legal: str) -> None:
     with pytest.raises(UnknownNameError, match=legal):
-        small_form(typed)
-    imagenet_form(typed)
+        small_config(typed)
+    imagenet_config(typed)
 
 
 def test_options_reach_the_other_networks() -> None:
-    assert small_form("resnet26(kernel=7)") == ResNetConfig((1, 2, 4, 1), 8, "small", 7, 10)
-    large = imagenet_form("sasa38(stem=attention,footprint=5,position=absolute,heads=4,"
-                          "convolutions=2)")
+    assert small_config("resnet26(kernel=7)") == ResNetConfig((1, 2, 4, 1), 8, "small", 7, 10)
+    large = imagenet_config("sasa38(stem=attention,footprint=5,position=absolute,heads=4,"
+                            "convolutions=2)")
     assert isinstance(large, SasaConfig)
     assert (large.stem, large.footprint, large.convolutions, large.width) == ("attention", 5, 2, 64)
     assert (large.design.position, large.design.heads) == ("absolute", 4)
-    stems = [getattr(small_form(f"sasa26(stem={stem})"), "stem") for stem in ("conv", "attention")]
+    stems = [getattr(small_config(f"sasa26(stem={each})"), "stem")
+             for each in ("conv", "attention")]
     assert stems == ["small", "attention"]
 
 
-@pytest.mark.parametrize("typed", [*names.NETWORKS, *choices()])
+@pytest.mark.parametrize("typed", [*networks(), *choices()])
 def test_everything_that_can_be_named_can_be_built_for_imagenet(typed: str) -> None:
-    assert parameter_shapes(imagenet_form(typed))["fc.weight"][0] == 1000
+    assert parameter_shapes(imagenet_config(typed))["fc.weight"][0] == 1000
 
 
 def test_only_large_footprints_and_many_heads_are_refused_for_small_images() -> None:
     refused = set()
     for typed in choices():
         try:
-            small_form(typed)
+            small_config(typed)
         except UnknownNameError:
             refused.add(typed)
     assert refused == LARGE_ALONE
@@ -252,15 +260,14 @@ def test_everything_that_can_be_named_computes_on_small_images(typed: str) -> No
 def test_names_build_the_networks_of_the_papers_tables(typed: str, millions: float) -> None:
     # Half a unit of the third decimal; SASA's total is known to the second alone.
     tolerance = 0.006 if typed == "sasa50" else 0.0006
-    assert parameter_count(imagenet_form(typed)) / 1e6 == pytest.approx(millions, abs=tolerance)
+    assert parameter_count(imagenet_config(typed)) / 1e6 == pytest.approx(millions, abs=tolerance)
 
 
 def test_a_checkpoint_of_the_released_networks_still_means_the_released_design() -> None:
     for arch in ("san10-pair", "san10-patch"):
-        form = small_form(arch)
+        form = small_config(arch)
         assert isinstance(form, SanConfig)
-        assert form.attention == form.design.attention == \
-            {"san10-pair": "pairwise", "san10-patch": "patchwise"}[arch]
+        assert form.design.attention == {"san10-pair": "pairwise", "san10-patch": "patchwise"}[arch]
         assert type(build(form)).__name__ == "San"
     assert SanConfig(layers=(1,)).design == PAIRWISE
 

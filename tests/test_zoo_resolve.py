@@ -21,7 +21,7 @@ from sanrobust.zoo.digest import state_digest
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.entry import Entry, Remote
 from sanrobust.zoo.facts import facts as facts_of
-from sanrobust.zoo.forms import imagenet_form, small_form
+from sanrobust.zoo.forms import imagenet_config, small_config
 from sanrobust.zoo.resolve import create_model, fetch, verify
 from zoo_files import Request, ban_network, official_layout, serving, trained
 
@@ -145,19 +145,19 @@ def test_stored_weights_that_changed_or_went_are_refused(tmp_path: Path, home: P
 
 
 def test_a_checkpoint_of_the_authors_loads_under_the_bare_name(tmp_path: Path) -> None:
-    state = official_layout(imagenet_form("san10-patch"), tmp_path / "model_best.pth")
+    state = official_layout(imagenet_config("san10-patch"), tmp_path / "model_best.pth")
     model = create_model("san10-patch", checkpoint=tmp_path / "model_best.pth")
     assert model.weights_digest == state_digest(state)
     assert (model.num_classes, model.name) == (1000, "san10-patch.model_best")
 
 
 def test_a_checkpoint_brings_its_number_of_classes(tmp_path: Path) -> None:
-    torch.save(trained(small_form("san10-pair", 4)), tmp_path / "a.pth")
+    torch.save(trained(small_config("san10-pair", 4)), tmp_path / "a.pth")
     assert create_model(SMALL_NAME, checkpoint=tmp_path / "a.pth").num_classes == 4
 
 
 def test_a_checkpoint_of_another_depth_names_the_model_to_type(tmp_path: Path) -> None:
-    torch.save(trained(imagenet_form("san15-pair")), tmp_path / "a.pth")
+    torch.save(trained(imagenet_config("san15-pair")), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="it fits san15-pair: type --model san15-pair"):
         create_model("san10-pair", checkpoint=tmp_path / "a.pth")
 

@@ -19,9 +19,10 @@ from sanrobust.zoo.checkpoint import (
     METADATA_KEY, read_facts, read_state_dict, save_safetensors,
 )
 from sanrobust.zoo.digest import state_digest
-from sanrobust.zoo.entry import SanConfig, Stored
+from sanrobust.zoo.entry import Stored
 from sanrobust.zoo.facts import entry_from_facts, facts as facts_of
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import small_config
 from zoo_files import trained
 
 LIKE = "san10-pair.untrained-small"
@@ -71,7 +72,7 @@ def test_takes_form_and_preprocessing_from_the_entry_it_is_like(weights: Path) -
 
 
 def test_takes_everything_from_the_facts_that_training_wrote(tmp_path: Path) -> None:
-    form = small_form("san15-patch", 4)
+    form = small_config("san15-patch", 4)
     trained_entry = replace(catalog.find("san15-patch.untrained-small"), architecture=form,
                             data="shapes", top1=91.5, reference="sanrobust train ...")
     facts = json.dumps(facts_of(trained_entry))
@@ -90,13 +91,13 @@ def test_takes_the_imagenet_form_when_nothing_says_otherwise(weights: Path) -> N
 
 def test_takes_the_number_of_classes_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
-    torch.save(trained(small_form("san10-pair", 3)), path)
+    torch.save(trained(small_config("san10-pair", 3)), path)
     entry = store.add("san10-pair.three", path, like=catalog.find(LIKE)).entry
     assert (entry.architecture.num_classes, entry.data) == (3, store.UNKNOWN_DATA)
 
 
 def test_names_the_model_that_other_weights_belong_to(tmp_path: Path) -> None:
-    torch.save(trained(small_form("san15-pair", 10)), tmp_path / "a.pth")
+    torch.save(trained(small_config("san15-pair", 10)), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"choose the name san15-pair\.TAG and add --like"):
         store.add("san10-pair.mine", tmp_path / "a.pth", like=catalog.find(LIKE))
     assert store.records() == {}

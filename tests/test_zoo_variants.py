@@ -23,7 +23,7 @@ from sanrobust.zoo.build import parameter_shapes
 from sanrobust.zoo.checkpoint import METADATA_KEY, save_safetensors
 from sanrobust.zoo.entry import Stored
 from sanrobust.zoo.facts import entry_from_facts, facts
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.resolve import create_model
 from table_cases import rotation_row, rotation_table
 from zoo_files import ban_network, trained
@@ -73,7 +73,7 @@ def test_only_canonical_names_are_files_of_the_store(name: str) -> None:
 
 def test_a_file_of_another_variant_is_refused_even_where_it_would_fit(tmp_path: Path) -> None:
     path = saved(tmp_path, SUMMATION)
-    assert parameter_shapes(small_form(SUMMATION)) == parameter_shapes(small_form(HADAMARD))
+    assert parameter_shapes(small_config(SUMMATION)) == parameter_shapes(small_config(HADAMARD))
     with pytest.raises(CheckpointError, match="file says san10-pair.relation=summation"):
         store.add(f"{HADAMARD}.mine", path)
     for name in (HADAMARD, f"{HADAMARD}.untrained-small", "san10-pair"):

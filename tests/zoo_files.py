@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sanrobust.zoo.build import build, parameter_shapes
-from sanrobust.zoo.entry import Architecture
-from sanrobust.zoo.forms import small_form
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.forms import small_config
 
-SMALL = small_form("san10-pair", 10)
+SMALL = small_config("san10-pair", 10)
 
 # These tests do many small things; handing each to several threads costs more than it saves.
 torch.set_num_threads(1)

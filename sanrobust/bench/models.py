@@ -29,7 +29,6 @@ from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, Ve
                                        position_grid)
 from sanrobust.zoo import catalog
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.entry import SanConfig
 from sanrobust.zoo.external import is_external, require_found
 from sanrobust.zoo.factory import find_callable
 from sanrobust.zoo.folded import accelerate
@@ -56,7 +55,7 @@ def contends(name: str, network: nn.Module) -> bool:
 
 
 def check(names: tuple[str, ...], shape: Shape) -> None:
-    """Refuse a mistyped name or images too small for a SAN before anything is computed.
+    """Refuse a mistyped name or images too small for a network before anything is computed.
 
     Raises UnknownNameError or UsageError.
     """
@@ -64,8 +63,7 @@ def check(names: tuple[str, ...], shape: Shape) -> None:
         if is_external(name):
             require_found(name)
             continue
-        config = catalog.find(name, tag=UNTRAINED).architecture
-        least = smallest_input(config) if isinstance(config, SanConfig) else 1
+        least = smallest_input(catalog.find(name, tag=UNTRAINED).architecture)
         if shape.img_size < least:
             raise UsageError(f"{name} needs images of at least {least}x{least} pixels",
                              seen=f"--img-size is {shape.img_size}",

@@ -20,7 +20,7 @@ from sanrobust.kernels import functional, reference
 from sanrobust.kernels.backends import Call, choose
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
 from sanrobust.kernels.reference import Window
-from sanrobust.zoo.entry import SanConfig
+from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.san import RELATION_REDUCTION, SHARED_CHANNELS, VALUE_REDUCTION
 
 Attention = Callable[..., Tensor]

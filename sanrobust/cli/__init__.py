@@ -23,6 +23,7 @@ from sanrobust.cli.zoo import zoo
 from sanrobust.data.catalog import DATASETS
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import printable
+from sanrobust.zoo.families.catalog import FAMILIES
 
 
 class Main(ErrorGroup):
@@ -51,7 +52,7 @@ def main() -> None:
 
 def _left_out() -> tuple[str, ...]:
     """Say what of other packages cannot be had."""
-    registries = (EXPERIMENTS, ATTACKS, DATASETS)
+    registries = (EXPERIMENTS, ATTACKS, DATASETS, FAMILIES)
     return tuple(problem for registry in registries for problem in registry.left_out())
 
 

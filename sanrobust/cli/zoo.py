@@ -9,7 +9,7 @@ import click
 
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.options import PATH
-from sanrobust.design import Design
+from sanrobust.design import AttentionConfig
 from sanrobust.errors import CheckpointError
 from sanrobust.progress import download_lines
 from sanrobust.zoo import catalog, store
@@ -119,7 +119,7 @@ def _facts(entry: Entry) -> dict[str, str]:
     }
 
 
-def _attention(design: Design | None) -> str:
+def _attention(design: AttentionConfig | None) -> str:
     if design is None:
         return ""
     heads = f"{design.heads} heads, {'q.k' if design.content else 'no q.k'}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sanrobust.design import SCALAR, Design
+from sanrobust.design import SCALAR, AttentionConfig
 from sanrobust.errors import UsageError
 from sanrobust.kernels import functional
 from sanrobust.kernels.plain import PaddingMode
@@ -49,7 +49,7 @@ class LocalAttention(nn.Module):
     """
 
     def __init__(self, channels: int, *, query_channels: int, value_channels: int,
-                 design: Design, footprint: int, stride: int = 1, bias: bool = True,
+                 design: AttentionConfig, footprint: int, stride: int = 1, bias: bool = True,
                  padding_mode: PaddingMode = "reflect") -> None:
         super().__init__()
         _require_scalar(design)
@@ -150,7 +150,7 @@ def _waves(side: int, channels: int, like: Tensor) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), 1).flatten(0, 1).to(like.dtype)
 
 
-def _require_scalar(design: Design) -> None:
+def _require_scalar(design: AttentionConfig) -> None:
     wanted = (SCALAR.relation, SCALAR.mapping, SCALAR.transforms)
     if design.attention not in ("scalar", "sasa") or (
             design.relation, design.mapping, design.transforms) != wanted:
@@ -163,7 +163,7 @@ def _require_scalar(design: Design) -> None:
                          hint="use position=relative or content=yes")
 
 
-def _require_heads(design: Design, query_channels: int, value_channels: int) -> None:
+def _require_heads(design: AttentionConfig, query_channels: int, value_channels: int) -> None:
     if design.heads < 1:
         raise UsageError("the heads must be at least 1", seen=f"there are {design.heads}",
                          hint="use heads=1")

@@ -15,7 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from sanrobust.design import PAIRWISE, PATCHWISE, Design, Mapping, Position
+from sanrobust.design import PAIRWISE, PATCHWISE, AttentionConfig, Mapping, Position
 from sanrobust.errors import UsageError
 from sanrobust.kernels import functional, reference, relations
 from sanrobust.kernels.mappings import (RelationLayer, pairwise_mapping, patchwise_mapping,
@@ -48,7 +48,7 @@ class VectorAttention(nn.Module):
     conv_w: nn.Sequential
 
     def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
-                 weight_groups: int, footprint: int, design: Design, family: Family,
+                 weight_groups: int, footprint: int, design: AttentionConfig, family: Family,
                  padding_mode: PaddingMode) -> None:
         super().__init__()
         _require_groups(value_channels, weight_groups)
@@ -109,7 +109,7 @@ class PairwiseAttention(VectorAttention):
 
     def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
                  weight_groups: int, footprint: int, padding_mode: PaddingMode = "reflect",
-                 design: Design = PAIRWISE) -> None:
+                 design: AttentionConfig = PAIRWISE) -> None:
         super().__init__(channels, relation_channels=relation_channels,
                          value_channels=value_channels, weight_groups=weight_groups,
                          footprint=footprint, design=design, family="pairwise",
@@ -175,7 +175,7 @@ class PatchwiseAttention(VectorAttention):
 
     def __init__(self, channels: int, *, relation_channels: int, value_channels: int,
                  weight_groups: int, footprint: int, padding_mode: PaddingMode = "reflect",
-                 design: Design = PATCHWISE) -> None:
+                 design: AttentionConfig = PATCHWISE) -> None:
         super().__init__(channels, relation_channels=relation_channels,
                          value_channels=value_channels, weight_groups=weight_groups,
                          footprint=footprint, design=design, family="patchwise",
@@ -210,7 +210,7 @@ def _require_groups(value_channels: int, weight_groups: int) -> None:
                          hint="change one of the two")
 
 
-def _require_design(design: Design, family: Family) -> None:
+def _require_design(design: AttentionConfig, family: Family) -> None:
     positions = get_args(Position) if family == "pairwise" else ("none",)
     legal: dict[str, tuple[object, ...]] = {
         "attention": (family,), "mapping": get_args(Mapping), "transforms": (1, 2, 3),

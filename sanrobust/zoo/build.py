@@ -7,10 +7,8 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from sanrobust.zoo.entry import Architecture, SanConfig, SasaConfig
-from sanrobust.zoo.resnet import ResNet
-from sanrobust.zoo.san import San
-from sanrobust.zoo.sasa import SasaResNet
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families.catalog import family_of
 
 
 def build(architecture: Architecture) -> nn.Module:
@@ -19,11 +17,7 @@ def build(architecture: Architecture) -> nn.Module:
     The network maps normalised images (B, 3, H, W) to logits (B, K). Raises ModelError when the
     configuration cannot be built.
     """
-    if isinstance(architecture, SanConfig):
-        return San(architecture)
-    if isinstance(architecture, SasaConfig):
-        return SasaResNet(architecture)
-    return ResNet(architecture)
+    return family_of(architecture).build(architecture)
 
 
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

@@ -17,8 +17,10 @@ from sanrobust.zoo import store
 from sanrobust.zoo.entry import (
     Entry, Packaged, Remote, Unpublished, Untrained, WeightsSource,
 )
-from sanrobust.zoo.forms import ARCHITECTURES, imagenet_form, small_form
-from sanrobust.zoo.names import LISTING, NETWORKS, ModelName, parse, quoted
+from sanrobust.zoo.families.base import ModelName
+from sanrobust.zoo.families.catalog import families, networks
+from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config
+from sanrobust.zoo.names import LISTING, parse, quoted
 
 PAPER_ORDER: tuple[str, ...] = ARCHITECTURES
 DEFAULT_TAG = store.IN1K_TAG
@@ -111,19 +113,21 @@ def names() -> tuple[str, ...]:
 
 
 def _own_entries() -> tuple[Entry, ...]:
+    others = [arch for family in families() if family.listed for arch in family.networks]
     return (
         *(_in1k(arch) for arch in PAPER_ORDER),
         *_digits(),
-        *(_untrained(arch, tag) for tag in _FORMS for arch in PAPER_ORDER),
+        *(entry for family in families() for entry in family.published()),
+        *(_untrained(arch, tag) for tag in _FORMS for arch in (*PAPER_ORDER, *others)),
     )
 
 
 def _parsed(name: str) -> ModelName:
-    if "(" in name or ")" in name or name.partition(".")[0] in NETWORKS:
+    if "(" in name or ")" in name or name.partition(".")[0] in networks():
         return parse(name)
     arch, dot, _ = name.partition(".")
-    candidates = (*names(), *(f"{other}.{tag}" for other in NETWORKS for tag in _FORMS)) \
-        if dot else NETWORKS
+    candidates = (*names(), *(f"{other}.{tag}" for other in networks() for tag in _FORMS)) \
+        if dot else tuple(networks())
     # Two swapped characters (san01) beat any one that is near by other measures (san19).
     swapped = [other for other in candidates if sorted(other) == sorted(name)]
     raise unknown_name("model", name, swapped or candidates, listing=LISTING)
@@ -132,16 +136,16 @@ def _parsed(name: str) -> ModelName:
 def _untrained(arch: str, tag: str) -> Entry:
     """Return the entry of fresh initial values, which needs nothing but a form."""
     if tag == "untrained":
-        return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=Untrained(),
+        return Entry(arch=arch, tag=tag, architecture=imagenet_config(arch), weights=Untrained(),
                      note=_UNTRAINED_NOTE)
-    return Entry(arch=arch, tag=tag, architecture=small_form(arch, 10), weights=Untrained(),
+    return Entry(arch=arch, tag=tag, architecture=small_config(arch, 10), weights=Untrained(),
                  preprocessing=SMALL_PREPROCESSING, data="digits", note=_UNTRAINED_NOTE)
 
 
 def _in1k(arch: str) -> Entry:
     top1, top5 = _TABLE9[arch]
     published = arch in _DRIVE_IDS
-    return Entry(arch=arch, tag=DEFAULT_TAG, architecture=imagenet_form(arch),
+    return Entry(arch=arch, tag=DEFAULT_TAG, architecture=imagenet_config(arch),
                  weights=_published_weights(arch), top1=top1, top5=top5,
                  licence="MIT" if published else "", reference=_PAPER,
                  note="Licence as stated by the authors' repository." if published else "")
@@ -171,7 +175,7 @@ def _digits() -> tuple[Entry, ...]:
 
 def _digits_entry(arch: str, *, sha256: str, top1: float, n: int, command: str,
                   **_: object) -> Entry:
-    return Entry(arch=arch, tag=_DIGITS_TAG, architecture=small_form(arch, 10),
+    return Entry(arch=arch, tag=_DIGITS_TAG, architecture=small_config(arch, 10),
                  weights=Packaged(f"{arch}.digits.safetensors", sha256),
                  preprocessing=SMALL_PREPROCESSING, data="digits", classes=tuple("0123456789"),
                  top1=top1, licence="MIT", reference=command,

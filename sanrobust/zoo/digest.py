@@ -25,6 +25,12 @@ MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) | {"training"}
 _INSTALLED = ("site-packages", "dist-packages")
 _NAMELESS = "<lambda>"
 _DEEPEST = 8
+_FORMER = {  # digests of earlier records hold these names
+    "sanrobust.design.AttentionConfig": "sanrobust.design.Design",
+    "sanrobust.zoo.families.resnet.ResNetConfig": "sanrobust.zoo.entry.ResNetConfig",
+    "sanrobust.zoo.families.san.SanConfig": "sanrobust.zoo.entry.SanConfig",
+    "sanrobust.zoo.families.sasa.SasaConfig": "sanrobust.zoo.entry.SasaConfig",
+}
 _PLAIN = (bool, int, float, complex, bytes, torch.dtype, torch.device, type(None))
 
 
@@ -166,8 +172,9 @@ def _sorted(kind: str, items: list[list[bytes]]) -> Iterator[bytes]:
 
 
 def qualified(value: Any) -> str:
-    """Return the module and the name of a class or function."""
-    return f"{value.__module__}.{value.__qualname__}"
+    """Return the module and the name of a class or function; of ours, the first it ever had."""
+    name = f"{value.__module__}.{value.__qualname__}"
+    return _FORMER.get(name, name)
 
 
 def _tensor(value: Tensor) -> Iterator[bytes]:

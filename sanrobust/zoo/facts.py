@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sanrobust.design import DEFAULTS, Design
+from sanrobust.design import DEFAULTS, AttentionConfig
 from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.files import UNFIT_FOR_TEXT
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.zoo.entry import Architecture, Entry, WeightsSource
+from sanrobust.zoo.entry import Entry, WeightsSource
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families.catalog import families
 from sanrobust.zoo.forms import mismatch
 
-_KINDS: dict[str, type[Architecture]] = {form.kind: form for form in get_args(Architecture)}
 _MOST_BLOCKS = 1000
 _MOST_CHANNELS = 1 << 16
 _LARGEST_FOOTPRINT = 63
@@ -74,13 +75,14 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
     form: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                             for key, value in values.items()}
     kind = form.pop("kind")
-    if kind not in _KINDS:
+    family = next((each for each in families() if each.name == kind), None)
+    if family is None:
         raise ValueError(f"there is no kind of network called {kind!r}")
     if "design" in form:
-        form["design"] = Design(**form["design"])
+        form["design"] = AttentionConfig(**form["design"])
     elif "attention" in form:  # written before networks had a design
         form["design"] = DEFAULTS[form.pop("attention")]
-    architecture = _KINDS[kind](**form)
+    architecture: Architecture = family.config(**form)
     _require_sane(architecture)
     return architecture
 

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from sanrobust.errors import CheckpointError, UnknownNameError, first_line, shortened
 from sanrobust.zoo.build import parameter_shapes
-from sanrobust.zoo.entry import Architecture
-from sanrobust.zoo.forms import imagenet_form, small_form
-from sanrobust.zoo.names import NETWORKS, canonical, options, quoted
+from sanrobust.zoo.families.base import Architecture
+from sanrobust.zoo.families.catalog import networks
+from sanrobust.zoo.forms import imagenet_config, small_config
+from sanrobust.zoo.names import canonical, options, quoted
 from sanrobust.zoo.wrapping import BATCH_COUNTER, EXTRA_STATE, aligned
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The head of each form takes so many times its width: the tag of the model, the form, the times.
-_FORMS = (("", imagenet_form, 32), (".untrained-small", small_form, 4))
+_FORMS = (("", imagenet_config, 32), (".untrained-small", small_config, 4))
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Any], *, name: str, source: str,
@@ -111,7 +112,7 @@ def fitting(state: Mapping[str, Any]) -> str | None:
     heads = [shape for key, shape in shapes(state).items() if key.endswith("fc.weight")]
     if not heads or len(heads[0]) != 2:
         return None
-    for arch in NETWORKS:
+    for arch in networks():
         for name, form in _models(arch, heads[0][1]):
             expected = parameter_shapes(form)
             named = aligned(state, expected)

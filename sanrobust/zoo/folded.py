@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sanrobust.design import DEFAULTS, Design
+from sanrobust.design import DEFAULTS, AttentionConfig
 from sanrobust.errors import BackendError, UsageError
 from sanrobust.kernels import backends
 from sanrobust.kernels.foldcache import Unchanging
@@ -259,12 +259,12 @@ def refusal(network: nn.Module, device: torch.device) -> str | None:
     return library.refusal()
 
 
-def _unlike_released(design: Design) -> str | None:
+def _unlike_released(design: AttentionConfig) -> str | None:
     """Return how a design differs from both that the fused kernels compute; None: it does not."""
     if design.attention not in ("pairwise", "patchwise"):
         return f"its attention is {design.attention}, which has no fused kernels"
     released = DEFAULTS[design.attention]
-    unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(Design)
+    unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(AttentionConfig)
               if getattr(design, each.name) != getattr(released, each.name)]
     if unlike:
         return f"its {design.attention} attention is not the released one: {', '.join(unlike)}"

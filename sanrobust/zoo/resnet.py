@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from sanrobust.errors import ModelError
-from sanrobust.zoo.entry import ResNetConfig
+from sanrobust.zoo.families.resnet import ResNetConfig
 
 Spatial = Callable[[int, int], nn.Module]
 """Makes from its channels and its stride what a block has in place of its 3x3 convolution."""

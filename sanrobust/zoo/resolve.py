@@ -18,15 +18,12 @@ from sanrobust.zoo.build import build, parameter_shapes
 from sanrobust.zoo.checkpoint import read_facts, read_state_dict, read_weights
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.download import Progress, download
-from sanrobust.zoo.entry import (
-    Entry, Packaged, Remote, SanConfig, Stored, Unpublished, Untrained,
-)
+from sanrobust.zoo.entry import Entry, Packaged, Remote, Stored, Unpublished, Untrained
 from sanrobust.zoo.external import create_external, is_external
 from sanrobust.zoo.facts import entry_from_facts
 from sanrobust.zoo.fit import class_count, load_strict
-from sanrobust.zoo.forms import smallest_input
+from sanrobust.zoo.forms import require_side, smallest_input
 from sanrobust.zoo.names import LISTING, parse, quoted
-from sanrobust.zoo.san import require_side
 from sanrobust.zoo.wrapping import aligned
 
 Say = Callable[[str], None]
@@ -294,10 +291,9 @@ def _with_classes(entry: Entry, num_classes: int) -> Entry:
 def _classifier(entry: Entry, network: torch.nn.Module, overrides: Mapping[str, Any], source: str,
                 *, name: str | None = None) -> Classifier:
     preprocessing = replace(entry.preprocessing, **overrides)
-    if isinstance(entry.architecture, SanConfig):
-        # Said here, before a run begins that would fail at its first image.
-        require_side(preprocessing.img_size, preprocessing.img_size,
-                     smallest_input(entry.architecture))
+    side = preprocessing.img_size
+    # Said here, before a run begins that would fail at its first image.
+    require_side(side, side, smallest_input(entry.architecture))
     return Classifier(network, name=name or entry.name, preprocessing=preprocessing,
                       num_classes=entry.architecture.num_classes, source=source,
                       classes=entry.classes, code=None)

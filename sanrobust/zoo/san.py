@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sanrobust.design import Design
+from sanrobust.design import AttentionConfig
 from sanrobust.errors import ModelError
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
-from sanrobust.zoo.entry import SanConfig
-from sanrobust.zoo.forms import smallest_input
+from sanrobust.zoo.families.san import SanConfig
+from sanrobust.zoo.forms import require_side, smallest_input
 
 RELATION_REDUCTION = 16
 VALUE_REDUCTION = 4
@@ -87,7 +87,7 @@ class San(nn.Module):
         return F.relu(self.get_submodule(f"bn{stage}")(attended), inplace=True)
 
 
-def _attention(design: Design, channels: int, footprint: int
+def _attention(design: AttentionConfig, channels: int, footprint: int
                ) -> PairwiseAttention | PatchwiseAttention | LocalAttention:
     """Return the operator of a block; SASA compares in C/4 channels, all others in C/16."""
     value_channels = channels // VALUE_REDUCTION
@@ -105,16 +105,6 @@ def _attention(design: Design, channels: int, footprint: int
 def require_large_enough(images: Tensor, side: int) -> None:
     """Raise ModelError when ``images`` (B, 3, H, W) have a side below ``side`` pixels."""
     require_side(images.shape[-2], images.shape[-1], side)
-
-
-def require_side(height: int, width: int, side: int) -> None:
-    """Raise ModelError when an image of ``height`` x ``width`` pixels has a side below ``side``."""
-    if min(height, width) < side:
-        raise ModelError(
-            f"this network needs images of at least {side}x{side} pixels",
-            seen=f"these are {height}x{width}",
-            hint=f"use --img-size {side} or larger, or a model made for small images",
-        )
 
 
 def _require_buildable(config: SanConfig) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from sanrobust.errors import ModelError, UsageError
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.local_stem import BlockAttention
-from sanrobust.zoo.entry import SasaConfig
+from sanrobust.zoo.families.sasa import SasaConfig
 from sanrobust.zoo.resnet import (BottleneckNetwork, Spatial, Stem, convolutional_stem,
                                   initialise_convolutions)
 

@@ -20,7 +20,7 @@ from sanrobust.errors import CheckpointError, UsageError
 from sanrobust.files import output_error, require_writable, sha256_file, write_text
 from sanrobust.zoo.entry import Entry, Stored
 from sanrobust.zoo.facts import entry_from_facts, facts, require_text
-from sanrobust.zoo.forms import imagenet_form
+from sanrobust.zoo.forms import imagenet_config
 from sanrobust.zoo.names import canonical, parse, quoted
 
 IN1K_TAG = "in1k"
@@ -256,7 +256,7 @@ def _template(name: str, like: Entry | None, model_facts: Mapping[str, object] |
     elif model_facts is not None:
         told = entry_from_facts(model_facts, tag=tag, weights=nowhere)
     else:
-        return Entry(arch=arch, tag=tag, architecture=imagenet_form(arch), weights=nowhere)
+        return Entry(arch=arch, tag=tag, architecture=imagenet_config(arch), weights=nowhere)
     if told.arch != arch:
         source = "the file says" if like is None else "--like says"
         raise CheckpointError(f"weights named {name} must belong to {arch}",

@@ -64,7 +64,7 @@ def _fill(folder: Path) -> None:
     import torch
 
     from sanrobust.zoo.build import build
-    from sanrobust.zoo.forms import small_form
+    from sanrobust.zoo.forms import small_config
     for name in ("flat/a.png", "tree/x/a.png", "tree/y/b.png", "image.png"):
         save_noise(folder / name, size=(32, 32))
     (folder / "folder").mkdir()
@@ -83,4 +83,4 @@ def _fill(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind("socket")
     os.chdir(here)
-    torch.save(build(small_form("resnet26", 10)).state_dict(), folder / "weights.pth")
+    torch.save(build(small_config("resnet26", 10)).state_dict(), folder / "weights.pth")

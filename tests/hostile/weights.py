@@ -36,8 +36,8 @@ def _own(folder: Path, seed: int) -> Iterator[tuple[str, Path]]:
     from safetensors.torch import save_file
 
     from sanrobust.zoo.build import build
-    from sanrobust.zoo.forms import small_form
-    state = dict(build(small_form("resnet26", 10)).state_dict())
+    from sanrobust.zoo.forms import small_config
+    state = dict(build(small_config("resnet26", 10)).state_dict())
     torch.save(state, folder / "sound.pth")
     save_file(state, folder / "sound.safetensors")
     order = random.Random(seed)
