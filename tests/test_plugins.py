@@ -1,4 +1,5 @@
-"""A package of a stranger adds an experiment, an attack and a dataset by entry points."""
+"""A package of a stranger adds an experiment, an attack, a family and a dataset by entry points.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 import sanrobust
+from test_recipes import MLP
 
 SOURCE = '''
 from dataclasses import dataclass
@@ -115,6 +117,10 @@ dark = "stranger:DARK"
 gone = "stranger:NOTHING"
 [project.entry-points."sanrobust.attacks"]
 still = "stranger:STILL"
+[project.entry-points."sanrobust.models"]
+mlp = "stranger_models:MLP"
+[tool.setuptools]
+py-modules = ["stranger", "stranger_models"]
 [project.entry-points."sanrobust.datasets"]
 bars = "stranger:BARS"
 wrong = "stranger:DARK"
@@ -127,6 +133,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the package."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "stranger.py").write_text(SOURCE, "utf-8")
+    (source / "stranger_models.py").write_text(MLP, "utf-8")
     (source / "pyproject.toml").write_text(PROJECT, "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
@@ -167,8 +174,19 @@ def test_the_commands_show_and_run_what_a_package_adds(run: Run, tmp_path: Path)
         "dark.csv", "dark.md", "dark.tex"}
     attacked = run("pgd", "--attack", "still", *words)
     assert attacked.returncode == 0 and "Attack: No step at all." in attacked.stdout
-    measured = run("rotate", "--data", "bars", "-m", "resnet26.untrained-small", "--out", "o")
-    assert "bars" in measured.stderr and measured.returncode != 0  # two classes are not ten
+
+
+def test_a_family_and_a_dataset_of_a_package_are_listed_trained_and_measured(
+        run: Run, tmp_path: Path) -> None:
+    assert "mlp2.untrained-small " in run("zoo", "list").stdout
+    trained = run("train", "-m", "mlp1", "--data", "bars", "--epochs", 1, "-b", 8, "--out", "w")
+    assert trained.returncode == 0 and "64 training and 12 held-out" in trained.stderr + \
+        trained.stdout, trained.stderr
+    measured = run("rotate", "--data", "bars", "-m", "mlp1", "--checkpoint",
+                   "w/mlp1.bars.safetensors", "--out", "o")
+    assert measured.returncode == 0 and "Data: bars, 12 images." in measured.stdout, measured.stderr
+    other = run("rotate", "--data", "bars", "-m", "resnet26.untrained-small", "--out", "o")
+    assert other.returncode != 0 and "Traceback" not in other.stderr  # two classes are not ten
 
 
 def test_an_unknown_run_says_that_its_package_is_missing(run: Run, tmp_path: Path) -> None:

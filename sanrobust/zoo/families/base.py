@@ -220,7 +220,6 @@ class Family(Generic[Config]):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} must be of small letters, digits, _, + and -")
         get_type_hints(self.config)
-        tuple(self.published())
         for network in self.networks:
             self.options(network)
             for small in (False, True):
