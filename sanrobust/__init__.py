@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sanrobust.attacks.budget import Budget
-    from sanrobust.choices import DataChoice
+    from sanrobust.choices import DataConfig
     from sanrobust.errors import SanrobustError
     from sanrobust.preprocessing import Preprocessing
     from sanrobust.zoo.classifier import Classifier
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     pgd: Callable[..., pd.DataFrame]
     rotate: Callable[..., pd.DataFrame]
 
-__all__ = ["Budget", "Classifier", "DataChoice", "Preprocessing", "SanrobustError", "create_model",
+__all__ = ["Budget", "Classifier", "DataConfig", "Preprocessing", "SanrobustError", "create_model",
            "pgd", "rotate"]
 
 _HOMES = {
     "Budget": "sanrobust.attacks.budget",
-    "DataChoice": "sanrobust.choices",
+    "DataConfig": "sanrobust.choices",
     "Preprocessing": "sanrobust.preprocessing",
     "SanrobustError": "sanrobust.errors",
     "Classifier": "sanrobust.zoo.classifier",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.choices import DataConfig, RunConfig, ModelConfig
 from sanrobust.errors import FailedImagesError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.options import settings_docs
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 Model = str | nn.Module
 Models = Model | Sequence[Model]
-Data = str | os.PathLike[str] | DataChoice | None
+Data = str | os.PathLike[str] | DataConfig | None
 
 _DOC = """{help}
 
 Args:
     models: names, classifiers, networks of torch, or several of them; None for the paper's nine.
-    data: registered name, folder, or a `DataChoice`; None for the embedded digits.
+    data: registered name, folder, or a `DataConfig`; None for the embedded digits.
     checkpoint: file with the weights of the one model named.
     preprocessing: how images become the models' pixels; None for each model's own.
 {settings}    out: folder of records and tables.
@@ -72,8 +72,8 @@ def _measured(experiment: Experiment, settings: object, models: Models | None = 
               batch_size: int | Literal["auto"] | None = None, workers: int = 0,
               device: str = "auto", threads: int | None = None, fresh: bool = False,
               retry_failed: bool = False) -> pd.DataFrame:
-    how = HowToRun(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
-                   threads=threads, fresh=fresh, retry_failed=retry_failed)
+    how = RunConfig(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
+                    threads=threads, fresh=fresh, retry_failed=retry_failed)
     return _frame(run(experiment, settings, _models(models, checkpoint, preprocessing),
                       _data(data), how, Reporter()))
 
@@ -107,7 +107,7 @@ def _frame(summary: Summary) -> pd.DataFrame:
 
 
 def _models(models: Models | None, checkpoint: str | Path | None,
-            preprocessing: Preprocessing | None) -> ModelChoice:
+            preprocessing: Preprocessing | None) -> ModelConfig:
     several = (models,) if isinstance(models, (str, nn.Module)) else (models or ())
     if not isinstance(several, Sequence) or not all(isinstance(each, (str, nn.Module))
                                                     for each in several):
@@ -121,14 +121,14 @@ def _models(models: Models | None, checkpoint: str | Path | None,
         raise UsageError("preprocessing must be a Preprocessing", seen=f"it is {preprocessing!r}",
                          hint="give for example sanrobust.Preprocessing(img_size=32)")
     overrides = {} if preprocessing is None else dict(vars(preprocessing))
-    return ModelChoice(models=tuple(several), checkpoint=_as_path(checkpoint),
+    return ModelConfig(models=tuple(several), checkpoint=_as_path(checkpoint),
                        overrides=overrides)
 
 
-def _data(data: Data) -> DataChoice:
+def _data(data: Data) -> DataConfig:
     if isinstance(data, os.PathLike):
         data = os.fspath(data)
-    return data if isinstance(data, DataChoice) else DataChoice(data=data)
+    return data if isinstance(data, DataConfig) else DataConfig(data=data)
 
 
 def _as_path(value: Any) -> Any:

@@ -23,7 +23,7 @@ LARGEST_RATE = 1e38
 
 
 @dataclass(frozen=True)
-class DataChoice:
+class DataConfig:
     """Which images; None for ``data`` means the embedded digits.
 
     Attributes:
@@ -60,7 +60,7 @@ class DataChoice:
 
 
 @dataclass(frozen=True)
-class ModelChoice:
+class ModelConfig:
     """Which models; an empty tuple means the paper's nine.
 
     Attributes:
@@ -87,7 +87,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class HowToRun:
+class RunConfig:
     """How to compute and where to keep it; no number of a table depends on it.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.choices import DataConfig, RunConfig, ModelConfig
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
@@ -55,8 +55,8 @@ MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
-def run(experiment: Experiment, settings: object, models: ModelChoice, data: DataChoice,
-        how: HowToRun, reporter: Reporter) -> Summary:
+def run(experiment: Experiment, settings: object, models: ModelConfig, data: DataConfig,
+        how: RunConfig, reporter: Reporter) -> Summary:
     """Measure models in an experiment and write its table of them.
 
     Args:
@@ -96,14 +96,14 @@ def run(experiment: Experiment, settings: object, models: ModelChoice, data: Dat
     return replace(summary, problem=_summed_up(failed)) if failed else summary
 
 
-def open_images(data: DataChoice) -> ImageSet:
+def open_images(data: DataConfig) -> ImageSet:
     """Open the dataset of a choice; raises DataError or UnknownNameError when it cannot serve."""
     return open_dataset(data.data or DEFAULT_DATA, root=data.root, labels=data.labels,
                         class_map=data.class_map, download=data.download,
                         num_samples=data.num_samples, name=data.name)
 
 
-def _tag(data: DataChoice) -> str:
+def _tag(data: DataConfig) -> str:
     """Return the weights that a bare architecture name means on the chosen data."""
     word = data.data or DEFAULT_DATA
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG
@@ -123,10 +123,10 @@ class _Job:
 
     experiment: Experiment
     measurement: Measurement
-    models: ModelChoice
+    models: ModelConfig
     images: ImageSet
     tag: str
-    how: HowToRun
+    how: RunConfig
     device: torch.device
     reporter: Reporter
 

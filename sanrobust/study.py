@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.choices import DataConfig, RunConfig, ModelConfig
 from sanrobust.data.catalog import resolve
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UsageError
 from sanrobust.experiments.base import Experiment
@@ -106,9 +106,9 @@ def run_study(study: Study, reporter: Reporter) -> Findings:
     reporter.say(f"{len(models) * study.seeds} networks, {len(jobs)} to train")
     _train(jobs, study.processes, reporter.say)
     trained = tuple(_load(job) for job in _jobs(study, models))
-    data = DataChoice(data=study.data, root=study.data_root)
-    how = HowToRun(out=study.out, batch_size=study.batch_size)
-    chosen = ModelChoice(models=trained)
+    data = DataConfig(data=study.data, root=study.data_root)
+    how = RunConfig(out=study.out, batch_size=study.batch_size)
+    chosen = ModelConfig(models=trained)
     measured = [run(each, each.settings(), chosen, data, how, reporter).table
                 for each in _EXPERIMENTS]
     means = tuple(_mean(study, models, table) for table in measured)

@@ -382,6 +382,6 @@ def test_an_nll_that_tells_of_one_image_says_so() -> None:
 
 def test_python_gives_the_rows(tmp_path: Path) -> None:
     table = sanrobust.accuracy("resnet26.digits", classes=[3, 5, 8], bins=10,
-                               data=sanrobust.DataChoice(num_samples=60), out=tmp_path)
+                               data=sanrobust.DataConfig(num_samples=60), out=tmp_path)
     assert table["bins"].tolist() == [10] and table["num_classes"].tolist() == [3]
     assert "classes to score within" in str(sanrobust.accuracy.__doc__)

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import SCRIPT, Command
 from image_files import flat_folder, save_noise, write_lines
-from sanrobust.choices import HowToRun
+from sanrobust.choices import RunConfig
 from sanrobust.options import as_number
 from sanrobust.errors import DataError, UsageError, readable, shown_value
 from sanrobust.data.folders import labelled_folder
@@ -116,7 +116,7 @@ def test_a_message_is_short_whatever_it_shows() -> None:
     assert readable("see " + "/a" * 60) == "see " + "/a" * 60
     assert shown_value("n" * 5000) == repr("n" * 38 + "..." + "n" * 38)
     with pytest.raises(UsageError, match="thousands of digits"):
-        HowToRun(workers=-10**5000)
+        RunConfig(workers=-10**5000)
 
 
 @pytest.mark.parametrize(("closing", "code"), [("2>&-", 0), (">&-", 6), (">/dev/full", 6),

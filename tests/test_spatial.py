@@ -340,7 +340,7 @@ def test_angles_of_several_runs_become_one_curve_with_equal_bytes(command: Comma
 
 def test_it_is_a_function_too(tmp_path: Path) -> None:
     table = sanrobust.spatial("san10-pair.digits", angles=[0, 90], grid=(1, 1, 3), translation=0,
-                              data=sanrobust.DataChoice(num_samples=5), out=tmp_path)
+                              data=sanrobust.DataConfig(num_samples=5), out=tmp_path)
     assert table["angle"].tolist() == [0, 90] and table["n"].tolist() == [5, 5]
 
 

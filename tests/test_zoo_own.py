@@ -282,8 +282,8 @@ def test_a_network_that_normalises_by_itself_is_right_from_python(tmp_path: Path
 
 
 def sanrobust_digits() -> Any:
-    from sanrobust.choices import DataChoice
-    return DataChoice(num_samples=12)
+    from sanrobust.choices import DataConfig
+    return DataConfig(num_samples=12)
 
 
 def test_no_normalize_gives_pixels_as_they_are(command: Command, tmp_path: Path,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sanrobust.choices import MOST_PROCESSES, DataChoice, HowToRun, ModelChoice, is_utf8
+from sanrobust.choices import MOST_PROCESSES, DataConfig, RunConfig, ModelConfig, is_utf8
 from sanrobust.cli.group import typed
 from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
 from sanrobust.errors import UsageError, shortened
@@ -106,22 +106,22 @@ def run_options(command: Command) -> Command:
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
         click.option("--retry-failed", is_flag=True,
                      help="Measure images again that are recorded as failed."),
-        click.option("--max-failed", type=Number(0, 1, "0.05"), default=HowToRun.max_failed,
+        click.option("--max-failed", type=Number(0, 1, "0.05"), default=RunConfig.max_failed,
                      show_default=True, metavar="PART",
                      help="Part of the images that may fail; beyond it the exit code is 9, and the "
                           "table the same."),
     )(command)
 
 
-def take_data(values: dict[str, Any]) -> DataChoice:
+def take_data(values: dict[str, Any]) -> DataConfig:
     """Take the values of `data_options` out of a command's parameters."""
-    return DataChoice(data=values.pop("data"), labels=values.pop("labels"),
+    return DataConfig(data=values.pop("data"), labels=values.pop("labels"),
                       class_map=values.pop("class_map"), root=values.pop("data_root"),
                       download=values.pop("download"), num_samples=values.pop("num_samples"),
                       name=values.pop("data_name"))
 
 
-def take_models(values: dict[str, Any]) -> ModelChoice:
+def take_models(values: dict[str, Any]) -> ModelConfig:
     """Take the values of `model_options` out of a command's parameters.
 
     Raises UsageError when two of them exclude each other.
@@ -130,7 +130,7 @@ def take_models(values: dict[str, Any]) -> ModelChoice:
     given = {name: value for name in fields if (value := values.pop(name)) is not None}
     if values.pop("no_normalize"):
         given |= _unnormalised(given)
-    return ModelChoice(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
+    return ModelConfig(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
                        use_ema=values.pop("use_ema"), overrides=given)
 
 
@@ -143,9 +143,9 @@ def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
     return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
-def take_how(values: dict[str, Any]) -> HowToRun:
+def take_how(values: dict[str, Any]) -> RunConfig:
     """Take the values of `run_options` out of a command's parameters."""
     fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh",
               "retry_failed", "fold",
               "max_failed")
-    return HowToRun(**{name: values.pop(name) for name in fields}, command=typed())
+    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed())

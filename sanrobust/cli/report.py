@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import click
 
 from sanrobust import allocator
-from sanrobust.choices import DataChoice, HowToRun, ModelChoice
+from sanrobust.choices import DataConfig, RunConfig, ModelConfig
 from sanrobust.cli.progress import progress
 from sanrobust.cli.streams import nowhere_to_print
 from sanrobust.errors import SanrobustError, UsageError
@@ -18,8 +18,8 @@ from sanrobust.progress import Reporter
 from sanrobust.summary import Summary
 
 
-def show(experiment: Experiment, settings: object, models: ModelChoice, data: DataChoice,
-         how: HowToRun) -> None:
+def show(experiment: Experiment, settings: object, models: ModelConfig, data: DataConfig,
+         how: RunConfig) -> None:
     """Run an experiment and print its table."""
     from sanrobust.run import run
     allocator.tune()

@@ -178,7 +178,8 @@ def _end_workers(iterator: object) -> None:
     """End the processes of a loader's iterator before anything else goes on.
 
     Torch ends them when the last reference is gone, but an exception's frames may hold one for
-    long, and collected as garbage the queues go first and each process is waited for in vain.
+    long. When the garbage collector ends them, the queues are gone before the processes, and torch
+    waits until its time is up for each of them.
     """
     end = getattr(iterator, "_shutdown_workers", None)
     if end is not None:
