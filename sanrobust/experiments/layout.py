@@ -16,11 +16,19 @@ Facts = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Measure:
-    """One printed column: the value's name, its heading, and which values are good."""
+    """One printed column.
+
+    Attributes:
+        key: the value's name.
+        label: its heading.
+        best: which values are good.
+        rare: left out of a table in which no line has the value.
+    """
 
     key: str
     label: str
     best: Callable[[Iterable[float]], float] = max
+    rare: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Sequence
 
-from sanrobust.experiments.layout import Entry
+from sanrobust.experiments.layout import Entry, Layout, Measure
 from sanrobust.tables.caption import caption
 from sanrobust.tables.entries import entries, parts
-from sanrobust.tables.grid import Cell, Grid, Line, grid, printed, stubs_of
+from sanrobust.tables.grid import Cell, Grid, Line, grid, has_values, printed, stubs_of
 from sanrobust.tables.table import Table
 
 DASH = "–"
@@ -85,16 +85,22 @@ def _wide_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry
 
 def _part_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
     """List every part of every model with all measures of the layout's details."""
-    own, lines = table.layout, []
-    for entry in entries(table):
+    own, lines, members = table.layout, [], entries(table)
+    places = range(len(parts(table)))
+    details = [measure for measure in own.details
+               if has_values(measure, [_key(own, measure, place) for place in places], members)]
+    for entry in members:
         for number, part in enumerate(parts(table)):
-            keys = [measure.key if own.is_shared(measure.key) else f"{number}:{measure.key}"
-                    for measure in own.details]
+            keys = [_key(own, measure, number) for measure in details]
             if any(key in entry.values for key in keys if key.startswith(f"{number}:")):
                 words = escape(own.part_words(part)) or DASH
                 lines.append((entry, [words, *(_rate(entry, key) for key in keys)]))
     noun = own.part_noun if own.variant_noun in ("", *layout.stubs) else own.variant_noun
-    return [noun, *(measure.label for measure in own.details)], lines
+    return [noun, *(measure.label for measure in details)], lines
+
+
+def _key(layout: Layout, measure: Measure, place: int) -> str:
+    return measure.key if layout.is_shared(measure.key) else f"{place}:{measure.key}"
 
 
 def _rate(entry: Entry, key: str) -> str:
