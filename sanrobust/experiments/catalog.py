@@ -11,6 +11,7 @@ from functools import cache
 
 from sanrobust.errors import UnknownNameError
 from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.corrupt import CORRUPT
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.plugins import Plugins
@@ -19,6 +20,7 @@ from sanrobust.registry import unknown_name
 ENTRIES: tuple[Experiment, ...] = (
     ROTATION,
     PGD,
+    CORRUPT,
 )
 GROUP = "sanrobust.experiments"
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
