@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sanrobust.experiments.accuracy import ACCURACY
 from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.corrupt import CORRUPT
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.experiments.spatial import SPATIAL
@@ -18,6 +19,7 @@ ENTRIES: tuple[Experiment, ...] = (
     PGD,
     SPATIAL,
     ACCURACY,
+    CORRUPT,
 )
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
 """Commands that are no experiments; no experiment may be called so."""

@@ -16,13 +16,21 @@ Facts = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Measure:
-    """One printed column: the value's name, its heading, which values are good, and its decimals.
+    """One printed column.
+
+    Attributes:
+        key: the value's name.
+        label: its heading.
+        best: which values are good.
+        decimals: with which it is printed.
+        rare: left out of a table in which no line has the value.
     """
 
     key: str
     label: str
     best: Callable[[Iterable[float]], float] = max
     decimals: int = 1
+    rare: bool = False
 
 
 @dataclass(frozen=True)

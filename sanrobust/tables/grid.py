@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sanrobust import paper
@@ -69,13 +69,27 @@ def grid(table: Table) -> Grid:
     """Arrange a table as the paper prints it: one line per model, grouped, the best in bold."""
     members = entries(table)
     stubs = stub_names(members, table.layout)
-    heads = tuple(table.layout.heads(parts(table)))
+    heads = tuple(_with_values(table.layout.heads(parts(table)), members))
     measures = [measure for head in heads for measure in head.measures]
     groups: dict[tuple[str, int], list[Entry]] = {}
     for entry in members:
         groups.setdefault((entry.data, _group(entry.model)), []).append(entry)
     return Grid(stubs, heads, tuple(tuple(_lines(group, measures, stubs))
                                     for group in groups.values()))
+
+
+def _with_values(heads: Sequence[Head], members: Sequence[Entry]) -> Iterator[Head]:
+    """Yield the headings without rare measures that no line has, and those left with any."""
+    for head in heads:
+        measures = tuple(each for each in head.measures if has_values(each, [each.key], members))
+        if measures:
+            yield replace(head, measures=measures)
+
+
+def has_values(measure: Measure, keys: Sequence[str], members: Sequence[Entry]) -> bool:
+    """Return whether a measure is to be printed that stands in its lines under one of ``keys``."""
+    return not measure.rare or any(key in entry.values or key in entry.reference
+                                   for entry in members for key in keys)
 
 
 def stub_names(members: Sequence[Entry], layout: Layout) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import replace
 
-from sanrobust.experiments.layout import Entry, Measure
+from sanrobust.experiments.layout import Entry, Layout, Measure
 from sanrobust.tables.caption import caption
 from sanrobust.tables.entries import entries, parts
-from sanrobust.tables.grid import Cell, Grid, Line, grid, printed, stubs_of
+from sanrobust.tables.grid import Cell, Grid, Line, grid, has_values, printed, stubs_of
 from sanrobust.tables.lines import pipes
 from sanrobust.tables.table import Table
 
@@ -80,17 +80,23 @@ def _wide_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry
 
 def _part_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
     """List every part of every model with all measures of the layout's details."""
-    own, lines = table.layout, []
-    for entry in entries(table):
+    own, lines, members = table.layout, [], entries(table)
+    places = range(len(parts(table)))
+    details = [measure for measure in own.details
+               if has_values(measure, [_key(own, measure, place) for place in places], members)]
+    for entry in members:
         for number, part in enumerate(parts(table)):
-            those = [measure if own.is_shared(measure.key) else
-                     replace(measure, key=f"{number}:{measure.key}") for measure in own.details]
+            those = [replace(measure, key=_key(own, measure, number)) for measure in details]
             if any(each.key in entry.values for each in those
                    if each.key.startswith(f"{number}:")):
                 words = escape(own.part_words(part)) or DASH
                 lines.append((entry, [words, *(_rate(entry, each) for each in those)]))
     noun = own.part_noun if own.variant_noun in ("", *layout.stubs) else own.variant_noun
-    return [noun, *(measure.label for measure in own.details)], lines
+    return [noun, *(measure.label for measure in details)], lines
+
+
+def _key(layout: Layout, measure: Measure, place: int) -> str:
+    return measure.key if layout.is_shared(measure.key) else f"{place}:{measure.key}"
 
 
 def _rate(entry: Entry, measure: Measure) -> str:

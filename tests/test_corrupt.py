@@ -1,0 +1,470 @@
+"""The common corruptions: images as published, numbers that belong to the specification alone.
+
+``published/corruptions.npz`` holds 149 values of each image that the scripts of
+hendrycks/robustness (ImageNet-C/create_c, run with ImageMagick 6.9.11, OpenCV 4.10 and scikit-image
+0.26) make of `picture`, with NumPy's generator seeded by the severity: by version and corruption,
+severities in rows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Command
+from grey_models import CLASSES, Grey, folders
+from sanrobust.data.imageset import FileImages
+from sanrobust.data.loader import Batch
+from sanrobust.errors import DataError, SanrobustError, UsageError
+from sanrobust.evaluate import in_order
+from sanrobust.experiments.base import Columns
+from sanrobust.experiments.corrupt import (CORRUPT, CorruptMeasurement, corruption_errors,
+                                           corruption_summaries)
+from sanrobust.experiments.corruptions import heatmap, names, weather
+from sanrobust.experiments.corruptions.apply import corrupted, formula
+from sanrobust.experiments.corruptions.names import (ALEXNET_CLEAN, BY_NAME, COMMON, CORRUPTIONS,
+                                                     EXTRA)
+from sanrobust.experiments.corruptions.parameters import PUBLISHED, strengths_for
+from sanrobust.experiments.corruptions.settings import CorruptionSettings
+from sanrobust.experiments.rotation import ROTATION
+from sanrobust.metrics import wilson
+from sanrobust.run import PROBED_IMAGES
+from sanrobust.runs import find_runs
+from sanrobust.tables import make_table, to_latex, to_markdown, to_text
+from sanrobust.tables.files import write_table
+
+SCRIPTS = Path(__file__).parent / "published" / "corruptions.npz"
+KEYS = {"CIFAR-10-C": "cifar", "Tiny ImageNet-C": "tiny", "ImageNet-C": "imagenet"}
+# Largest difference in levels; none for the others. Colours are turned to HSV and back in another
+# order, OpenCV adds up a convolution and interpolates in single or fixed precision, and other
+# versions of Pillow bring other JPEG libraries.
+MOST_LEVELS = {"brightness": 1, "saturate": 1, "defocus_blur": 1, "frost": 1, "spatter": 1,
+               "elastic_transform": 5, "jpeg_compression": 3}
+QUICK = "gaussian_noise,contrast,jpeg_compression"
+HAS_FROST = importlib.util.find_spec(weather.PACKAGE) is not None
+needs_frost = pytest.mark.skipif(not HAS_FROST, reason="imagecorruptions is not installed")
+RIGHT = "grey_models:right"
+
+
+def picture(side: int) -> np.ndarray:
+    """Waves and blocks of colour, (side, side, 3), by whole numbers alone."""
+    rows, columns, colours = np.ogrid[:side, :side, :3]
+    wave = abs((rows * (7 + 2 * colours) + columns * (5 - colours)) % 510 - 255)
+    blocks = (rows // 8 * 37 + columns // 8 * 91 + colours * 60) % 256
+    return np.where(rows < columns, wave, blocks).astype(np.uint8)
+
+
+def batch_of(count: int = 3, side: int = 32) -> Batch:
+    levels = np.stack([np.roll(picture(side), 5 * place, 1) for place in range(count)])
+    pixels = torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
+    return Batch(tuple(f"i{place}" for place in range(count)),
+                 torch.arange(count) % CLASSES, pixels)
+
+
+def measured(batch: Batch, **settings: object) -> Columns:
+    of = CorruptMeasurement(CorruptionSettings(**settings))  # type: ignore[arg-type]
+    return in_order(of.measure(Grey().eval(), batch), batch.ids)
+
+
+@pytest.mark.parametrize("version", PUBLISHED, ids=lambda each: each.name)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_images_are_those_of_the_published_scripts(version, name: str) -> None:  # type: ignore
+    if name == "frost" and not HAS_FROST:
+        pytest.skip("imagecorruptions is not installed")
+    wanted = np.load(SCRIPTS)[f"{KEYS[version.name]}/{name}"].astype(int)
+    for severity in names.SEVERITIES:
+        made = formula(version, picture(version.side), name, severity,
+                       np.random.RandomState(severity)).reshape(-1)
+        values = made[::len(made) // 149][:149].astype(int)
+        apart = abs(values - wanted[severity - 1])
+        assert apart.max() <= MOST_LEVELS.get(name, 0), severity
+        # A convolution of flat blocks is a whole level but for rounding, and the scripts cut.
+        assert apart.mean() < (0.7 if name == "defocus_blur" else 0.1), severity
+
+
+def test_the_version_is_the_one_of_the_nearest_size() -> None:
+    sides = {1: "CIFAR-10-C", 45: "CIFAR-10-C", 46: "Tiny ImageNet-C", 64: "Tiny ImageNet-C",
+             119: "Tiny ImageNet-C", 120: "ImageNet-C", 224: "ImageNet-C", 512: "ImageNet-C"}
+    assert {side: strengths_for(side).name for side in sides} == sides
+    for version in PUBLISHED:
+        assert set(version.of) == set(BY_NAME)
+        assert all(len(each) == len(names.SEVERITIES) for each in version.of.values())
+
+
+@pytest.mark.parametrize("side", [1, 7, 32, 130])
+def test_every_size_and_plain_images_can_be_corrupted(side: int) -> None:
+    for level in (0, 128, 255):
+        levels = np.full((side, side, 3), level, np.uint8)
+        for each in CORRUPTIONS:
+            if each.name != "frost" or HAS_FROST:
+                made = corrupted(levels, each.name, 5, seed=0, image_id="x")
+                assert made.shape == levels.shape and made.dtype == np.uint8
+
+
+def test_large_images_are_stored_as_jpeg_as_published_and_small_ones_are_not() -> None:
+    large, small = (corrupted(picture(side), "contrast", 1, seed=0, image_id="x")
+                    for side in (224, 32))
+    plain = [formula(strengths_for(side), picture(side), "contrast", 1,
+                     np.random.RandomState(0)) for side in (224, 32)]
+    file = io.BytesIO()
+    Image.fromarray(plain[0]).save(file, "JPEG", quality=85, optimize=True)
+    assert (large == np.asarray(Image.open(file))).all() and (small == plain[1]).all()
+
+
+def test_a_draw_belongs_to_seed_image_corruption_and_severity() -> None:
+    levels = np.full((32, 32, 3), 128, np.uint8)
+
+    def noise(name: str = "gaussian_noise", severity: int = 5, seed: int = 0,
+              image: str = "a") -> bytes:
+        made: bytes = corrupted(levels, name, severity, seed=seed, image_id=image).tobytes()
+        return made
+    others = [noise(seed=1), noise(image="b"), noise("speckle_noise"), noise(severity=4)]
+    assert noise() == noise() and noise() not in others
+
+
+def test_global_generators_are_neither_read_nor_moved() -> None:
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    first = [corrupted(picture(32), name, 3, seed=0, image_id="a") for name in BY_NAME
+             if name != "frost" or HAS_FROST]
+    assert (np.random.get_state()[1] == before).all()
+    np.random.seed(5)
+    again = [corrupted(picture(32), name, 3, seed=0, image_id="a") for name in BY_NAME
+             if name != "frost" or HAS_FROST]
+    assert all((one == two).all() for one, two in zip(first, again, strict=True))
+
+
+def test_severity_0_is_the_untouched_image() -> None:
+    batch = batch_of()
+    clean = pd.DataFrame(measured(batch, corruptions=QUICK)).query("severity == 0")
+    upright = pd.DataFrame(ROTATION.prepare(ROTATION.settings()).measure(Grey().eval(), batch))
+    upright = upright.query("view == 'none'")
+    for column in ("pred", "prob_label"):
+        assert clean[column].tolist() == upright[column].tolist()
+    assert torch.equal(batch.pixels, (batch.pixels * 255).round().to(torch.uint8).float() / 255)
+
+
+def test_rows_do_not_depend_on_the_batch_or_its_order() -> None:
+    batch = batch_of()
+    whole = pd.DataFrame(measured(batch, corruptions=QUICK))
+    for places in ([2, 0, 1], [1]):
+        part = pd.DataFrame(measured(batch.part(places), corruptions=QUICK))
+        for image, rows in part.groupby("image"):
+            other = whole[whole["image"] == image]
+            assert rows["pred"].tolist() == other["pred"].tolist()
+            assert np.allclose(rows["prob_label"], other["prob_label"], atol=1e-6)
+
+
+def test_a_run_does_not_depend_on_batches_workers_or_threads(command: Command,
+                                                             tmp_path: Path) -> None:
+    images = folders(tmp_path / "val", list(range(CLASSES)) * 2)
+    found = set()
+    for place, words in enumerate((("-b", 1), ("-b", 5, "-j", 2), ("--threads", 1))):
+        out = tmp_path / str(place)
+        result = command("corrupt", "-m", RIGHT, "--data", images, "--out", out, "--corruptions",
+                         QUICK, *words)
+        assert result.exit_code == 0, result.output
+        found.add((out / "corruptions.csv").read_text("utf-8"))
+    assert len(found) == 1
+
+
+def test_an_image_is_decoded_once(command: Command, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folders(tmp_path / "val", list(range(CLASSES)) * 2)
+    loads: dict[str, int] = {}
+    load = FileImages.load
+
+    def counted(self: FileImages, index: int) -> Image.Image:
+        loads[self.refs[index].id] = loads.get(self.refs[index].id, 0) + 1
+        return load(self, index)
+    monkeypatch.setattr(FileImages, "load", counted)
+    command("corrupt", "-m", RIGHT, "--data", images, "--out", tmp_path / "o", "--corruptions",
+            f"{QUICK},extra")
+    # A few passes before the run look at the first images once more.
+    assert list(loads.values()) == [2] * PROBED_IMAGES + [1] * (2 * CLASSES - PROBED_IMAGES)
+
+
+def corrupt_on_disk(images: Path, folder: Path, corruptions: Sequence[str]) -> None:
+    """Write what would be made of a folder's images."""
+    for path in sorted(images.glob("*/*.png")):
+        image_id = str(path.relative_to(images))
+        levels = np.asarray(Image.open(path).convert("RGB").resize((32, 32)))
+        for name in corruptions:
+            for severity in names.SEVERITIES:
+                made = corrupted(levels, name, severity, seed=0, image_id=image_id)
+                target = folder / name / str(severity) / image_id
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(made).save(target)
+
+
+def from_files(command: Command, tmp_path: Path, folder: Path, *words: object) -> pd.DataFrame:
+    result = command("corrupt", "-m", RIGHT, "--data", tmp_path / "val", "--out", tmp_path / "o",
+                     "--corruptions", QUICK, "--corrupted", folder, *words)
+    assert result.exit_code in (0, 9), result.output
+    return pd.read_csv(tmp_path / "o" / "corruptions.csv")
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """Six images and their corrupted versions, the folders grouped as in ImageNet-C's archives."""
+    images = folders(tmp_path / "val", list(range(CLASSES)))
+    corrupt_on_disk(images, tmp_path / "c" / "noise", ["gaussian_noise"])
+    corrupt_on_disk(images, tmp_path / "c", ["contrast", "jpeg_compression"])
+    return tmp_path / "c"
+
+
+def test_files_give_what_is_made_here(command: Command, tmp_path: Path, stored: Path) -> None:
+    read = from_files(command, tmp_path, stored)
+    command("corrupt", "-m", RIGHT, "--data", tmp_path / "val", "--out", tmp_path / "made",
+            "--corruptions", QUICK)
+    made = pd.read_csv(tmp_path / "made" / "corruptions.csv")
+    rates = [name for name in made if name.startswith(("error", "clean", "mean"))]
+    assert read[rates].equals(made[rates])
+
+
+def test_other_files_are_another_run(command: Command, tmp_path: Path, stored: Path) -> None:
+    first = from_files(command, tmp_path, stored)["run_id"]
+    again = from_files(command, tmp_path, stored)["run_id"]
+    path = next((stored / "contrast" / "3").glob("*/*.png"))
+    Image.new("RGB", (32, 32)).save(path)
+    assert again.equals(first) and not from_files(command, tmp_path, stored)["run_id"].equals(first)
+
+
+def test_an_image_whose_file_is_missing_or_damaged_failed(command: Command, tmp_path: Path,
+                                                          stored: Path) -> None:
+    (stored / "contrast" / "3" / "c1" / "1.png").unlink()
+    (stored / "jpeg_compression" / "5" / "c2" / "2.png").write_bytes(b"no image")
+    table = from_files(command, tmp_path, stored)
+    assert set(table["n"]) == {4} and set(table["failed"]) == {2}
+    reasons = json.loads(table["reasons"][0])
+    assert list(reasons) == ["no file of contrast at severity 3",
+                             "jpeg_compression at severity 5: not an image of a known format"]
+    (run,) = find_runs(tmp_path / "o", "corrupt").runs
+    records = run.records()
+    rows = 1 + 3 * len(names.SEVERITIES)
+    assert records.groupby("image", observed=True).size().tolist() == [rows] * CLASSES
+
+
+def test_ids_without_a_class_are_found_by_their_names(command: Command, tmp_path: Path,
+                                                      stored: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    lines = ["file,class_index"]
+    for path in sorted((tmp_path / "val").glob("*/*.png")):
+        path.rename(flat / path.name)
+        lines.append(f"{path.name},{path.parent.name[1:]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    result = command("corrupt", "-m", RIGHT, "--data", flat, "--labels", tmp_path / "labels.csv",
+                     "--corruptions", QUICK, "--corrupted", stored, "--out", tmp_path / "o")
+    assert result.exit_code == 0 and "No image failed" in result.output
+
+
+def test_a_folder_without_a_corruption_is_refused(tmp_path: Path, stored: Path) -> None:
+    for folder, seen in ((tmp_path / "none", "is none"), (stored, "no folder fog")):
+        with pytest.raises(DataError, match=seen):
+            CORRUPT.prepare(CorruptionSettings(corruptions="fog", corrupted=folder))
+
+
+def test_frost_names_its_package_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weather, "PACKAGE", "no_such_package")
+    with pytest.raises(UsageError, match=r"pip install 'sanrobust\[corrupt\]'"):
+        CORRUPT.prepare(CorruptionSettings())
+    CORRUPT.prepare(CorruptionSettings(corruptions="noise,fog"))
+
+
+@needs_frost
+def test_other_pictures_of_frost_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weather, "FROST", {"frost1.png": "0" * 64})
+    monkeypatch.setattr(weather, "_changed", weather._changed.__wrapped__)
+    with pytest.raises(DataError, match="frost1.png"):
+        weather.frost_folder()
+
+
+@pytest.mark.parametrize(("keywords", "told"), [
+    ({"corruptions": "fogg"}, "did you mean fog"),
+    ({"corruptions": ""}, "no corruption named ''"),
+    ({"corruptions": ()}, "there must be a corruption"),
+    ({"corruptions": 3}, "corruptions must be names"),
+    ({"severities": "0,1"}, "whole numbers from 1 to 5"),
+    ({"severities": ()}, "whole numbers from 1 to 5"),
+    ({"severities": "1.5"}, "whole numbers from 1 to 5"),
+    ({"extra": 1}, "True or False"),
+    ({"seed": -1}, "seed must be a whole number"),
+    ({"seed": True}, "seed must be a whole number"),
+    ({"seed": 1, "corrupted": "c"}, "--seed must go with images that are made here"),
+])
+def test_settings_that_cannot_be_meant_are_refused(keywords: dict[str, object],
+                                                   told: str) -> None:
+    with pytest.raises(SanrobustError, match=re.escape(told)):
+        CorruptionSettings(**keywords)  # type: ignore[arg-type]
+
+
+def test_settings_mean_the_same_in_any_order() -> None:
+    one = CorruptionSettings(corruptions="fog, noise", severities="5,1", extra=True)
+    two = CorruptionSettings(corruptions=["impulse_noise", "fog", "extra", "gaussian_noise",
+                                          "shot_noise"], severities=[1, 5])
+    assert one.conditions == two.conditions
+    assert CorruptMeasurement(one).spec() == CorruptMeasurement(two).spec()
+    assert CorruptionSettings().corruptions == COMMON
+    assert CorruptionSettings(extra=True).corruptions == tuple(BY_NAME)
+
+
+# Hendrycks and Dietterich, Table 1 (clean error, mCE, CE of the 15 corruptions) and Table 2
+# (relative mCE, relative CE), as printed in paper.pdf of hendrycks/robustness.
+TABLE1 = {
+    "AlexNet": (43.5, 100.0, [100] * 15),
+    "SqueezeNet": (41.8, 104.4, [107, 106, 105, 100, 103, 101, 100, 101, 103, 97, 97, 98, 106, 109,
+                                 134]),
+    "VGG-11": (31.0, 93.5, [97, 97, 100, 92, 99, 93, 91, 92, 91, 84, 75, 86, 97, 107, 100]),
+    "VGG-19": (27.6, 88.9, [89, 91, 95, 89, 98, 90, 90, 89, 86, 75, 68, 80, 97, 102, 94]),
+    "VGG-19+BN": (25.8, 81.6, [82, 83, 88, 82, 94, 84, 86, 80, 78, 69, 61, 74, 94, 85, 83]),
+    "ResNet-18": (30.2, 84.7, [87, 88, 91, 84, 91, 87, 89, 86, 84, 78, 69, 78, 90, 80, 85]),
+    "ResNet-50": (23.9, 76.7, [80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77]),
+}
+TABLE2 = {
+    "AlexNet": (100.0, [100] * 15),
+    "SqueezeNet": (117.9, [118, 116, 114, 104, 110, 106, 105, 106, 110, 98, 101, 100, 126, 129,
+                           229]),
+    "VGG-11": (123.3, [122, 121, 125, 116, 129, 121, 115, 114, 113, 99, 86, 102, 151, 161, 174]),
+    "VGG-19": (122.9, [114, 117, 122, 118, 136, 123, 122, 114, 111, 88, 82, 98, 165, 161, 172]),
+    "VGG-19+BN": (111.1, [104, 105, 114, 108, 132, 114, 119, 102, 100, 79, 68, 89, 165, 125, 144]),
+    "ResNet-18": (103.9, [104, 106, 111, 100, 116, 108, 112, 103, 101, 89, 67, 87, 133, 97, 126]),
+    "ResNet-50": (105.0, [104, 107, 107, 97, 126, 107, 110, 101, 97, 79, 62, 89, 146, 111, 132]),
+}
+
+
+@pytest.mark.parametrize("network", TABLE1)
+def test_the_papers_tables_follow_from_their_own_rows(network: str) -> None:
+    clean, mce, printed = TABLE1[network]
+    relative_mce, relative = TABLE2[network]
+    errors = [ce * BY_NAME[name].alexnet / 100 for name, ce in zip(COMMON, printed, strict=True)]
+    pairs = [corruption_errors(name, error, clean)
+             for name, error in zip(COMMON, errors, strict=True)]
+    # Table 1 rounds each CE to whole percents, so their mean is within a half of the printed one.
+    assert np.mean([ce for ce, _ in pairs]) == pytest.approx(mce, abs=0.5)
+    for name, (_, found), wanted in zip(COMMON, pairs, relative, strict=True):
+        alexnet = BY_NAME[name].alexnet
+        # What half a percent of CE and 0.05 points of both clean errors make of it, and rounding.
+        slack = (0.5 * alexnet / 100 + 0.05 + 0.05 * wanted / 100) * 100 / (alexnet - ALEXNET_CLEAN)
+        assert found == pytest.approx(wanted, abs=slack + 0.5), name
+    assert np.mean([each for _, each in pairs]) == pytest.approx(relative_mce, abs=1.0)
+
+
+def made_records(right: dict[str, int], images: int = 20) -> pd.DataFrame:
+    """Records in which the first images are right: as many as named for clean and for noise."""
+    conditions = [("none", 0), *((name, severity) for name in BY_NAME
+                                 for severity in names.SEVERITIES)]
+    rows = [{"image": f"{image:02}", "label": 1, "corruption": name, "severity": severity,
+             "pred": int(image < right.get(name, images) - severity), "error": None}
+            for image in range(images) for name, severity in conditions]
+    return pd.DataFrame(rows)
+
+
+def test_a_summary_has_means_over_severities_and_groups() -> None:
+    records = made_records({"none": 18, "fog": 10})
+    rows = corruption_summaries(records, corruptions=tuple(BY_NAME), relative=True)
+    fog, = (row for row in rows if row["corruption"] == "fog")
+    assert [row["corruption"] for row in rows] == list(BY_NAME)
+    assert fog["clean_top1"] == 90 and fog["clean_error"] == 10
+    assert [fog[f"error_{severity}"] for severity in names.SEVERITIES] == [55, 60, 65, 70, 75]
+    assert fog["error"] == pytest.approx(65) and fog["noise_error"] == pytest.approx(15)
+    assert fog["weather_error"] == pytest.approx((3 * 15 + 65) / 4)
+    assert fog["mean_error"] == pytest.approx((14 * 15 + 65) / 15)
+    assert fog["ce"] == pytest.approx(100 * 65 / 81.9324)
+    assert fog["relative_ce"] == pytest.approx(100 * 55 / (81.9324 - 43.5))
+    common = [row["ce"] for row in rows if row["corruption"] in COMMON]
+    assert fog["mce"] == pytest.approx(np.mean(common))
+    assert (fog["error_1_low"], fog["error_1_high"]) == pytest.approx(wilson(11, 20))
+    assert (fog["error_low"], fog["error_high"]) == pytest.approx(wilson(13, 20))
+
+
+def test_a_summary_leaves_out_what_the_records_do_not_hold() -> None:
+    records = made_records({})
+    chosen = records[records["corruption"].isin(["none", "fog", *EXTRA])]
+    row = corruption_summaries(chosen, corruptions=("fog", *EXTRA), relative=True)[0]
+    assert "weather_error" not in row and "mce" not in row and "extra_error" in row
+    assert row["mean_error"] == row["error"]
+    common = records[~records["corruption"].isin(EXTRA)]
+    assert "mce" not in corruption_summaries(common)[0]
+
+
+def test_failed_images_count_as_wrong_in_the_rates_over_all() -> None:
+    records = made_records({})
+    records.loc[records["image"] == "03", ["pred", "error"]] = [None, "damaged"]
+    row = corruption_summaries(records, corruptions=tuple(BY_NAME))[0]
+    assert (row["n"], row["failed"]) == (19, 1)
+    assert row["mean_error_all"] == pytest.approx((row["mean_error"] * 19 + 100) / 20)
+    assert row["clean_error_all"] == pytest.approx((row["clean_error"] * 19 + 100) / 20)
+
+
+def table_of(right: dict[str, int], models: int = 1, **settings: object):  # type: ignore
+    facts = {"corruptions": list(BY_NAME), "severities": [1, 2, 3, 4, 5], "seed": 0,
+             "preprocessing": json.dumps({"img_size": 224}), **settings}
+    rows = [{"model": f"m{number}", "data": "imagenet", **row, **facts, "run_id": f"r{number}"}
+            for number in range(models)
+            for row in corruption_summaries(made_records(right), corruptions=tuple(BY_NAME),
+                                            relative=True)]
+    return make_table(CORRUPT, rows)
+
+
+def test_a_table_on_imagenet_has_mce_and_says_what_it_is_relative_to() -> None:
+    table = table_of({"fog": 10}, relative_to="AlexNet")
+    markdown, latex, text = to_markdown(table), to_latex(table), to_text(table, width=100)
+    for rendered in (markdown, latex, text):
+        assert "rel. mCE" in rendered and "files of ImageNet-C" in " ".join(rendered.split())
+    assert "strengths are those of ImageNet-C" in markdown and "JPEG of quality 85" in markdown
+    assert "| m0 | fog | 65.0 [43.3, 81.9] | 55.0 [34.2, 74.2] |" in markdown
+    assert "corrupted: mCE" in markdown and max(map(len, text.splitlines())) <= 100
+
+
+@needs_frost
+def test_a_table_of_other_data_says_that_mce_has_no_reference(command: Command,
+                                                              tmp_path: Path) -> None:
+    images = folders(tmp_path / "val", list(range(CLASSES)))
+    result = command("corrupt", "-m", RIGHT, "--data", images, "--out", tmp_path / "o")
+    text = " ".join(result.stdout.split())
+    assert result.exit_code == 0 and "There is no mCE" in text and "rel. mCE" not in text
+    assert "15 common corruptions at severities 1 to 5" in text and "CIFAR-10-C" in text
+    assert sorted(path.suffix for path in (tmp_path / "o").glob("corruptions*")) == [
+        ".csv", ".md", ".png", ".svg", ".tex"]
+
+
+def test_a_heat_map_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    table = table_of({"fog": 3}, models=2)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_table(table, tmp_path / name)
+    for kind in ("svg", "png"):
+        one, two = ((tmp_path / name / f"corruptions.{kind}").read_bytes() for name in "ab")
+        assert one == two
+
+
+def test_a_heat_map_of_many_models_shows_their_mean() -> None:
+    few, many = (heatmap.draw(table_of({"fog": 3}, models=models).rows)
+                 for models in (2, heatmap.MOST_PANELS + 1))
+    assert few is not None and many is not None
+    table = table_of({"fog": 3})
+    failed = heatmap.draw(table.rows.assign(failed=5))
+    assert failed is not None and failed.axes[0].get_title() == "m0\n20 of 25 images"
+    titles = [[axes.get_title() for axes in figure.axes if axes.get_title()]
+              for figure in (few, many)]
+    assert titles == [["m0", "m1"], ["mean of 13 models"]]
+
+
+def test_settings_and_experiment_load_nothing_heavy() -> None:
+    code = ("import sys; from sanrobust.experiments.corrupt import CORRUPT; CORRUPT.settings(); "
+            "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'scipy'}; "
+            "sys.exit(bool(heavy & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
