@@ -19,6 +19,7 @@ from sanrobust.experiments.base import Experiment
 from sanrobust.options import settings_docs
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.progress import Reporter
+from sanrobust.registry import unknown_name
 from sanrobust.run import run
 from sanrobust.summary import Summary
 
@@ -55,14 +56,20 @@ table comes with a warning.
 def function_of(experiment: Experiment) -> Callable[..., pd.DataFrame]:
     """Return an experiment as a Python function, whose keywords are its settings and `_measured`'s.
     """
+    signature = _signature(experiment)
+
     def measured(models: Models | None = None, **keywords: Any) -> pd.DataFrame:
+        unknown = next((name for name in keywords if name not in signature.parameters), None)
+        if unknown is not None:
+            raise unknown_name("keyword", unknown, signature.parameters,
+                               listing=f"help(sanrobust.{experiment.name})")
         names = {field.name for field in dataclasses.fields(experiment.settings)}
         own = {name: keywords.pop(name) for name in names & set(keywords)}
         return _measured(experiment, experiment.settings(**own), models, **keywords)
 
     measured.__name__ = measured.__qualname__ = experiment.name
     measured.__doc__ = _doc(experiment)
-    measured.__signature__ = _signature(experiment)  # type: ignore[attr-defined]
+    measured.__signature__ = signature  # type: ignore[attr-defined]
     return measured
 
 

@@ -112,6 +112,9 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
     found = find_runs(out, experiment)
     asked = select(found.runs, names=chosen.runs, models=chosen.models, data=chosen.data)
     if found.runs and not asked:
+        damage = _damage(found.damaged)
+        if damage is not None:  # may have been what was asked for
+            raise damage
         raise UsageError("a table must have a run that was asked for",
                          seen=f"no run of {experiment} under {out} is of all that was chosen",
                          hint="leave out --run, --model or --data")
@@ -198,7 +201,10 @@ def _provenance(run: Run, experiment: Experiment) -> Row:
 
 def require_known(out: Path, experiments: Sequence[str], chosen: Selection) -> None:
     """Raise UsageError for a choice that fits no run of any of the experiments."""
-    runs = [run for name in experiments for run in find_runs(out, name).runs]
+    found = [find_runs(out, name) for name in experiments]
+    runs = [run for each in found for run in each.runs]
+    if any(each.damaged for each in found):
+        return  # one of those may be meant, which the tables will name
     for option, value in _choices(chosen):
         if runs and not _fits(runs, option, value):
             there = {"--run": {run.name for run in runs},

@@ -234,7 +234,7 @@ def test_real_labels_count_only_within_the_classes(tmp_path: Path) -> None:
     ("a.json", "[" * 100_000, "does not read"), ("a.csv", "image;label\ni0;1\n", "lacks image"),
     ("a.csv", "image,label\ni0,x\n", "has 'x' for i0"), ("a.json", '{"i0": [7]}', "one is 7"),
     ("a.json", "[[1], [2], [0]]", "named as ImageNet's validation images"),
-    ("a.json", '{"other": [1]}', "none of made has one"),
+    ("a.json", '{"other": [1]}', "ReaL labels must be of images that are measured"),
 ])
 def test_real_labels_that_cannot_serve_are_refused(tmp_path: Path, name: str, content: str,
                                                    words: str) -> None:
@@ -263,7 +263,7 @@ def test_what_cannot_be_meant_is_refused(settings: dict[str, object], words: str
 def test_classes_must_leave_an_image_and_two_classes() -> None:
     with pytest.raises(UsageError, match="leaves 1"):
         records(LOGITS[:1], [0], {"classes": "present"})
-    with pytest.raises(DataError, match="none of made has one"):
+    with pytest.raises(DataError, match="ReaL labels must be of images that are measured"):
         records(LOGITS[:1], [0], {"classes": "1,2"})
 
 

@@ -96,6 +96,9 @@ class SpatialSettings:
                     seed=whole_number(self.seed, "seed", least=0, example="--seed 0"))
         for name, value in read.items():
             object.__setattr__(self, name, value)
+        if self.worst_of > _MOST_POINTS:
+            raise UsageError(f"--worst-of must be at most {_MOST_POINTS}",
+                             seen=f"it is {self.worst_of}", hint="type for example --worst-of 10")
         self._check_extent()
 
     def _check_extent(self) -> None:

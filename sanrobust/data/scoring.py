@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,16 @@ def classes_in_words(identity: str) -> str:
     return f"{', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
+def checked_file(path: object) -> Path | None:
+    """Return the path of a file of labels, if there is one; raises UsageError for what is none."""
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise UsageError("real_labels must be a file", seen=f"it is {shown_value(path)}",
+                         hint="give a path such as --real-labels real.json")
+    return Path(path)
+
+
 def digest_in_words(digest: str) -> str:
     """Return the beginning of a SHA-256, by which a reader may know a file."""
     return f"SHA-256 {digest.removeprefix('sha256:')[:12]}"
@@ -156,6 +167,12 @@ class LabelSets:
             raise DataError("a list of labels must go with images named as ImageNet's validation "
                             "images are", seen=f"one is {shown_value(odd[0])}",
                             hint="give a mapping from images to labels, as JSON or CSV")
+        if self.table and not any(self.of(image) for image in ids):
+            raise DataError("ReaL labels must be of images that are measured",
+                            seen=f"the file's first name is {shown_value(next(iter(self.table)))}, "
+                                 f"and the first image is {shown_value(ids[0])}",
+                            hint="write the images' ids into the file, as records and messages "
+                                 "show them")
         worst = max((label for image in ids for label in self.of(image)), default=0)
         if worst >= num_classes:
             raise DataError(f"ReaL labels must be classes from 0 to {num_classes - 1}",
@@ -194,10 +211,21 @@ def _number(image: str) -> str:
 
 def _from_json(content: bytes, path: Path) -> list[object] | dict[str, list[object]]:
     try:
-        found: list[object] | dict[str, list[object]] = json.loads(content.decode("utf-8-sig"))
+        found: list[object] | dict[str, list[object]] = json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_each_once)
         return found
     except (ValueError, RecursionError) as error:
         raise _no_label_sets(path, f"does not read ({error})") from error
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the pairs of a JSON object; raises ValueError for one whose key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shown_value(twice)} stands twice")
+    return found
 
 
 def _as_labels(found: object, path: Path) -> frozenset[int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sanrobust.chunks import EXCLUDED
-from sanrobust.data.scoring import (FILE, PRESENT, ClassChoice, checked_classes, classes_in_words,
-                                    digest_in_words, read_label_sets)
+from sanrobust.data.scoring import (FILE, PRESENT, ClassChoice, checked_classes, checked_file,
+                                    classes_in_words, digest_in_words, read_label_sets)
 from sanrobust.errors import DataError, UsageError, shortened, shown_value
 from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part, Listing
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sanrobust.metrics import Summary
     from sanrobust.preprocessing import Preprocessing
 
-BINS, MOST_BINS = 15, 1000
+BINS, MOST_BINS, _WORST_TOLD = 15, 1000, 1.0  # _WORST_TOLD in nats
 NLL_SHARE = 0.5
 """Part of the NLL beyond which an image that makes it up alone is told of."""
 _CLASSES_SHOWN, _WRONG_SHOWN = 5, 3
@@ -65,8 +65,7 @@ class AccuracySettings:
             raise UsageError(f"bins must be a whole number from 1 to {MOST_BINS}",
                              seen=f"it is {shown_value(self.bins)}",
                              hint=f"give for example {BINS}")
-        if self.real_labels is not None:
-            object.__setattr__(self, "real_labels", Path(self.real_labels))
+        object.__setattr__(self, "real_labels", checked_file(self.real_labels))
         if self.classes is not None:
             object.__setattr__(self, "classes", checked_classes(self.classes))
 
@@ -125,16 +124,19 @@ class AccuracyMeasurement:
         labels = [self._labels(image, label)
                   for image, label in zip(batch.ids, batch.labels.tolist(), strict=True)]
         kept = [place for place, each in enumerate(labels) if each]
-        parts = [self.failed(batch.failed(place, f"{EXCLUDED}it has no label that is scored"))
-                 for place, each in enumerate(labels) if not each]
+        parts = [self.failed(batch.failed(place, "")) for place, each in enumerate(labels)
+                 if not each]
         if kept:
             parts.insert(0, self._rows(model, batch.part(kept), [labels[place] for place in kept]))
         return stacked(parts)
 
     def failed(self, image: FailedImage) -> Columns:
         """Return the row that says why the image has no prediction."""
+        reason = image.reason  # what is in no number is so whether it can be read or not
+        if not self._labels(image.id, image.label):
+            reason = f"{EXCLUDED}it has no label that is scored"
         columns: Columns = {name: [None] for name in ACCURACY.records.columns}
-        columns.update(image=[image.id], label=[image.label], error=[image.reason],
+        columns.update(image=[image.id], label=[image.label], error=[reason],
                        label_name=[self._name(image.label)])
         return columns
 
@@ -287,8 +289,8 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
     if told:
         yield f"Class with the lowest top-1: {'; '.join(told)}."
     alone = [f"{_line(entry, entries)}, {_worst_nll(entry):.1f} nats" for entry in entries
-             if _worst_nll(entry) > NLL_SHARE * entry.values.get("nll", math.inf)
-             * int(str(entry.facts.get("n", 0)))]
+             if _worst_nll(entry) > max(_WORST_TOLD, NLL_SHARE * int(str(entry.facts.get("n", 0)))
+                                        * entry.values.get("nll", math.inf))]
     if alone:
         yield f"More than half of the NLL comes from a single image: {'; '.join(alone)}."
 

@@ -296,7 +296,7 @@ def _title(entries: Sequence[Entry]) -> str:
 def _legend(known: Container[str]) -> str:
     text = ("Errors are top-1 errors (lower is better), under corruption the means over "
             "severities and over the corruptions of a group; corrupted is the mean over all "
-            "but the extra corruptions")
+            "corruptions, the extra ones only where there are no others")
     relative = ("; mCE is the mean, over corruptions, of the error relative to AlexNet's, and "
                 "rel. mCE that of what corruption adds to the clean error, relative to what it "
                 "adds to AlexNet's")

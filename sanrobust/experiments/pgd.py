@@ -65,7 +65,7 @@ class PgdMeasurement:
     def measure(self, model: Model, batch: Batch) -> Columns:
         """Return one row per budget and image; those of excluded images come last."""
         split = self._rule.split(batch.labels.tolist())
-        parts = [self.failed(batch.failed(position, reason)) for position, reason in split.excluded]
+        parts = [self.failed(batch.failed(position, "")) for position, _ in split.excluded]
         if split.kept:
             kept = batch.part(split.kept)
             results = self._attack(model, kept.pixels, kept.labels, kept.ids)
@@ -76,9 +76,11 @@ class PgdMeasurement:
         """Return one row per budget that says why the image has no prediction."""
         budgets = [budget.as_dict() for budget in self._settings.strengths] or [{}]
         count = len(budgets)
+        # What has no target is in no rate, whether it can be read or not.
+        reason = self._rule.refusal(image.label) or image.reason
         columns: Columns = {name: [None] * count for name in PGD.records.columns}
         columns.update(
-            image=[image.id] * count, label=[image.label] * count, error=[image.reason] * count,
+            image=[image.id] * count, label=[image.label] * count, error=[reason] * count,
             **{name: [budget.get(name) for budget in budgets] for name in BUDGET})
         return columns
 

@@ -66,9 +66,15 @@ def _done_sentences(members: Sequence[Entry], layout: Layout) -> Iterator[str]:
     for words, alike in told.items():
         # The variant's own name where it stands for one set of settings, else the lines' names.
         alone = all(names.count(entry.variant) == 1 for entry in alike)
-        whose = dict.fromkeys(entry.variant if alone else _named(entry) for entry in alike)
+        whose = dict.fromkeys(entry.variant if alone else f"{_named(entry)}{_on(entry, members)}"
+                              for entry in alike)
         holders = f" ({'; '.join(whose)})" if len(told) > 1 else ""
         yield f"{layout.variant_noun}{holders}: {words}."
+
+
+def _on(entry: Entry, members: Sequence[Entry]) -> str:
+    """Name an entry's data where the table has several."""
+    return f" on {entry.data}" if len({other.data for other in members}) > 1 else ""
 
 
 def _done(entry: Entry, layout: Layout) -> str:
@@ -95,14 +101,14 @@ def _failed_sentences(members: Sequence[Entry], layout: Layout) -> Iterator[str]
     if not failed:
         yield "No image failed."
         return
-    told = "; ".join(_failure(entry) for entry in failed)
+    told = "; ".join(_failure(entry, members) for entry in failed)
     comma = ":" if "," in layout.failed_as else ","
     yield (f"Images that failed: {told}. They are in no rate but those over all images, where "
            f"they count against the model{comma} {layout.failed_as}.")
 
 
-def _failure(entry: Entry) -> str:
-    text = f"{entry.facts['failed']} of {entry.images} ({entry.label})"
+def _failure(entry: Entry, members: Sequence[Entry]) -> str:
+    text = f"{entry.facts['failed']} of {entry.images} ({entry.label}{_on(entry, members)})"
     counted: dict[str, int] = json.loads(str(entry.facts.get("reasons", "{}")))
     if not counted:
         return text
@@ -167,13 +173,12 @@ def _by_value(title: str, members: Sequence[Entry], name: str) -> str:
 
 def _values(members: Sequence[Entry], name: str, *, unit: str = "", named: bool = False) -> str:
     """List the values of a fact, each with the models it holds for unless it holds for all."""
-    several = len({entry.data for entry in members}) > 1
     variants = len({entry.variant for entry in members}) > 1
     holders: dict[str, list[str]] = {}
     for entry in members:
         if name in entry.facts:
             label = _named(entry) if variants else entry.label
-            label = f"{label} on {entry.data}" if several else label
+            label += _on(entry, members)
             holders.setdefault(short(str(entry.facts[name])), []).append(label)
     told = {value: f"{value}{unit.removesuffix('s') if value == '1' else unit}"
             for value in holders}

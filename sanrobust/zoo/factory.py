@@ -108,8 +108,8 @@ def failed(name: str, doing: str, error: BaseException) -> ModelError:
     kind, line = type(error).__name__, first_line(error)
     said = kind if line == kind else f"{kind}: {line}"
     module, _, attribute = name.partition(":")
-    hint = "mend it there" + (f"; python -c 'from {module} import {attribute}' runs it without "
-                              "sanrobust" if attribute else "")
+    hint = "mend it there" + (f"; python -c 'from {module} import {attribute}; {attribute}()' runs "
+                              "it without sanrobust" if attribute else "")
     return ModelError(f"{name} must run without an exception",
                       seen=f"{doing} raised {said}{where}", hint=hint)
 

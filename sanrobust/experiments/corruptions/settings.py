@@ -51,6 +51,10 @@ class CorruptionSettings:
             raise UsageError("seed must be a whole number from 0 on",
                              seen=f"it is {shown_value(self.seed)}", hint="use --seed 0")
         if self.corrupted is not None:
+            if not isinstance(self.corrupted, (str, os.PathLike)) or not os.fspath(self.corrupted):
+                raise UsageError("corrupted must be a folder",
+                                 seen=f"it is {shown_value(self.corrupted)}",
+                                 hint="give a path such as --corrupted imagenet-c")
             folder = Path(os.path.expanduser(self.corrupted))
             object.__setattr__(self, "corrupted", folder)
             if self.seed:
