@@ -263,7 +263,7 @@ def test_what_cannot_be_meant_is_refused(settings: dict[str, object], words: str
 def test_classes_must_leave_an_image_and_two_classes() -> None:
     with pytest.raises(UsageError, match="leaves 1"):
         records(LOGITS[:1], [0], {"classes": "present"})
-    with pytest.raises(DataError, match="ReaL labels must be of images that are measured"):
+    with pytest.raises(DataError, match="none of made has one"):
         records(LOGITS[:1], [0], {"classes": "1,2"})
 
 
