@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from made_runs import SPEC, rows
 from sanrobust.errors import OutputError
-from sanrobust.evaluate import Columns, _Buffer, merge
+from sanrobust.evaluate import _Buffer
+from sanrobust.experiments.base import Columns, stacked
 from sanrobust.processes import end_if_stopped, stoppable, uninterrupted
 from sanrobust.records import RunStore
 
@@ -69,21 +69,18 @@ def test_an_error_of_the_block_is_not_hidden() -> None:
 class Interrupting(dict[str, list[object]]):
     """Columns at which Ctrl-C comes while they are read."""
 
-    def items(self) -> Iterator[tuple[str, list[object]]]:  # type: ignore[override]
-        for name, values in super().items():
-            yield name, values
-            signal.raise_signal(signal.SIGINT)
+    def __getitem__(self, name: str) -> list[object]:
+        signal.raise_signal(signal.SIGINT)
+        return super().__getitem__(name)
 
 
-def test_ctrl_c_while_rows_are_merged_costs_none_of_them(tmp_path: Path) -> None:
-    torn: Columns = {}
+def test_ctrl_c_while_rows_are_joined_costs_none_of_them(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        merge(torn, Interrupting(rows("a")))
-    assert len(torn) == 1  # so it is without care
+        stacked([Interrupting(rows("a"))])  # so it is without care
     with RunStore(tmp_path, SPEC) as store:
         with pytest.raises(KeyboardInterrupt), _Buffer(store) as buffer:
-            buffer.add(rows("a"), 1)
-            buffer.add(Interrupting(rows("b")), 1)
+            buffer.add([rows("a")], 1)
+            buffer.add([Interrupting(rows("b"))], 1)
         assert store.recorded() == set("ab")
 
 
@@ -99,7 +96,7 @@ def test_ctrl_c_while_a_chunk_is_written_neither_loses_nor_doubles_it(
 
         monkeypatch.setattr(store, "append", interrupted)
         with pytest.raises(KeyboardInterrupt), _Buffer(store) as buffer:
-            buffer.add(rows("a"), 1)
+            buffer.add([rows("a")], 1)
             buffer.flush()
         assert store.recorded() == set("a")
 

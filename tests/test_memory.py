@@ -7,9 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust import memory
-from sanrobust.evaluate import Columns, _measure
+from sanrobust.data.loader import Batch
+from sanrobust.evaluate import _measure
+from sanrobust.experiments.base import Columns, stacked
 
 CPU = torch.device("cpu")
+
+
+def batch_of(ids: str) -> Batch:
+    return Batch(tuple(ids), torch.arange(len(ids)), torch.zeros(len(ids), 3, 2, 2))
 
 
 class Doubling(nn.Module):
@@ -41,26 +47,22 @@ def test_a_batch_is_at_least_one_image_and_never_huge(monkeypatch: pytest.Monkey
 
 
 class Crowded:
-    """An experiment whose memory holds two images; it remembers what it was given."""
-
-    name, gradient = "crowded", False
+    """A measurement whose memory holds two images; it remembers what it was given."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def measure(self, model: object, pixels: Tensor, labels: Tensor, ids: list[str]) -> Columns:
-        self.seen.append(len(ids))
-        if len(ids) > 2:
+    def measure(self, model: object, batch: Batch) -> Columns:
+        self.seen.append(len(batch.ids))
+        if len(batch.ids) > 2:
             raise torch.OutOfMemoryError("no room")
-        return {"image": list(ids), "label": labels.tolist()}
+        return {"image": batch.ids, "label": batch.labels.tolist()}
 
 
 def test_a_batch_that_does_not_fit_is_measured_in_halves_in_order() -> None:
     crowded = Crowded()
-    ids = list("abcdefg")
-    rows = _measure(Doubling(), torch.zeros(7, 3, 2, 2), torch.arange(7), ids,
-                    crowded)  # type: ignore[arg-type]
-    assert rows == {"image": ids, "label": list(range(7))}
+    rows = stacked(_measure(Doubling(), batch_of("abcdefg"), crowded))  # type: ignore[arg-type]
+    assert rows == {"image": list("abcdefg"), "label": list(range(7))}
     assert max(crowded.seen) == 7 and min(crowded.seen) == 1
 
 
@@ -70,18 +72,16 @@ def test_one_image_that_does_not_fit_is_an_error() -> None:
             raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(torch.OutOfMemoryError):
-        _measure(Doubling(), torch.zeros(4, 3, 2, 2), torch.arange(4), list("abcd"),
-                 Full())  # type: ignore[arg-type]
+        _measure(Doubling(), batch_of("abcd"), Full())  # type: ignore[arg-type]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     class Broken(Crowded):
-        def measure(self, model: object, pixels: Tensor, *_: object) -> Columns:
-            self.seen.append(len(pixels))
+        def measure(self, model: object, batch: Batch) -> Columns:
+            self.seen.append(len(batch.ids))
             raise RuntimeError("shapes differ")
 
     broken = Broken()
     with pytest.raises(RuntimeError, match="shapes differ"):
-        _measure(Doubling(), torch.zeros(4, 3, 2, 2), torch.arange(4), list("abcd"),
-                 broken)  # type: ignore[arg-type]
+        _measure(Doubling(), batch_of("abcd"), broken)  # type: ignore[arg-type]
     assert broken.seen == [4]

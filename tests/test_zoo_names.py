@@ -18,7 +18,7 @@ from sanrobust.zoo import catalog, names
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
 from sanrobust.zoo.external import is_external
 from sanrobust.zoo.families.base import Architecture
-from sanrobust.zoo.families import catalog as catalog_of_families
+from sanrobust.zoo.families.catalog import FAMILIES
 from sanrobust.zoo.families.catalog import networks
 from sanrobust.zoo.families.resnet import RESNET, ResNetConfig
 from sanrobust.zoo.families.san import SanConfig
@@ -151,7 +151,7 @@ def test_options_do_not_make_a_model_from_elsewhere(typed: str) -> None:
 
 
 def test_a_network_without_options_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_of_families, "ENTRIES", [replace(RESNET, options=lambda _: ())])
+    monkeypatch.setitem(FAMILIES._values, RESNET.name, replace(RESNET, options=lambda _: ()))
     for typed, seen in (("resnet26(kernal=5)", "none called 'kernal'"), ("resnet26(5)", "is '5'")):
         with pytest.raises(UnknownNameError, match=f"{seen}: it has none$"):
             canonical(typed)
