@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -125,12 +127,58 @@ py-modules = ["stranger", "stranger_models"]
 bars = "stranger:BARS"
 wrong = "stranger:DARK"
 '''
-Run = Callable[..., subprocess.CompletedProcess[str]]
+DRIVER = """
+import json, sys
+from click.testing import CliRunner
+from sanrobust.cli import main
+done = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[each.exit_code, each.stdout, each.stderr] for each in done]))
+"""
+SMALL = "-m resnet26 --num-samples 8 --out o"
+COMMANDS = (
+    "--help", "dark --help", f"dark {SMALL} --percent 100", f"dark {SMALL} --percent 30",
+    "table dark --out o", f"pgd --attack still {SMALL}", "zoo list",
+    "train -m mlp1 --data bars --epochs 1 -b 8 --out w",
+    "rotate --data bars -m mlp1 --checkpoint w/mlp1.bars.safetensors --out p",
+    "rotate --data bars -m resnet26.untrained-small --out p",
+    f"rotate {SMALL}",
+)
+
+
+class Done(NamedTuple):
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pip has installed the package, and where the commands were typed."""
+
+    site: Path
+    folder: Path
+
+    def python(self, *words: str, with_package: bool = True) -> str:
+        """Run Python there and return what it printed."""
+        path = [str(self.site)] if with_package else []
+        path.append(str(Path(sanrobust.__file__).parents[1]))
+        done = subprocess.run([sys.executable, *words], cwd=self.folder, capture_output=True,
+                              text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+                              check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def typed(self, *commands: str, with_package: bool = True) -> dict[str, Done]:
+        """Type commands one after the other in one process."""
+        words = json.dumps([command.split() for command in commands])
+        answers = json.loads(self.python("-c", DRIVER, words, with_package=with_package))
+        return dict(zip(commands, (Done(*each) for each in answers), strict=True))
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip has installed the package."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "stranger.py").write_text(SOURCE, "utf-8")
     (source / "stranger_models.py").write_text(MLP, "utf-8")
@@ -140,75 +188,59 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--no-build-isolation", "--disable-pip-version-check", "--target", site, source],
         capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return site
+    return Place(site, tmp_path_factory.mktemp("folder"))
 
 
-@pytest.fixture
-def run(site: Path, tmp_path: Path) -> Run:
-    package = Path(sanrobust.__file__).parents[1]
-
-    def typed(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sanrobust", *map(str, words)], cwd=tmp_path, text=True,
-            env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{package}"},
-            capture_output=True, check=False)
-    return typed
+@pytest.fixture(scope="module")
+def done(place: Place) -> dict[str, Done]:
+    return place.typed(*COMMANDS)
 
 
-def test_the_commands_show_and_run_what_a_package_adds(run: Run, tmp_path: Path) -> None:
-    helped = run("--help")
-    assert helped.returncode == 0 and "dark " in helped.stdout
+def test_the_help_shows_what_a_package_adds_and_what_of_it_cannot_be_had(
+        done: dict[str, Done]) -> None:
+    helped = done["--help"]
+    assert helped.code == 0 and "dark " in helped.out
     for name in ("gone", "wrong"):
-        assert f"{name} of the package a-stranger is left out" in " ".join(helped.stdout.split())
-    assert "How much light is left" in run("dark", "--help").stdout
-    words = ("-m", "resnet26", "--num-samples", 8, "--out", "o")
+        assert f"{name} of the package a-stranger is left out" in " ".join(helped.out.split())
+    assert "How much light is left" in done["dark --help"].out
+
+
+def test_an_experiment_and_an_attack_of_a_package_are_measured(done: dict[str, Done],
+                                                               place: Place) -> None:
     for percent in (100, 30):
-        done = run("dark", *words, "--percent", percent)
-        assert done.returncode == 0, done.stderr
-        assert "note: gone of the package a-stranger is left out" in done.stderr
-    table = run("table", "dark", "--out", "o")
-    assert table.returncode == 0 and "percent 30" in table.stdout
-    rows = pd.read_csv(tmp_path / "o" / "dark.csv")
+        answer = done[f"dark {SMALL} --percent {percent}"]
+        assert answer.code == 0, answer.err
+        assert "note: gone of the package a-stranger is left out" in answer.err
+    table = done["table dark --out o"]
+    assert table.code == 0 and "percent 30" in table.out
+    rows = pd.read_csv(place.folder / "o" / "dark.csv")
     assert rows["percent"].tolist() == [100, 30] and rows["n"].tolist() == [8, 8]
-    assert {path.name for path in (tmp_path / "o").glob("dark.*")} == {
+    assert {path.name for path in (place.folder / "o").glob("dark.*")} == {
         "dark.csv", "dark.md", "dark.tex"}
-    attacked = run("pgd", "--attack", "still", *words)
-    assert attacked.returncode == 0 and "Attack: No step at all." in attacked.stdout
+    attacked = done[f"pgd --attack still {SMALL}"]
+    assert attacked.code == 0 and "Attack: No step at all." in attacked.out
 
 
 def test_a_family_and_a_dataset_of_a_package_are_listed_trained_and_measured(
-        run: Run, tmp_path: Path) -> None:
-    assert "mlp2.untrained-small " in run("zoo", "list").stdout
-    trained = run("train", "-m", "mlp1", "--data", "bars", "--epochs", 1, "-b", 8, "--out", "w")
-    assert trained.returncode == 0 and "64 training and 12 held-out" in trained.stderr + \
-        trained.stdout, trained.stderr
-    measured = run("rotate", "--data", "bars", "-m", "mlp1", "--checkpoint",
-                   "w/mlp1.bars.safetensors", "--out", "o")
-    assert measured.returncode == 0 and "Data: bars, 12 images." in measured.stdout, measured.stderr
-    other = run("rotate", "--data", "bars", "-m", "resnet26.untrained-small", "--out", "o")
-    assert other.returncode != 0 and "Traceback" not in other.stderr  # two classes are not ten
+        done: dict[str, Done]) -> None:
+    assert "mlp2.untrained-small " in done["zoo list"].out
+    trained, measured, other = (done[command] for command in COMMANDS[7:10])
+    assert trained.code == 0 and "64 training and 12 held-out" in trained.err + trained.out
+    assert measured.code == 0 and "Data: bars, 12 images." in measured.out, measured.err
+    assert other.code not in (0, 1) and "Traceback" not in other.err  # two classes are not ten
 
 
-def test_an_unknown_run_says_that_its_package_is_missing(run: Run, tmp_path: Path) -> None:
-    done = run("dark", "-m", "resnet26", "--num-samples", 2, "--out", "o")
-    assert done.returncode == 0, done.stderr
-    run("rotate", "-m", "resnet26", "--num-samples", 2, "--out", "o")
-    without = subprocess.run([sys.executable, "-m", "sanrobust", "table", "--out", "o"],
-                             cwd=tmp_path, capture_output=True, text=True, check=False,
-                             env={**os.environ, "PYTHONPATH":
-                                  str(Path(sanrobust.__file__).parents[1])})
-    assert without.returncode == 0 and "no rotation" in without.stdout, without.stderr
-    assert "there is no experiment named 'dark': install the package that adds it" in without.stderr
+def test_a_run_of_a_package_that_is_gone_is_named(done: dict[str, Done], place: Place) -> None:
+    assert done[f"rotate {SMALL}"].code == 0
+    (without,) = place.typed("table --out o", with_package=False).values()
+    assert without.code == 0 and "no rotation" in without.out, without.err
+    assert "there is no experiment named 'dark': install the package that adds it" in without.err
 
 
-def test_it_is_a_python_function_too(run: Run, site: Path, tmp_path: Path) -> None:
-    code = textwrap.dedent("""
+def test_an_experiment_of_a_package_is_a_python_function(place: Place) -> None:
+    said = place.python("-c", textwrap.dedent("""
         import inspect, sanrobust
-        rows = sanrobust.dark("resnet26", percent=20, data="digits", out="p")
+        rows = sanrobust.dark("resnet26", percent=20, data="digits", out="q")
         print(rows["n"].tolist(), "percent" in inspect.signature(sanrobust.dark).parameters,
-              "How much light" in sanrobust.dark.__doc__)""")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH":
-             f"{site}{os.pathsep}{Path(sanrobust.__file__).parents[1]}"})
-    assert done.stdout.strip() == "[451] True True", done.stderr
+              "How much light" in sanrobust.dark.__doc__)"""))
+    assert said.strip() == "[451] True True"
