@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from sanrobust.choices import DataConfig, RunConfig, ModelConfig
+from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.errors import FailedImagesError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.options import settings_docs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sanrobust.choices import DataConfig, RunConfig, ModelConfig
+from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sanrobust.choices import DataConfig, RunConfig, ModelConfig
+from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import resolve
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UsageError
 from sanrobust.experiments.base import Experiment
@@ -195,9 +195,11 @@ def _train(jobs: Sequence[TrainingJob], processes: int, say: Say) -> None:
     try:
         with workers_ended_on_error():
             with stops_held():  # which would end them with a traceback before they can ignore it
-                trained = pool.map(_train_one, jobs)
+                # Not by `map`: what it has cancelled the pool takes for a defect when its processes
+                # are ended, and prints a traceback.
+                trained = [pool.submit(_train_one, job) for job in jobs]
             for number, made in enumerate(trained, 1):
-                say(f"trained {number} of {len(jobs)}: {made}")
+                say(f"trained {number} of {len(jobs)}: {made.result()}")
     except BrokenProcessPool as error:
         raise MachineError("a study's processes must stay alive", seen="one was ended from outside",
                            hint="type the same command again, with fewer --processes if memory "

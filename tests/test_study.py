@@ -15,7 +15,8 @@ from scipy.stats import ttest_1samp
 from conftest import Command
 from sanrobust import study
 from sanrobust.design import AttentionConfig
-from sanrobust.errors import Interrupted, MachineError, ProtocolError, UnknownNameError, UsageError
+from sanrobust.errors import (Interrupted, MachineError, ProtocolError, SanrobustError,
+                              UnknownNameError, UsageError)
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.metrics import seed_interval
@@ -118,6 +119,14 @@ def test_the_command_in_a_table_makes_the_same_study() -> None:
                                     "--seeds 2 --out x --epochs 1")
 
 
+def test_a_training_that_diverges_is_one_sentence(tmp_path: Path,
+                                                  capfd: pytest.CaptureFixture[str]) -> None:
+    lost = Study(models=("resnet26",), seeds=6, recipe=replace(SHORT, lr=1e19), out=tmp_path)
+    with pytest.raises(SanrobustError, match="the training loss must be a finite number"):
+        run_study(lost, quiet())
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_study_trains_measures_averages_and_goes_on_where_it_was(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Study(models=("resnet26",), seeds=2, recipe=SHORT, out=tmp_path, processes=2)
@@ -159,7 +168,7 @@ def test_a_stopped_study_says_how_to_go_on(tmp_path: Path,
         def __init__(self, *args: object) -> None:
             pass
 
-        def map(self, *args: object) -> None:
+        def submit(self, *args: object) -> None:
             raise KeyboardInterrupt
 
         def shutdown(self, **settings: object) -> None:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from sanrobust.choices import MOST_PROCESSES, DataConfig, RunConfig, ModelConfig, is_utf8
+from sanrobust.choices import MOST_PROCESSES, DataConfig, ModelConfig, RunConfig, is_utf8
 from sanrobust.cli.group import typed
-from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
 from sanrobust.errors import UsageError, shortened
+from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
 from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
 
 Command = TypeVar("Command", bound=Callable[..., Any])

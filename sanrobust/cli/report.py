@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import click
 
 from sanrobust import allocator
-from sanrobust.choices import DataConfig, RunConfig, ModelConfig
+from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.cli.progress import progress
 from sanrobust.cli.streams import nowhere_to_print
 from sanrobust.errors import SanrobustError, UsageError

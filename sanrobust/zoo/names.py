@@ -29,16 +29,16 @@ def parse(name: str) -> ModelName:
 
     Raises UnknownNameError with the closest match and the legal options or values.
     """
-    head, opened, rest = name.strip().partition("(")
+    head, opened, rest = name.strip(" ").partition("(")
     if not opened:
         _require_parentheses(name, ")" not in head)
         network, dot, tag = head.partition(".")
-        return _named(network.strip(), "", tag if dot else None)
-    inside, closed, after = (part.strip() for part in rest.rpartition(")"))
-    network, misplaced, tag = head.strip().partition(".")
+        return _named(network.strip(" "), "", tag if dot else None)
+    inside, closed, after = (part.strip(" ") for part in rest.rpartition(")"))
+    network, misplaced, tag = head.strip(" ").partition(".")
     _require_parentheses(name, bool(closed) and not set("()") & set(inside))
     if misplaced and network not in networks():
-        network = _network(head.strip())  # refuses it, with what is close
+        network = _network(head.strip(" "))  # refuses it, with what is close
     if misplaced or not (after == "" or after.startswith(".")):
         raise UnknownNameError("options must stand between architecture and tag",
                                seen=f"the name is {shown_value(name)}",
@@ -103,7 +103,7 @@ def _typed_options(network: str, inside: str) -> dict[str, str]:
     typed: dict[str, str] = {}
     legal = {option.name: option for option in options(network)}
     for part in inside.split(",") if inside else []:
-        key, equals, text = (each.strip() for each in part.partition("="))
+        key, equals, text = (each.strip(" ") for each in part.partition("="))
         key = key.casefold()
         if not equals or not key:
             raise UnknownNameError(f"options of {network} must be written option=value",
