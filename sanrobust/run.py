@@ -39,6 +39,7 @@ from sanrobust.trouble import machine_error, out_of_memory
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.code import added_code
 from sanrobust.zoo.external import as_classifier, is_external
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
@@ -230,8 +231,13 @@ class _Job:
             experiment=self.experiment.name, model=classifier.name,
             weights=classifier.weights_digest, preprocessing=classifier.preprocessing,
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
-            settings=self.measurement.spec(), record_schema=self.experiment.records.version,
-            code=classifier.code)
+            settings={**self.measurement.spec(), **self._added()},
+            record_schema=self.experiment.records.version, code=classifier.code)
+
+    def _added(self) -> dict[str, object]:
+        """Return what decides the numbers of an experiment that another package adds: its code."""
+        code = added_code(self.experiment.prepare)
+        return {} if code is None else {"experiment_code": code}
 
     def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str]) -> None:
         not_folded: str | None = SWITCHED_OFF

@@ -107,6 +107,17 @@ BARS = Dataset(
     test_images=12, embedded=True, downloadable=False, licence="CC0", source="nobody",
     class_names=("thin", "thick"), open=open_bars)
 '''
+TORN = '''
+
+@dataclass(frozen=True)
+class TornConfig(MlpConfig):
+    kind: ClassVar[str] = "torn"
+
+
+TORN = Family(config=TornConfig, networks=("torn1",), build=build,
+              form=lambda name, small: TornConfig((1,), 32 if small else 224),
+              published=lambda: 1 / 0)
+'''
 PROJECT = '''
 [build-system]
 requires = ["setuptools"]
@@ -121,6 +132,7 @@ gone = "stranger:NOTHING"
 still = "stranger:STILL"
 [project.entry-points."sanrobust.models"]
 mlp = "stranger_models:MLP"
+torn = "stranger_models:TORN"
 [tool.setuptools]
 py-modules = ["stranger", "stranger_models"]
 [project.entry-points."sanrobust.datasets"]
@@ -181,7 +193,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "stranger.py").write_text(SOURCE, "utf-8")
-    (source / "stranger_models.py").write_text(MLP, "utf-8")
+    (source / "stranger_models.py").write_text(MLP + TORN, "utf-8")
     (source / "pyproject.toml").write_text(PROJECT, "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
@@ -202,6 +214,8 @@ def test_the_help_shows_what_a_package_adds_and_what_of_it_cannot_be_had(
     assert helped.code == 0 and "dark " in helped.out
     for name in ("gone", "wrong"):
         assert f"{name} of the package a-stranger is left out" in " ".join(helped.out.split())
+    assert ("published weights of the family torn are left out: they cannot be listed "
+            "(ZeroDivisionError: division by zero)") in " ".join(helped.out.split())
     assert "How much light is left" in done["dark --help"].out
 
 
@@ -236,6 +250,22 @@ def test_a_run_of_a_package_that_is_gone_is_named(done: dict[str, Done], place: 
     (without,) = place.typed("table --out o", with_package=False).values()
     assert without.code == 0 and "no rotation" in without.out, without.err
     assert "there is no experiment named 'dark': install the package that adds it" in without.err
+
+
+def test_runs_of_a_package_belong_to_its_code(place: Place) -> None:
+    commands = (f"dark {SMALL} --percent 70", f"pgd --attack still {SMALL} --iters 1 --eps 1 "
+                "--step 1")
+    assert all(answer.code == 0 for answer in place.typed(*commands).values())
+    again = place.typed(*commands)
+    assert all("already complete" in answer.err for answer in again.values())
+    code = place.site / "stranger.py"
+    kept = code.read_text("utf-8")
+    try:
+        code.write_text(kept.replace("batch.pixels *", "1 - batch.pixels *"), "utf-8")
+        other = place.typed(*commands)
+    finally:
+        code.write_text(kept, "utf-8")
+    assert not any("already complete" in answer.err for answer in other.values())
 
 
 def test_an_experiment_of_a_package_is_a_python_function(place: Place) -> None:

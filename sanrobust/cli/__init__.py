@@ -23,7 +23,7 @@ from sanrobust.cli.zoo import zoo
 from sanrobust.data.catalog import DATASETS
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import printable
-from sanrobust.zoo.families.catalog import FAMILIES
+from sanrobust.zoo.families.catalog import FAMILIES, unpublished
 
 
 class Main(ErrorGroup):
@@ -53,7 +53,8 @@ def main() -> None:
 def _left_out() -> tuple[str, ...]:
     """Say what of other packages cannot be had."""
     registries = (EXPERIMENTS, ATTACKS, DATASETS, FAMILIES)
-    return tuple(problem for registry in registries for problem in registry.left_out())
+    return (*(problem for registry in registries for problem in registry.left_out()),
+            *unpublished())
 
 
 def _let_threads_sleep() -> None:

@@ -18,7 +18,7 @@ from sanrobust.zoo.entry import (
     Entry, Packaged, Remote, Unpublished, Untrained, WeightsSource,
 )
 from sanrobust.zoo.families.base import ModelName
-from sanrobust.zoo.families.catalog import families, networks
+from sanrobust.zoo.families.catalog import families, networks, published
 from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config
 from sanrobust.zoo.names import LISTING, parse, quoted
 
@@ -117,7 +117,7 @@ def _own_entries() -> tuple[Entry, ...]:
     return (
         *(_in1k(arch) for arch in PAPER_ORDER),
         *_digits(),
-        *(entry for family in families() for entry in family.published()),
+        *published(),
         *(_untrained(arch, tag) for tag in _FORMS for arch in (*PAPER_ORDER, *others)),
     )
 

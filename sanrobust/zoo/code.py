@@ -60,6 +60,21 @@ def code_digest(network: nn.Module, *made_by: object) -> str:
     return digest.hexdigest()
 
 
+def added_code(value: object) -> str | None:
+    """Return the SHA-256 of the code that another package adds with ``value``; None for ours.
+
+    Args:
+        value: a function or class of the package, whose modules are followed as a network's are.
+    """
+    package = origin(value).partition(".")[0]
+    if package == __name__.partition(".")[0]:
+        return None
+    pieces = _Pieces(package)
+    pieces.follow([value])
+    return hashlib.sha256("\n".join(sorted(pieces.lines)).encode("utf-8", "surrogatepass")
+                          ).hexdigest()
+
+
 def own_modules(module: types.ModuleType) -> dict[str, types.ModuleType]:
     """Return the user's own modules that ``module`` reaches, itself among them, by name."""
     pieces = _Pieces(module.__name__.partition(".")[0])
