@@ -129,12 +129,8 @@ class AttackSettings:
             from sanrobust.attacks.torchattacks_adapter import adapt
             facts = adapt(self.adapted, self.options).facts()
             return {**shown, "options": dict(self.options), **facts}
-        # Known by name only, it would be the same attack when its package is another one.
-        from sanrobust.zoo.code import added_code
-        code = added_code(ATTACKS.get(self.attack).run)
         return {
             **shown,
-            **({} if code is None else {"attack_code": code}),
             "budgets": [budget.as_dict() for budget in self.strengths],
             "random_start": self.random_start,
             "restarts": self.restarts,

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
+from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.attacks.describe import attack_name, attack_strength, attack_words
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.experiments.base import Columns, Experiment, Records, Reference, stacked
@@ -51,8 +52,13 @@ class PgdMeasurement:
         self._attack = build_attack(settings, self._rule)
 
     def spec(self) -> Mapping[str, object]:
-        """Return the attack's settings; a targets file enters by its hash."""
-        return self._settings.as_dict(self._rule)
+        """Return the attack's settings; a targets file and another package enter by their hash."""
+        settings = self._settings.as_dict(self._rule)
+        if self._settings.adapted is not None:
+            return settings
+        from sanrobust.zoo.code import added_code
+        code = added_code(ATTACKS.get(self._settings.attack).run)
+        return settings if code is None else {**settings, "attack_code": code}
 
     def check(self, images: ImageSet, *, num_classes: int,
               preprocessing: Preprocessing) -> Sequence[str]:

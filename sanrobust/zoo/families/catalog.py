@@ -5,7 +5,6 @@ A package adds one by an entry point of the group ``sanrobust.models`` that name
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sanrobust.errors import first_line
@@ -51,7 +50,6 @@ def unpublished() -> tuple[str, ...]:
     return _published()[1]
 
 
-@cache
 def _published() -> tuple[tuple[Entry, ...], tuple[str, ...]]:
     entries: list[Entry] = []
     problems: list[str] = []
