@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from sanrobust.zoo.classifier import Classifier
     from sanrobust.zoo.resolve import create_model
 
+    from sanrobust.tensors import Attacked, attack
+
     pgd: Callable[..., pd.DataFrame]
     rotate: Callable[..., pd.DataFrame]
 
-__all__ = ["Budget", "Classifier", "DataConfig", "Preprocessing", "SanrobustError", "create_model",
-           "pgd", "rotate"]
+__all__ = ["Attacked", "Budget", "Classifier", "DataConfig", "Preprocessing", "SanrobustError",
+           "attack", "create_model", "pgd", "rotate"]
 
 _HOMES = {
+    "Attacked": "sanrobust.tensors",
+    "attack": "sanrobust.tensors",
     "Budget": "sanrobust.attacks.budget",
     "DataConfig": "sanrobust.choices",
     "Preprocessing": "sanrobust.preprocessing",

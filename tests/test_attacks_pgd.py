@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sanrobust.attacks.budget import TABLE10, Budget
-from sanrobust.attacks.pgd import targeted_pgd
+from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.randomness import symmetric_noise
 from sanrobust.attacks.result import BudgetResult
 from sanrobust.attacks.targets import parse_rule
@@ -36,7 +36,7 @@ class Counting:
 @pytest.mark.parametrize("budget", TABLE10, ids=str)
 def test_the_adversarials_are_those_of_torchattacks(budget: Budget) -> None:
     net, (images, labels, ids) = small_net(), batch(32)
-    ours = targeted_pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM)[0]
+    ours = pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM)[0]
     other = require_torchattacks().PGD(net, eps=budget.eps / 255, alpha=budget.step / 255,
                                        steps=budget.iters, random_start=False)
     other.set_mode_targeted_by_label(quiet=True)
@@ -50,15 +50,15 @@ def test_the_adversarials_are_those_of_torchattacks(budget: Budget) -> None:
 
 def test_two_budgets_of_table_10_cost_seven_forward_and_five_backward_passes() -> None:
     model, (images, labels, ids) = Counting(small_net()), batch(4)
-    targeted_pgd(model, images, labels, ids, budgets=TABLE10, targets=RANDOM)
+    pgd(model, images, labels, ids, budgets=TABLE10, targets=RANDOM)
     assert (model.forward, model.backward) == (7, 5)
 
 
 def test_sharing_the_first_pass_changes_no_number() -> None:
     net, (images, labels, ids) = small_net(), batch(8)
-    together = targeted_pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)
+    together = pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)
     for budget, shared in zip(TABLE10, together, strict=True):
-        alone = targeted_pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM)[0]
+        alone = pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM)[0]
         assert torch.equal(alone.adversarial, shared.adversarial)
         assert torch.equal(some(alone.target_loss), some(shared.target_loss))
 
@@ -68,14 +68,14 @@ def test_sharing_the_first_pass_changes_no_number() -> None:
 def test_a_zero_start_spends_no_pass_on_the_start(budget: Budget, forward: int,
                                                   backward: int) -> None:
     model, (images, labels, ids) = Counting(small_net()), batch(2)
-    targeted_pgd(model, images, labels, ids, budgets=[budget], targets=RANDOM)
+    pgd(model, images, labels, ids, budgets=[budget], targets=RANDOM)
     assert (model.forward, model.backward) == (forward, backward)
 
 
 def test_a_random_start_pays_for_a_separate_clean_pass() -> None:
     model, (images, labels, ids) = Counting(small_net()), batch(2)
-    targeted_pgd(model, images, labels, ids, budgets=[Budget(8, 4, 2)], targets=RANDOM,
-                 random_start=True, restarts=3)
+    pgd(model, images, labels, ids, budgets=[Budget(8, 4, 2)], targets=RANDOM,
+        random_start=True, restarts=3)
     assert (model.forward, model.backward) == (1 + 3 * 3, 3 * 2)
 
 
@@ -84,8 +84,8 @@ def test_the_clean_logits_are_those_of_the_clean_images(rule: str) -> None:
     net, (images, labels, ids) = small_net(), batch(8)
     labels = labels.clamp(min=1)
     for start in (False, True):
-        result = targeted_pgd(net, images, labels, ids, budgets=TABLE10,
-                              targets=parse_rule(rule), random_start=start)[1]
+        result = pgd(net, images, labels, ids, budgets=TABLE10,
+                     targets=parse_rule(rule), random_start=start)[1]
         torch.testing.assert_close(result.clean_logits, net(images).detach())
         torch.testing.assert_close(result.adv_logits, net(result.adversarial).detach())
 
@@ -105,8 +105,8 @@ def edge_images() -> Tensor:
 @pytest.mark.parametrize("budget", ODD, ids=str)
 def test_adversarials_stay_in_the_ball_and_in_range(budget: Budget, random_start: bool) -> None:
     images, labels = edge_images(), torch.tensor([0, 1, 2, 3])
-    result = targeted_pgd(small_net(), images, labels, list("abcd"), budgets=[budget],
-                          targets=RANDOM, random_start=random_start)[0]
+    result = pgd(small_net(), images, labels, list("abcd"), budgets=[budget],
+                 targets=RANDOM, random_start=random_start)[0]
     moved = (result.adversarial - images).abs().flatten(1).amax(1)
     # The tolerance of the guide: float32 rounds near 1 by 6e-8 per operation.
     assert (moved <= budget.eps / 255 + 1e-6).all()
@@ -123,8 +123,8 @@ def test_any_budget_stays_in_the_ball(eps: float, step: float, iters: int, seed:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     weight = torch.randn(48, 5, generator=torch.Generator().manual_seed(seed))
     budget = Budget(eps, step, iters)
-    result = targeted_pgd(lambda x: x.flatten(1) @ weight, images, torch.tensor([0, 1]), ["a", "b"],
-                          budgets=[budget], targets=RANDOM, random_start=random_start)[0]
+    result = pgd(lambda x: x.flatten(1) @ weight, images, torch.tensor([0, 1]), ["a", "b"],
+                 budgets=[budget], targets=RANDOM, random_start=random_start)[0]
     assert (result.adversarial - images).abs().max() <= budget.eps / 255 + 1e-6
     assert 0 <= result.adversarial.min() and result.adversarial.max() <= 1
 
@@ -132,8 +132,8 @@ def test_any_budget_stays_in_the_ball(eps: float, step: float, iters: int, seed:
 @pytest.mark.parametrize("random_start", [False, True])
 def test_eps_zero_changes_nothing(random_start: bool) -> None:
     images = edge_images()
-    result = targeted_pgd(small_net(), images, torch.tensor([0, 1, 2, 3]), list("abcd"),
-                          budgets=[Budget(0, 2, 2)], targets=RANDOM, random_start=random_start)[0]
+    result = pgd(small_net(), images, torch.tensor([0, 1, 2, 3]), list("abcd"),
+                 budgets=[Budget(0, 2, 2)], targets=RANDOM, random_start=random_start)[0]
     assert torch.equal(result.adversarial, images)
     assert torch.equal(result.linf, torch.zeros(4))
 
@@ -141,7 +141,7 @@ def test_eps_zero_changes_nothing(random_start: bool) -> None:
 @pytest.mark.parametrize("budget", TABLE10, ids=str)
 def test_eight_bit_images_stay_exactly_eight_bit(budget: Budget) -> None:
     images, labels, ids = batch(8)
-    result = targeted_pgd(small_net(), images, labels, ids, budgets=[budget], targets=RANDOM)[0]
+    result = pgd(small_net(), images, labels, ids, budgets=[budget], targets=RANDOM)[0]
     levels = (result.adversarial * 255).round()
     assert torch.equal(levels.to(torch.uint8).float() / 255, result.adversarial)
     assert torch.equal(result.linf, (levels - images * 255).abs().flatten(1).amax(1).round())
@@ -152,10 +152,10 @@ def test_an_image_is_snapped_or_not_whatever_its_neighbours_are() -> None:
     images, labels, ids = batch(2)
     images[1] += (0.3 / 255) * (images[1] < 0.5)
     net = small_net()
-    both = targeted_pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)[0]
+    both = pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)[0]
     for place in (0, 1):
-        alone = targeted_pgd(net, images[place:place + 1], labels[place:place + 1],
-                             ids[place:place + 1], budgets=TABLE10, targets=RANDOM)[0]
+        alone = pgd(net, images[place:place + 1], labels[place:place + 1],
+                    ids[place:place + 1], budgets=TABLE10, targets=RANDOM)[0]
         torch.testing.assert_close(alone.adversarial[0], both.adversarial[place])
     assert (both.adversarial[1] * 255 % 1 > 0.2).any()
 
@@ -166,8 +166,8 @@ def test_targets_and_random_starts_do_not_depend_on_the_batch(size: int) -> None
     start_alone = [Budget(8, 4, 0)]
 
     def attack(part: slice) -> BudgetResult:
-        return targeted_pgd(small_net(), images[part], labels[part], ids[part], seed=3,
-                            budgets=start_alone, targets=RANDOM, random_start=True)[0]
+        return pgd(small_net(), images[part], labels[part], ids[part], seed=3,
+                   budgets=start_alone, targets=RANDOM, random_start=True)[0]
 
     whole = attack(slice(None))
     parts = [attack(slice(i, i + size)) for i in range(0, 32, size)]
@@ -179,9 +179,9 @@ def test_targets_and_random_starts_do_not_depend_on_the_batch(size: int) -> None
 def test_adversarials_do_not_depend_on_the_batch(size: int) -> None:
     images, labels, ids = batch(32)
     net = small_net()
-    whole = targeted_pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)[1]
-    parts = [targeted_pgd(net, images[i:i + size], labels[i:i + size], ids[i:i + size],
-                          budgets=TABLE10, targets=RANDOM)[1] for i in range(0, 32, size)]
+    whole = pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM)[1]
+    parts = [pgd(net, images[i:i + size], labels[i:i + size], ids[i:i + size],
+                 budgets=TABLE10, targets=RANDOM)[1] for i in range(0, 32, size)]
     differing = torch.cat([part.adversarial for part in parts]) != whole.adversarial
     # A convolution may sum in another order for another batch size, which turns the sign of a
     # gradient that is nearly zero.
@@ -191,8 +191,8 @@ def test_adversarials_do_not_depend_on_the_batch(size: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_logits_of_another_precision_are_scored_as_float32(dtype: torch.dtype) -> None:
     net, (images, labels, ids) = small_net(), batch(2)
-    result = targeted_pgd(lambda x: net(x).to(dtype), images, labels, ids, budgets=TABLE10,
-                          targets=RANDOM)[0]
+    result = pgd(lambda x: net(x).to(dtype), images, labels, ids, budgets=TABLE10,
+                 targets=RANDOM)[0]
     assert result.clean_logits.dtype == result.adv_logits.dtype == torch.float32
     assert torch.equal(result.clean_pred, net(images).to(dtype).argmax(1))
 

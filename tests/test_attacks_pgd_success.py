@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sanrobust.attacks.budget import TABLE10, Budget
 from sanrobust.attacks.losses import LOSSES
-from sanrobust.attacks.pgd import targeted_pgd
+from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.result import BudgetResult
 
 
@@ -18,8 +18,8 @@ def test_restarts_never_do_worse_than_the_first_start(loss: str) -> None:
     net, (images, labels, ids) = small_net(), batch(32)
 
     def attack(restarts: int) -> BudgetResult:
-        return targeted_pgd(net, images, labels, ids, budgets=[Budget(6, 3, 2)], targets=RANDOM,
-                            loss=loss, random_start=True, restarts=restarts)[0]
+        return pgd(net, images, labels, ids, budgets=[Budget(6, 3, 2)], targets=RANDOM,
+                   loss=loss, random_start=True, restarts=restarts)[0]
 
     one, four = attack(1), attack(4)
     assert (some(four.hit) >= some(one.hit)).all()
@@ -45,8 +45,8 @@ def test_a_restart_that_hits_counts_more_than_one_that_comes_closer() -> None:
     zeros = torch.zeros(32, dtype=torch.int64)
 
     def attack(restarts: int) -> BudgetResult:
-        return targeted_pgd(forked, images, zeros, ids, targets=zeros + 1, random_start=True,
-                            budgets=[Budget(8, 4, 0)], restarts=restarts)[0]
+        return pgd(forked, images, zeros, ids, targets=zeros + 1, random_start=True,
+                   budgets=[Budget(8, 4, 0)], restarts=restarts)[0]
 
     one, many = attack(1), attack(12)
     assert 0 < some(one.hit).sum() < 32
@@ -66,17 +66,17 @@ def zigzag(pixels: Tensor) -> Tensor:
 
 def test_hit_counts_the_last_iterate_and_hit_any_every_one() -> None:
     images = torch.full((1, 3, 4, 4), 100 / 255)
-    result = targeted_pgd(zigzag, images, torch.tensor([0]), ["a"], targets=torch.tensor([1]),
-                          budgets=[Budget(8, 4, 1), Budget(20, 10, 2), Budget(20, 4, 3)])
+    result = pgd(zigzag, images, torch.tensor([0]), ["a"], targets=torch.tensor([1]),
+                 budgets=[Budget(8, 4, 1), Budget(20, 10, 2), Budget(20, 4, 3)])
     assert [bool(some(one.hit)) for one in result] == [True, False, False]
     assert [bool(some(one.hit_any)) for one in result] == [True, False, True]
 
 
 def test_a_hit_at_the_start_that_a_step_loses_is_no_hit() -> None:
     images = torch.full((1, 3, 4, 4), 103 / 255)
-    still, moved = targeted_pgd(zigzag, images, torch.tensor([0]), ["a"],
-                                targets=torch.tensor([1]),
-                                budgets=[Budget(20, 10, 0), Budget(20, 10, 2)])
+    still, moved = pgd(zigzag, images, torch.tensor([0]), ["a"],
+                       targets=torch.tensor([1]),
+                       budgets=[Budget(20, 10, 0), Budget(20, 10, 2)])
     assert some(still.hit).all() and not some(moved.hit_any).any()
 
 
@@ -85,9 +85,9 @@ def test_hit_any_counts_the_iterates_of_every_restart() -> None:
     ids = [str(number) for number in range(64)]
 
     def attack(restarts: int) -> Tensor:
-        return some(targeted_pgd(zigzag, images, torch.zeros(64, dtype=torch.int64), ids,
-                                 targets=torch.ones(64, dtype=torch.int64), random_start=True,
-                                 budgets=[Budget(20, 10, 2)], restarts=restarts)[0].hit_any)
+        return some(pgd(zigzag, images, torch.zeros(64, dtype=torch.int64), ids,
+                        targets=torch.ones(64, dtype=torch.int64), random_start=True,
+                        budgets=[Budget(20, 10, 2)], restarts=restarts)[0].hit_any)
 
     counts = [int(attack(restarts).sum()) for restarts in (1, 2, 8)]
     assert 0 < counts[0] < counts[1] < counts[2]
@@ -97,7 +97,7 @@ def test_with_no_step_the_start_is_scored() -> None:
     net, (images, _, ids) = small_net(), batch(16)
     targets = net(images).argmax(1)
     wrong = (targets + 1) % CLASSES
-    result = targeted_pgd(net, images, wrong, ids, budgets=[Budget(8, 4, 0)], targets=targets)[0]
+    result = pgd(net, images, wrong, ids, budgets=[Budget(8, 4, 0)], targets=targets)[0]
     assert some(result.hit).all() and some(result.hit_any).all()
     assert result.zero_gradient.shape == (16, 0)
 
@@ -105,8 +105,8 @@ def test_with_no_step_the_start_is_scored() -> None:
 @pytest.mark.parametrize("loss", LOSSES.names())
 def test_the_attack_brings_every_image_closer_to_its_target(loss: str) -> None:
     images, labels, ids = batch(32)
-    result = targeted_pgd(small_net(), images, labels, ids, budgets=TABLE10, targets=RANDOM,
-                          loss=loss)[1]
+    result = pgd(small_net(), images, labels, ids, budgets=TABLE10, targets=RANDOM,
+                 loss=loss)[1]
     recorded = some(result.target_loss)
     assert recorded.shape == (32, 5)
     assert (recorded[:, -1] < recorded[:, 0]).float().mean() > 0.8
@@ -119,21 +119,21 @@ def test_the_attack_brings_every_image_closer_to_its_target(loss: str) -> None:
 def test_the_loss_is_used(loss: str) -> None:
     images, labels, ids = batch(8)
     net = small_net()
-    ce, other = (targeted_pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM, loss=name)
+    ce, other = (pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM, loss=name)
                  for name in ("ce", loss))
     assert not torch.equal(ce[1].adversarial, other[1].adversarial)
 
 
 def test_a_large_budget_reaches_nearly_every_target() -> None:
     images, labels, ids = batch(32)
-    result = targeted_pgd(small_net(), images, labels, ids, budgets=[Budget(128, 8, 30)],
-                          targets=RANDOM)[0]
+    result = pgd(small_net(), images, labels, ids, budgets=[Budget(128, 8, 30)],
+                 targets=RANDOM)[0]
     assert some(result.hit).float().mean() > 0.9
 
 
 def test_the_part_of_the_gradient_that_is_zero_is_reported() -> None:
     images, labels, ids = batch(2, side=4)
-    result = targeted_pgd(lambda x: x[:, :, :2].flatten(1)[:, :CLASSES], images, labels, ids,
-                          budgets=[Budget(8, 4, 2)], targets=RANDOM)[0]
+    result = pgd(lambda x: x[:, :, :2].flatten(1)[:, :CLASSES], images, labels, ids,
+                 budgets=[Budget(8, 4, 2)], targets=RANDOM)[0]
     # 10 of the 48 pixels reach the logits.
     torch.testing.assert_close(result.zero_gradient, torch.full((2, 2), 38 / 48))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sanrobust.attacks.budget import Budget
-from sanrobust.attacks.pgd import targeted_pgd
+from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.targets import TargetRule
 from sanrobust.data.loader import Batch
 from sanrobust.experiments.rotation import RotationMeasurement, RotationSettings
@@ -94,9 +94,9 @@ def test_a_step_of_the_attack_reads_one_number(
     model, pixels = classifier(folded=folded), images()
 
     def attack(iters: int) -> None:
-        targeted_pgd(model, pixels, torch.zeros(IMAGES, dtype=torch.int64), ["a", "b", "c"],
-                     budgets=[Budget(8, 2, iters)], targets=TargetRule("least-likely"), loss=loss,
-                     random_start=random_start)
+        pgd(model, pixels, torch.zeros(IMAGES, dtype=torch.int64), ["a", "b", "c"],
+            budgets=[Budget(8, 2, iters)], targets=TargetRule("least-likely"), loss=loss,
+            random_start=random_start)
 
     attack(1)
     few, many = reads(lambda: attack(2)), reads(lambda: attack(7))

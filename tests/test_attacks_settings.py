@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from attack_cases import require_torchattacks
 
-from sanrobust.attacks.budget import TABLE10, Budget
+from sanrobust.attacks.budget import TABLE10, Budget, BudgetParts
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.errors import DataError, SanrobustError, UnknownNameError, UsageError
 
@@ -57,6 +58,64 @@ def test_settings_that_cannot_be_meant_are_refused(given: dict[str, object], mes
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(("given", "message"), [
+    ({"attack": "autoattack", "loss": "dlr"}, "loss must come with an attack that reads it"),
+    ({"attack": "autoattack", "targets": "random"}, "leave out targets"),
+    ({"attack": "apgd-ce", "random_start": True}, "random-start must come with an attack that"),
+    ({"attack": "apgd-ce", "version": "rand"}, "version must come with an attack that reads it"),
+    ({"attack": "fgsm", "queries": 5}, "queries must come with an attack that reads it"),
+    ({"attack": "fgsm", "budgets": BudgetParts("8", "2", None)}, "--step must go with an attack"),
+    ({"attack": "square", "budgets": BudgetParts("8", None, 9)}, "--iters must go with an attack"),
+    ({"norm": "l2"}, "--eps and --step and --iters are missing"),
+    ({"budgets": BudgetParts("4,8", None, None)}, "--step and --iters are missing"),
+    ({"norm": "l1"}, "there is no norm named 'l1'"),
+    ({"attack": "autoattack", "version": "standart"}, "did you mean standard?"),
+    ({"attack": "autoattack", "version": "square,square"}, "'square' was given 2 times"),
+    ({"attack": "apgd-ce", "budgets": BudgetParts("4,,8", None, None)}, "'' was seen"),
+    ({"attack": "apgd-ce", "budgets": BudgetParts("4,4.0", None, None)}, "must differ"),
+    ({"attack": "apgd-ce", "budgets": BudgetParts("0.5", None, None)}, "in units of 1/255"),
+    ({"attack": "fab", "norm": "l2", "budgets": BudgetParts("x", None, None)},
+     "--eps must be a length in the pixel range"),
+    ({"attack": "mifgsm", "momentum": -1}, "momentum must be a number from 0 to 10"),
+    ({"attack": "autoattack", "options": {"eps": "1"}}, "the attack is autoattack and eps was"),
+])
+def test_what_an_attack_does_not_read_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(SanrobustError) as caught:
+        AttackSettings(**given)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "budgets"), [
+    ({"attack": "fgsm"}, [(8, 8, 1)]),
+    ({"attack": "bim"}, [(8, 1, 10)]),
+    ({"attack": "mifgsm", "norm": "l2"}, [(0.5, 0.05, 10)]),
+    ({"attack": "autoattack"}, [(8, None, 100)]),
+    ({"attack": "square", "norm": "l2"}, [(0.5, None, None)]),
+    ({"attack": "apgd-t", "budgets": BudgetParts("1,2/255", None, 9)},
+     [(1, None, 9), (2, None, 9)]),
+    ({"attack": "fab-t", "norm": "l2", "budgets": [0.25, 1]}, [(0.25, None, 100), (1, None, 100)]),
+    ({"budgets": BudgetParts("4,8", "2", 4)}, [(4, 2, 4), (8, 2, 4)]),
+])
+def test_an_attack_completes_its_budgets(given: dict[str, object],
+                                         budgets: list[tuple[float, ...]]) -> None:
+    settings = AttackSettings(**given)  # type: ignore[arg-type]
+    assert settings.budgets == tuple(Budget(*each) for each in budgets)  # type: ignore[arg-type]
+    assert replace(settings, seed=1).budgets == settings.budgets
+
+
+def test_a_specification_says_what_an_attack_reads_and_no_more() -> None:
+    assert AttackSettings(attack="autoattack", seed=3).as_dict() == {
+        "attack": "autoattack", "seed": 3, "version": "standard", "queries": 5000,
+        "budgets": [{"eps": 8.0, "step": None, "iters": 100}]}
+    assert AttackSettings(attack="fab", norm="l2", restarts=2).as_dict() == {
+        "attack": "fab", "seed": 0, "norm": "l2", "restarts": 2,
+        "budgets": [{"eps": 0.5, "step": None, "iters": 100}]}
+    assert AttackSettings(attack="mifgsm").as_dict() == {
+        "attack": "mifgsm", "seed": 0, "targets": "none", "loss": "ce", "momentum": 1.0,
+        "random_start": False, "restarts": 1,
+        "budgets": [{"eps": 8.0, "step": 0.8, "iters": 10}]}
+
+
 def test_budgets_are_taken_as_people_write_them() -> None:
     assert AttackSettings(budgets=[(8, 2, 4)]).budgets == (Budget(8, 2, 4),)  # type: ignore
     assert AttackSettings(budgets=Budget(8, 2, 4)).budgets == (Budget(8, 2, 4),)  # type: ignore
@@ -80,7 +139,7 @@ def test_an_attack_of_torchattacks_enters_with_its_norm_radius_and_version() -> 
 
 def test_a_mistyped_name_is_an_unknown_name() -> None:
     with pytest.raises(UnknownNameError):
-        AttackSettings(attack="fgsm")
+        AttackSettings(attack="fgms")
 
 
 def test_the_order_in_which_options_are_typed_does_not_matter() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sanrobust.attacks.budget import TABLE10, Budget
 from sanrobust.attacks.build import build_attack
-from sanrobust.attacks.pgd import targeted_pgd
+from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.targets import parse_rule
 from sanrobust.attacks.torchattacks_adapter import adapt, attack_names
@@ -23,7 +23,7 @@ require_torchattacks()
 def test_pgd_through_the_adapter_is_our_pgd(budget: Budget) -> None:
     net = few_class_net()
     images, labels, ids = predicted(net, 16)
-    ours = targeted_pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM, seed=4)[0]
+    ours = pgd(net, images, labels, ids, budgets=[budget], targets=RANDOM, seed=4)[0]
     options = {"eps": f"{budget.eps:g}/255", "alpha": f"{budget.step:g}/255",
                "steps": str(budget.iters), "random_start": "false"}
     theirs = adapt("PGD", list(options.items()))(net, images, labels, ids, targets=RANDOM, seed=4)
@@ -129,7 +129,7 @@ def test_settings_become_an_attack(settings: AttackSettings, count: int) -> None
     expected = RANDOM.choose(ids, labels, net(images), seed=3)
     assert all(torch.equal(some(result.targets), expected) for result in results)
     if settings.adapted is None:
-        direct = targeted_pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM, seed=3,
-                              loss="margin", random_start=True, restarts=2)
+        direct = pgd(net, images, labels, ids, budgets=TABLE10, targets=RANDOM, seed=3,
+                     loss="margin", random_start=True, restarts=2)
         assert all(torch.equal(one.adversarial, two.adversarial)
                    for one, two in zip(results, direct, strict=True))

@@ -8,7 +8,7 @@ from attack_cases import FEW, RANDOM, batch, few_class_net, predicted, require_t
 from torch import Tensor
 
 from sanrobust.attacks.budget import TABLE10, Budget
-from sanrobust.attacks.pgd import targeted_pgd
+from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.randomness import symmetric_noise
 from sanrobust.attacks.result import zero_share
 from sanrobust.attacks.torchattacks_adapter import adapt
@@ -27,9 +27,9 @@ def test_a_gradient_is_zero_everywhere_or_nowhere_exactly(shape: tuple[int, ...]
 def test_a_rounded_input_has_no_gradient_at_any_step(random_start: bool) -> None:
     net, (images, labels, ids) = few_class_net(), batch(3)
     labels %= FEW
-    results = targeted_pgd(lambda x: net((x * 8).round() / 8), images, labels, ids,
-                           budgets=TABLE10, targets=RANDOM, random_start=random_start,
-                           restarts=2 if random_start else 1)
+    results = pgd(lambda x: net((x * 8).round() / 8), images, labels, ids,
+                  budgets=TABLE10, targets=RANDOM, random_start=random_start,
+                  restarts=2 if random_start else 1)
     for result, budget in zip(results, TABLE10, strict=True):
         assert torch.equal(result.zero_gradient, torch.ones(3, budget.iters))
 
@@ -43,8 +43,8 @@ def test_of_several_restarts_the_one_that_counts_is_reported() -> None:
         bright = (pixels - 0.5).relu().flatten(1).sum(1)
         return torch.stack([torch.full_like(bright, 100.0), bright], 1)
 
-    result = targeted_pgd(above, images, labels, ids, budgets=[Budget(32, 1, 1)],
-                          targets=torch.ones_like(labels), random_start=True, restarts=2)[0]
+    result = pgd(above, images, labels, ids, budgets=[Budget(32, 1, 1)],
+                 targets=torch.ones_like(labels), random_start=True, restarts=2)[0]
     noise = torch.stack([torch.stack([torch.from_numpy(symmetric_noise((3, 2, 2), 0, image, index))
                                       for image in ids]) for index in range(2)])
     starts = 0.5 + noise * 32 / 255

@@ -81,9 +81,9 @@ DARK = Experiment(
 
 def still(model, images, labels, ids, settings, targets):
     from dataclasses import replace
-    from sanrobust.attacks.pgd import targeted_pgd
+    from sanrobust.attacks.pgd import pgd
     budgets = [replace(each, iters=0) for each in settings.budgets]
-    return targeted_pgd(model, images, labels, ids, budgets=budgets, targets=targets,
+    return pgd(model, images, labels, ids, budgets=budgets, targets=targets,
                         loss=settings.loss, seed=settings.seed)
 
 

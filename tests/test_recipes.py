@@ -155,9 +155,9 @@ LOOP = (
 
 def run(model, images, labels, ids, settings, targets):
     from dataclasses import replace
-    from sanrobust.attacks.pgd import targeted_pgd
+    from sanrobust.attacks.pgd import pgd
     budgets = [replace(each, iters=0) for each in settings.budgets]
-    return targeted_pgd(model, images, labels, ids, budgets=budgets, targets=targets,
+    return pgd(model, images, labels, ids, budgets=budgets, targets=targets,
                         loss=settings.loss, seed=settings.seed)
 
 
@@ -165,7 +165,8 @@ STILL = Attack("still", run, lambda settings: ["No step at all"])
 '''),
     Edit("attacks/catalog.py", "from sanrobust.attacks.still import STILL\n",
          before="from sanrobust.attacks.words import"),
-    Edit("attacks/catalog.py", "    STILL,\n", behind="    Attack(PGD, _pgd, pgd_words),\n"),
+    Edit("attacks/catalog.py", "    STILL,\n",
+         behind="    Attack(PGD, _pgd, pgd_words, \"PGD\"),\n"),
 )
 RUN = """
 import json, sys
@@ -205,7 +206,7 @@ EXPECTED = {
     "zoo show san10-pair(relation=distance)": "pairwise, relation distance",
     "complexity -m san10-pair(relation=distance)": "san10-pair(relation=distance)",
     # A loop is an attack of ours.
-    "pgd --help": "pgd|still|torchattacks:NAME",
+    "pgd --help": "pgd|still|fgsm",
     "pgd --attack still -m mlp1.untrained-small --num-samples 4": "Attack: No step at all.",
     # A dataset can be trained on and measured.
     "train -m mlp1 --data bars --epochs 1 -b 8 --out w": "64 training and 12 held-out images",

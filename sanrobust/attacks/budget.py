@@ -1,11 +1,15 @@
-"""How far an attack may go: L-inf budgets in units of 1/255, the step between two 8-bit values."""
+"""How far an attack may go.
+
+L-inf radii are in units of 1/255, the step between two 8-bit values, and L2 radii in the pixel
+range [0, 1].
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
@@ -22,54 +26,66 @@ class Budget:
     """Radius, step and number of steps of one attack.
 
     Attributes:
-        eps: radius of the L-inf ball in units of 1/255, in [0, 255]; 0 changes nothing.
-        step: length of one step in units of 1/255, in [0, 255]; above 0 where a step can move.
-        iters: number of steps; 0 scores the start.
+        eps: radius of the ball in the unit of its norm, in [0, 255]; 0 changes nothing.
+        step: length of one step in that unit, in [0, 255]; above 0 where a step can move; None for
+            an attack that chooses its steps.
+        iters: number of steps; 0 scores the start; None for an attack that takes none.
 
     Raises UsageError for any other value.
     """
 
     eps: float
-    step: float
-    iters: int
+    step: float | None = None
+    iters: int | None = None
 
     def __post_init__(self) -> None:
         # 8 and 8.0 are one budget and must have one spelling in a run's specification.
         object.__setattr__(self, "eps", _level(self.eps, "eps"))
-        object.__setattr__(self, "step", _level(self.step, "step"))
-        iters = whole_number(self.iters, "iters", least=0, example="--iters 2")
-        object.__setattr__(self, "iters", iters)
-        if self.step == 0 and self.eps > 0 and self.iters > 0:
+        if self.step is not None:
+            object.__setattr__(self, "step", _level(self.step, "step"))
+        if self.iters is not None:
+            iters = whole_number(self.iters, "iters", least=0, example="--iters 2")
+            object.__setattr__(self, "iters", iters)
+        if self.step == 0 and self.iters is not None and self.eps > 0 and self.iters > 0:
             raise UsageError("step must be above 0 when eps and iters are", seen="it is 0",
                              hint="give a step such as 2, or --iters 0 to score the start alone")
 
     @property
     def on_grid(self) -> bool:
         """Whether eps and step are whole, so that 8-bit images stay 8-bit images."""
-        return self.eps.is_integer() and self.step.is_integer()
+        return self.eps.is_integer() and (self.step or 0.).is_integer()
 
-    def shortfall(self) -> str | None:
-        """Say why a walk from the clean image cannot reach the ball's surface, or None."""
-        reach = self.step * self.iters
-        if self.iters == 0 or reach >= self.eps:
+    def shortfall(self, unit: str = "/255") -> str | None:
+        """Say why a walk from the clean image cannot reach the ball's surface, or None.
+
+        Args:
+            unit: what is put behind a length.
+        """
+        if not self.iters or self.step is None or self.step * self.iters >= self.eps:
             return None
-        return (f"{self.iters} steps of {self.step:g}/255 walk {reach:g}/255 at most and never "
-                f"reach eps = {self.eps:g}/255")
+        reach = self.step * self.iters
+        return (f"{self.iters} steps of {self.step:g}{unit} walk {reach:g}{unit} at most and never "
+                f"reach eps = {self.eps:g}{unit}")
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields as plain values for a run's specification."""
         return {"eps": self.eps, "step": self.step, "iters": self.iters}
 
     def __str__(self) -> str:
-        return f"eps={self.eps:g} step={self.step:g} iters={self.iters}"
+        parts = {"eps": self.eps, "step": self.step, "iters": self.iters}
+        return " ".join(f"{name}={value:g}" for name, value in parts.items() if value is not None)
 
 
-def as_budget(value: object) -> Budget:
+def as_budget(value: object, *, levels: bool = True) -> Budget:
     """Return a budget given as a `Budget`, as (eps, step, iters) or as a mapping of these names.
 
     Levels are numbers of 1/255 or texts as `parse_level` reads them. As there, a level strictly
     between 0 and 1 is refused, since ``8/255`` is 0.031 in Python; ``Budget(0.5, 0.5, 1)`` says
     that it is meant.
+
+    Args:
+        value: what was given.
+        levels: whether its lengths are in units of 1/255, not in the pixel range.
 
     Raises UsageError for anything else.
     """
@@ -86,7 +102,8 @@ def as_budget(value: object) -> Budget:
                          seen=f"it is {shown_value(value)}",
                          hint="give for example budgets=[(8, 2, 4)]")
     eps, step, iters = fields
-    return Budget(eps=_given_level(eps, "eps"), step=_given_level(step, "step"), iters=iters)
+    return Budget(eps=_given(eps, "eps", levels=levels),
+                  step=_given(step, "step", levels=levels), iters=iters)
 
 
 def whole_number(value: object, name: str, *, least: int, example: str) -> int:
@@ -108,35 +125,77 @@ def whole_number(value: object, name: str, *, least: int, example: str) -> int:
     return number
 
 
-def as_budgets(values: object) -> tuple[Budget, ...]:
+def as_budgets(values: object, of_radius: Callable[[float], Budget] | None = None, *,
+               levels: bool = True) -> tuple[Budget, ...]:
     """Return the budgets of a sequence, each in a form that `as_budget` takes; one may stand alone.
+
+    Args:
+        values: what was given.
+        of_radius: completes a radius that is given alone; None where none may be.
+        levels: whether lengths are in units of 1/255, not in the pixel range.
 
     Raises UsageError for anything else.
     """
-    if isinstance(values, (Budget, Mapping)):
-        return (as_budget(values),)
+    def one(value: object) -> Budget:
+        if of_radius is not None and _is_radius(value):
+            return of_radius(_given(value, "eps", levels=levels))
+        return as_budget(value, levels=levels)
+
+    if isinstance(values, (Budget, Mapping)) or of_radius is not None and _is_radius(values):
+        return (one(values),)
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
         raise UsageError("budgets must be a sequence of budgets", seen=f"it is {values!r}",
                          hint="give for example budgets=[(8, 2, 4)]")
-    return tuple(as_budget(value) for value in values)
+    return tuple(map(one, values))
 
 
-def typed_budgets(eps: str | None, step: str | None, iters: int | None
-                  ) -> tuple[Budget, ...] | None:
-    """Return the one budget that was typed, or None, which leaves the choice to the attack.
+def _is_radius(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
-    Raises UsageError for a part of a budget, and as `parse_level` does.
+
+@dataclass(frozen=True)
+class BudgetParts:
+    """Parts of budgets, until norm and attack are known; None for what was not given.
+
+    Attributes:
+        eps: a radius, several, or text with commas between them.
+        step, iters: length of a step and number of steps, of each.
     """
-    typed = dict(zip(FIELDS, (eps, step, iters)))
-    missing = [f"--{name}" for name, value in typed.items() if value is None]
-    if len(missing) == len(FIELDS):
-        return None
-    if eps is None or step is None or iters is None:
-        verb = "is" if len(missing) == 1 else "are"
-        raise UsageError("--eps, --step and --iters must come together",
-                         seen=f"{' and '.join(missing)} {verb} missing",
-                         hint="type for example --eps 8 --step 2 --iters 4")
-    return (Budget(eps=parse_level(eps, "--eps"), step=parse_level(step, "--step"), iters=iters),)
+
+    eps: object = None
+    step: object = None
+    iters: int | None = None
+
+    def read(self, *, levels: bool) -> tuple[tuple[float, ...], float | None]:
+        """Return the radii and the step.
+
+        Args:
+            levels: whether they are in units of 1/255, not in the pixel range.
+
+        Raises UsageError as `parse_level` does.
+        """
+        several = self.eps.split(",") if isinstance(self.eps, str) else self.eps
+        if several is None or not isinstance(several, Iterable):
+            several = () if several is None else (several,)
+        step = None if self.step is None else _given(self.step, "--step", levels=levels)
+        return tuple(_given(each, "--eps", levels=levels) for each in several), step
+
+
+def typed_budgets(eps: str | None, step: str | None, iters: int | None) -> BudgetParts | None:
+    """Return what was typed of budgets; None, which leaves the choice to the attack, for nothing.
+    """
+    typed = BudgetParts(eps, step, iters)
+    return None if typed == BudgetParts() else typed
+
+
+def parse_length(text: str, option: str) -> float:
+    """Read a length in the pixel range such as ``0.5`` or ``128/255``; raises UsageError."""
+    numerator, slash, denominator = text.strip().partition("/")
+    if not _NUMBER.fullmatch(numerator) or (slash and denominator != str(LEVELS)):
+        raise UsageError(f"{option} must be a length in the pixel range, 0 or more",
+                         seen=f"{shown_value(text)} was seen",
+                         hint=f"type for example {option} 0.5")
+    return _level(float(numerator) / (LEVELS if slash else 1), option)
 
 
 def parse_level(text: str, option: str) -> float:
@@ -164,11 +223,11 @@ def parse_level(text: str, option: str) -> float:
     return _level(level, option)
 
 
-def _given_level(value: object, name: str) -> float:
+def _given(value: object, name: str, *, levels: bool) -> float:
     if isinstance(value, str):
-        return parse_level(value, name)
+        return (parse_level if levels else parse_length)(value, name)
     level = _level(value, name)
-    if 0 < level < 1:
+    if levels and 0 < level < 1:
         raise UsageError(f"{name} must be in units of 1/255", seen=f"{level:g} was seen",
                          hint=f"give {_likely(level)}, or Budget(...) if {level:g}/255 is meant")
     return level

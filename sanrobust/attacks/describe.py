@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from sanrobust.attacks.budget import LEVELS
 from sanrobust.attacks.catalog import ADAPTED, ATTACKS, PGD
+from sanrobust.attacks.versions import STANDARD
 from sanrobust.attacks.words import seed_words, target_words
 
 
@@ -18,7 +19,13 @@ def attack_name(settings: Mapping[str, object]) -> str:
     attack = str(settings.get("attack", PGD))
     if attack.startswith(ADAPTED):
         return f"{attack.removeprefix(ADAPTED)} (torchattacks)"
-    return attack.upper()
+    title = ATTACKS.get(attack).title if attack in ATTACKS else ""
+    title = title or attack.upper()
+    if attack == PGD and settings.get("targets", "random") == "none":
+        title += " untargeted"
+    if attack == "autoattack" and settings.get("version", STANDARD) != STANDARD:
+        title += f" ({settings['version']})"
+    return title if settings.get("norm", "linf") == "linf" else f"{title} {settings['norm']}"
 
 
 def attack_strength(settings: Mapping[str, object]) -> str:

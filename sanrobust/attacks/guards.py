@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.attacks.budget import LEVELS
+from sanrobust.attacks.norms import Norm
 from sanrobust.errors import ModelError, NonFiniteError, ProtocolError
 
 Classifier = Callable[[Tensor], Tensor]
@@ -160,6 +161,15 @@ def check_l2(adversarial: Tensor, images: Tensor, radius: float) -> None:
         raise ProtocolError(f"adversarial images must stay within an l2 radius of {radius:g}",
                             seen=f"one is {far:g} away from the clean one",
                             hint="report this attack as broken")
+
+
+def check_ball(adversarial: Tensor, images: Tensor, radius: float, norm: Norm) -> None:
+    """Require an attack's product to be finite, in [0, 1] and in a ball; raises ProtocolError."""
+    if norm.levels:
+        check_adversarial(adversarial, images, radius * LEVELS)
+    else:
+        check_adversarial(adversarial, images, None)
+        check_l2(adversarial, images, radius)
 
 
 @contextmanager

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+_BLOCK = 256
 
 
 def hashed(seed: int, purpose: str, image_id: str, index: int = 0) -> int:
@@ -24,8 +27,8 @@ def hashed(seed: int, purpose: str, image_id: str, index: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
 
 
-def symmetric_noise(shape: tuple[int, ...], seed: int, image_id: str,
-                    index: int) -> NDArray[np.float32]:
+def symmetric_noise(shape: tuple[int, ...], seed: int, image_id: str, index: int,
+                    purpose: str = "start") -> NDArray[np.float32]:
     """Return float32 noise uniform in [-1, 1) of the given shape for one image and restart.
 
     The raw words of a Philox generator are used, which numpy promises never to change.
@@ -33,12 +36,23 @@ def symmetric_noise(shape: tuple[int, ...], seed: int, image_id: str,
     import numpy as np
 
     count = int(np.prod(shape))
-    key = hashed(seed, "start", image_id, index) >> 128
+    key = hashed(seed, purpose, image_id, index) >> 128
     words = np.random.Philox(key=key).random_raw((count + 1) // 2)
     halves = words.astype("<u8", copy=False).view("<u4")[:count]
     # 24 bits are what a float32 in [0, 1) holds exactly.
     unit = (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0 ** -24)
     return (unit * np.float32(2) - np.float32(1)).reshape(shape)
+
+
+def starts(images: torch.Tensor, ids: Sequence[str], seed: int, index: int,
+           purpose: str = "start") -> torch.Tensor:
+    """Return noise uniform in [-1, 1) like ``images`` (B, 3, H, W), made on the CPU one by one."""
+    import torch
+
+    shape = tuple(images.shape[1:])
+    drawn = [torch.from_numpy(symmetric_noise(shape, seed, image_id, index, purpose))
+             for image_id in ids]
+    return torch.stack(drawn).to(images.device)
 
 
 @contextmanager
@@ -63,3 +77,56 @@ def seeded(draw: int, device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
+
+
+class Draws:
+    """A stream of random numbers for each image, drawn together and belonging to each alone.
+
+    Args:
+        ids: B image ids.
+        seed: with the purpose and an id it decides the stream.
+        purpose: what is drawn for.
+        device: where the numbers are needed.
+    """
+
+    def __init__(self, ids: Sequence[str], seed: int, purpose: str, device: torch.device) -> None:
+        import numpy as np
+        self.device = device
+        self._streams = [np.random.Philox(key=hashed(seed, purpose, each) >> 128) for each in ids]
+        self._ready = np.empty((len(ids), 0), np.uint64)
+
+    def part(self, index: torch.Tensor) -> Draws:
+        """Return the streams of some images, which go on from where they are."""
+        rest = copy(self)
+        places = index.tolist()
+        rest._streams = [self._streams[place] for place in places]
+        rest._ready = self._ready[places]
+        return rest
+
+    def places(self, end: int) -> torch.Tensor:
+        """Return a whole number from 0 up to and without ``end`` for each image, (B,) int64.
+
+        It is 0 where ``end`` is.
+        """
+        import numpy as np
+        import torch
+        (high,) = (self._words(1) >> np.uint64(32)).T
+        return torch.from_numpy((high.astype(np.int64) * end) >> 32).to(self.device)
+
+    def signs(self, count: int) -> torch.Tensor:
+        """Return random signs, (B, count) float32, each 1 or -1."""
+        import numpy as np
+        import torch
+        words = self._words(-(-count // 64)).astype("<u8", copy=False)
+        bits = np.unpackbits(words.view(np.uint8), axis=1, count=count)
+        return torch.from_numpy(bits.astype(np.float32) * 2 - 1).to(self.device)
+
+    def _words(self, count: int) -> NDArray[np.uint64]:
+        """Return the next ``count`` words of each stream, (B, count)."""
+        import numpy as np
+        if self._ready.shape[1] < count:
+            more = np.array([stream.random_raw(max(_BLOCK, count)) for stream in self._streams],
+                            np.uint64).reshape(len(self._streams), -1)
+            self._ready = np.concatenate([self._ready, more], axis=1)
+        words, self._ready = self._ready[:, :count], self._ready[:, count:]
+        return words

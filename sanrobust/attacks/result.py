@@ -5,6 +5,7 @@ Letters: B images, H rows, W columns, K classes, N steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,18 @@ from sanrobust.attacks.budget import LEVELS, Budget
 
 @dataclass(frozen=True, eq=False)
 class BudgetResult:
-    """One attack of one strength on one batch, scored on its last iterate.
+    """One attack of one strength on one batch.
+
+    It is scored on its last iterate, or, where it ends once the label is lost, there.
 
     Attributes:
         budget: the budget; None for an attack of torchattacks.
-        eps: L-inf radius in units of 1/255; None for an attack that has none.
+        eps: radius, in units of 1/255 in L-inf and in the pixel range [0, 1] in L2; None for an
+            attack that has none.
         adversarial: (B, 3, H, W) float32 in [0, 1].
         clean_logits: (B, K) float32.
         adv_logits: (B, K) float32, of ``adversarial``.
-        targets: (B,) int64; None when the attack is untargeted.
+        targets: (B,) int64; None when it is no aim to be classified as one.
         hit: (B,) bool, the last iterate is classified as its target; None when untargeted.
         hit_any: (B,) bool, some iterate after the start was, in any restart (with 0 steps: the
             start); None when the attack does not show its iterates.
@@ -35,6 +39,10 @@ class BudgetResult:
             each step of the restart that counts: 1 where no pixel could be moved, as behind a
             rounded input. For an attack of torchattacks (B, 1), the least of all gradients that
             it took of the image, nan where it took none.
+        broken_by: which attack of a suite lost each image's label; None where none did.
+        broken_at: step or query at which the label was lost, 0 for the clean image or the start,
+            None where it was not; None for all where that is not looked at.
+        losses: what each image's attack has descended, at each point; None where it is not shown.
     """
 
     budget: Budget | None
@@ -48,6 +56,9 @@ class BudgetResult:
     linf: Tensor
     target_loss: Tensor | None
     zero_gradient: Tensor
+    broken_by: Sequence[str | None] | None = None
+    broken_at: Sequence[int | None] | None = None
+    losses: Sequence[Sequence[float]] | None = None
 
     @property
     def clean_pred(self) -> Tensor:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _FILE = CsvKind("target file", ("image", "target"), "--targets file:CSV")
 _LISTING = "sanrobust pgd --help"
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class TargetRule:
     """How a target follows from an image; made by `parse_rule`.
 
     Attributes:
-        kind: a name of `TARGETS`, ``fixed`` (one class for all) or ``file`` (one class per
-            image).
+        kind: a name of `TARGETS`, ``fixed`` (one class for all), ``file`` (one class per
+            image) or ``none`` (away from the label).
         label: the class of a ``fixed`` rule.
         path: the CSV of a ``file`` rule.
         table: target of each image id, in the form of `same_form`, read from ``path``.
@@ -59,6 +60,11 @@ class TargetRule:
     path: Path | None = field(default=None, compare=False)
     table: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
     sha256: str = ""
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether the attack has no target."""
+        return self.kind == NONE
 
     def identity(self) -> str:
         """Return the rule's text for a run's specification; a file enters by its hash."""
@@ -115,7 +121,7 @@ class TargetRule:
         return (f"note: of the target file {counted(others, 'row')} for no image that is measured",)
 
     def choose(self, ids: Sequence[str], labels: Tensor, logits: Tensor, *, seed: int) -> Tensor:
-        """Return a wrong label for every image.
+        """Return a wrong label for every image, under a rule that is not ``none``.
 
         Args:
             ids: B image ids.
@@ -187,7 +193,7 @@ TARGETS.add("second", _second)
 
 def rule_forms() -> tuple[str, ...]:
     """Return how the rules are typed, for help texts."""
-    return (*TARGETS.names(), "fixed:C", "file:CSV")
+    return (*TARGETS.names(), "fixed:C", "file:CSV", NONE)
 
 
 def parse_rule(text: str) -> TargetRule:
@@ -207,8 +213,8 @@ def parse_rule(text: str) -> TargetRule:
             raise UsageError("a target file must have a path", seen=f"{shown_value(text)} was seen",
                              hint="type for example --targets file:targets.csv")
         return TargetRule("file", path=Path(value))
-    if name not in TARGETS:
-        raise unknown_name("target rule", text, (*TARGETS.names(), "fixed", "file"),
+    if name not in (*TARGETS.names(), NONE):
+        raise unknown_name("target rule", text, (*TARGETS.names(), "fixed", "file", NONE),
                            listing=_LISTING)
     if colon:
         raise UsageError(f"the rule {name} must stand alone", seen=f"{shown_value(text)} was seen",

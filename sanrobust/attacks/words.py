@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from sanrobust.attacks.versions import STANDARD, Version, version_of
+
 _LOSSES = {"ce": "the cross entropy toward the target",
            "margin": "the highest other logit minus the target's",
            "dlr": "the difference-of-logits ratio toward the target"}
@@ -17,6 +19,20 @@ _TARGETS = {"random": "a random wrong class of each image",
 _DIGEST = re.compile(r"file:sha256:([0-9a-f]{12})[0-9a-f]*")
 
 
+_AWAY = {"ce": "ascends the cross entropy of the label",
+         "margin": "descends the label's logit minus the highest other",
+         "dlr": "descends the difference-of-logits ratio away from the label"}
+_BALLS = {"linf": "the L-inf ball", "l2": "the L2 ball"}
+_MEMBER_WORDS = {
+    "apgd-ce": "Auto-PGD on the cross entropy",
+    "apgd-dlr": "Auto-PGD on the difference-of-logits ratio",
+    "apgd-t": "Auto-PGD on the targeted ratio toward the nine likeliest wrong classes in turn",
+    "fab": "FAB toward the nearest boundary",
+    "fab-t": "FAB toward the nine likeliest wrong classes in turn",
+    "square": "Square, which takes no gradient",
+}
+
+
 def pgd_words(settings: Mapping[str, object]) -> list[str]:
     """Return what our PGD did."""
     restarts, loss = settings.get("restarts", 1), str(settings.get("loss", "ce"))
@@ -24,9 +40,44 @@ def pgd_words(settings: Mapping[str, object]) -> list[str]:
     if settings.get("random_start"):
         start = ("a uniformly random point of the ball" if restarts == 1 else
                  f"{restarts} uniformly random points of the ball, of which the best counts")
-    return [f"White-box PGD in the L-inf ball, targeted at {target_words(settings)}",
-            f"descends {_LOSSES.get(loss, f'the loss {loss}')} from {start}",
+    ball = _BALLS[str(settings.get("norm", "linf"))]
+    name = {"fgsm": "FGSM", "bim": "BIM", "mifgsm": "MI-FGSM"}.get(
+        str(settings.get("attack")), "PGD")
+    aim, path = "untargeted", _AWAY.get(loss, f"the loss {loss}")
+    if settings.get("targets", "random") != "none":
+        aim = f"targeted at {target_words(settings)}"
+        path = f"descends {_LOSSES.get(loss, f'the loss {loss}')}"
+    momentum = settings.get("momentum")
+    return [f"White-box {name} in {ball}, {aim}", f"{path} from {start}",
+            *([f"momentum {momentum:g}"] if momentum else []),
             "scored on the last iterate", *seed_words(settings)]
+
+
+def suite_words(settings: Mapping[str, object]) -> list[str]:
+    """Return what AutoAttack, or one of its members, did."""
+    name, ball = str(settings.get("attack")), _BALLS[str(settings.get("norm", "linf"))]
+    members: tuple[str, ...] = (name,)
+    words = [f"{_MEMBER_WORDS.get(name, name)}, in {ball}, untargeted"]
+    restarts, queries = settings.get("restarts", 1), settings.get("queries")
+    if name == "autoattack":
+        version = version_of(str(settings.get("version", STANDARD)))
+        members = version.members
+        words = [f"AutoAttack, version {settings.get('version')}, in {ball}, untargeted: "
+                 + ", then ".join(_with_starts(member, version) for member in members)
+                 + ", each on the images that are still right"]
+        if version.looks > 1:
+            words.append(f"loss and gradient are means of {version.looks} passes")
+    elif restarts != 1:
+        words.append(f"from {restarts} starts")
+    if "square" in members and queries is not None:
+        words.append(f"{queries} queries of Square")
+    return [*words, "an image is done as soon as it is misclassified, and scored there",
+            *seed_words(settings)]
+
+
+def _with_starts(member: str, version: Version) -> str:
+    starts = version.restarts.get(member, 1)
+    return _MEMBER_WORDS[member] + (f" from {starts} starts" if starts > 1 else "")
 
 
 def target_words(settings: Mapping[str, object]) -> str:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Literal
 from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.attacks.describe import attack_name, attack_strength, attack_words
 from sanrobust.attacks.settings import AttackSettings
-from sanrobust.experiments.base import Columns, Experiment, Records, Reference, stacked
-from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part
+from sanrobust.attacks.versions import MEMBERS
+from sanrobust.experiments.base import Columns, Experiment, Plot, Records, Reference, stacked
+from sanrobust.experiments.curve import draw_curve
+from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Listing, Measure, Part
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from sanrobust.attacks.budget import Budget as AttackBudget
     from sanrobust.attacks.result import BudgetResult
     from sanrobust.data.imageset import ImageSet
     from sanrobust.data.loader import Batch, FailedImage
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 BUDGET = ("eps", "step", "iters")
 RATES = ("clean_top1", "success", "success_any", "top1_adv", "top1_fb")
+BROKEN = {f"by_{name.replace('-', '_')}": name for name in ("clean", *MEMBERS)}
+"""Columns that say, in percent of the images, which attack of a suite broke them."""
 Budget = tuple[float | None, float | None, int | None]
 
 
@@ -75,28 +80,35 @@ class PgdMeasurement:
         if split.kept:
             kept = batch.part(split.kept)
             results = self._attack(model, kept.pixels, kept.labels, kept.ids)
-            parts = [*(_rows(result, kept) for result in results), *parts]
+            parts = [*(rows_of(result, kept.ids, kept.labels, kept.pixels) for result in results),
+                     *parts]
         return stacked(parts)
 
     def failed(self, image: FailedImage) -> Columns:
         """Return one row per budget that says why the image has no prediction."""
-        budgets = [budget.as_dict() for budget in self._settings.strengths] or [{}]
-        count = len(budgets)
         # What has no target is in no rate, whether it can be read or not.
         reason = self._rule.refusal(image.label) or image.reason
-        columns: Columns = {name: [None] * count for name in PGD.records.columns}
-        columns.update(
-            image=[image.id] * count, label=[image.label] * count, error=[reason] * count,
-            **{name: [budget.get(name) for budget in budgets] for name in BUDGET})
-        return columns
+        return failed_rows(image.id, image.label, reason, self._settings.strengths or (None,))
 
 
-def _rows(result: BudgetResult, batch: Batch) -> Columns:
-    """Return the records of one budget on a batch."""
-    count, budget = len(batch.ids), result.budget
+def failed_rows(image: str, label: int, reason: str, budgets: Sequence[AttackBudget | None]
+                ) -> Columns:
+    """Return the records of an image without numbers, one per budget; None is of no budget."""
+    count = len(budgets)
+    columns: Columns = {name: [None] * count for name in PGD.records.columns}
+    columns.update(
+        image=[image] * count, label=[label] * count, error=[reason] * count,
+        **{name: [budget and getattr(budget, name) for budget in budgets] for name in BUDGET})
+    return columns
+
+
+def rows_of(result: BudgetResult, ids: Sequence[str], labels: Tensor, images: Tensor) -> Columns:
+    """Return the records of one budget on a batch of images (B, 3, H, W)."""
+    count, budget = len(ids), result.budget
+    nothing: list[None] = [None] * count
     return {
-        "image": batch.ids,
-        "label": batch.labels.tolist(),
+        "image": ids,
+        "label": labels.tolist(),
         "target": _listed(result.targets, count),
         "eps": [result.eps] * count,
         "step": [budget.step if budget else None] * count,
@@ -108,10 +120,20 @@ def _rows(result: BudgetResult, batch: Batch) -> Columns:
         "linf": result.linf.tolist(),
         "target_loss": _listed(result.target_loss, count),
         # An attack that takes no gradients has nan, and nothing to tell.
+        "l2": _lengths(result.adversarial, images),
+        "broken_by": list(result.broken_by or nothing),
+        "broken_at": list(result.broken_at or nothing),
+        "loss": list(result.losses or nothing),
         "zero_gradient": [None if math.isnan(sum(parts)) else parts
                           for parts in result.zero_gradient.tolist()],
         "error": [None] * count,
     }
+
+
+def _lengths(adversarial: Tensor, images: Tensor) -> list[float]:
+    """Return the L2 length of each change in the pixel range."""
+    from sanrobust.attacks.norms import NORMS
+    return list(NORMS.get("l2").size(adversarial - images).tolist())
 
 
 def _listed(values: Tensor | None, count: int) -> Sequence[object]:
@@ -210,7 +232,7 @@ def _order(budget: Sequence[float | str | None]) -> tuple[float, ...]:
 
 
 def _heads(parts: Sequence[Part]) -> list[Head]:
-    attacks = (Head(*_budget_text(part), (Measure(f"{number}:success", "s. rate", min),
+    attacks = (Head(*_budget_text(part), (Measure(f"{number}:success", "s. rate", min, rare=True),
                                           Measure(f"{number}:top1_adv", "top-1")))
                for number, part in enumerate(parts))
     return [Head("clean", "", (Measure("clean_top1", "top-1"),)), *attacks]
@@ -231,20 +253,23 @@ def _budget_words(part: Part) -> str:
 
 
 def _title(entries: Sequence[Entry]) -> str:
-    attacks = {entry.facts.get("attack", "pgd") for entry in entries}
-    if attacks == {"pgd"}:
+    attacks = {entry.variant for entry in entries}
+    if attacks <= {"PGD", ""}:
         return "Robustness to white-box targeted PGD attacks"
     return ("Robustness to adversarial attacks" if len(attacks) > 1
             else f"Robustness to {entries[0].variant}")
 
 
 def _legend(known: Container[str]) -> str:
-    parts = {"iters": "n {}the number of iterations", "eps": "ε {}the largest change of a pixel",
+    radius = "the radius of the ball" if "mean_l2" in known else "the largest change of a pixel"
+    parts = {"iters": "n {}the number of iterations", "eps": f"ε {{}}{radius}",
              "step": "ρ {}the step"}
     signs = [words.format("" if place else "is ") for place, words in
              enumerate(words for name, words in parts.items() if name in known)]
     unit = (", both in 1/255" if "eps" in known and "step" in known
             else ", in 1/255" if "eps" in known else "")
+    if unit and "mean_l2" in known:
+        unit += " in L-inf and in the pixel range [0, 1] in L2"
     # The paper does not say which iterate it scores; our own records tell the two apart.
     when = " on the last iterate" if "success_any" in known else ""
     rate = f"s. rate is the share of images classified as their target{when} (lower is better), "
@@ -288,9 +313,36 @@ def _blind(entries: Sequence[Entry]) -> Iterator[str]:
                "robustness.")
 
 
+def _broken(entries: Sequence[Entry]) -> Iterator[Listing]:
+    """Yield a table of what broke the images, where attacks of a suite were told apart."""
+    lines = []
+    for entry in entries:
+        for part in sorted({key.partition(":")[0] for key in entry.values if ":by_" in key}):
+            shares = {name: entry.values.get(f"{part}:{column}", 0.0)
+                      for column, name in BROKEN.items()}
+            if sum(share > 0 for name, share in shares.items() if name != "clean") > 1:
+                lines.append((entry.label, entry.variant, str(int(part) + 1),
+                              *(f"{share:.1f}" for share in shares.values()),
+                              f"{entry.values.get(f'{part}:top1_adv', math.nan):.1f}"))
+    if lines:
+        yield Listing("What broke the images, in percent of them, by the number of the budget",
+                      ("Method", "Attack", "Budget", *BROKEN.values(), "none"), tuple(lines),
+                      stubs=3)
+
+
 def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Summary]:
-    del settings
-    return pgd_summaries(records)
+    summaries = pgd_summaries(records)
+    keys = _budgets(records)
+    for summary in summaries:
+        rows = records[[key == tuple(summary[name] for name in BUDGET) for key in keys]]
+        # In L2 an attack of torchattacks has its radius elsewhere.
+        if settings.get("norm") == "l2" and "radius" not in settings:
+            summary["mean_l2"] = float(rows["l2"].mean())
+        if "broken_by" in rows:
+            told = rows["broken_by"].value_counts()
+            summary.update({column: 100 * float(told[name]) / len(rows)
+                            for column, name in BROKEN.items() if name in told})
+    return summaries
 
 
 def _table10() -> pd.DataFrame:
@@ -299,7 +351,7 @@ def _table10() -> pd.DataFrame:
 
 
 def _fits(row: Mapping[str, object]) -> bool:
-    return row.get("attack", "pgd") == "pgd"
+    return attack_name(row) == "PGD" and not row.get("momentum")
 
 
 def _note() -> str:
@@ -311,8 +363,10 @@ PGD = Experiment(
     files="pgd",
     help="""White-box targeted PGD in the L-inf ball (the paper's Table 10), or another attack.
 
-    Without --eps, --step and --iters both budgets of Table 10 run in one pass. An attack of
-    torchattacks takes its strength from -A. Writes OUT/pgd.csv, .tex and .md.
+    Without --eps, --step and --iters both budgets of Table 10 run in one pass. The other attacks
+    lead away from the label, in linf or l2; apgd-*, fab*, square and autoattack end with each image
+    that is misclassified. An attack of torchattacks takes its strength from -A. Writes OUT/pgd.csv,
+    .tex and .md, and with three radii or more a plot.
     """,
     settings=AttackSettings,
     prepare=PgdMeasurement,
@@ -320,24 +374,27 @@ PGD = Experiment(
         columns={"image": "string", "label": "int32", "target": "int32", "eps": "float64",
                  "step": "float64", "iters": "int32", "clean_pred": "int32", "adv_pred": "int32",
                  "hit": "bool", "hit_any": "bool", "linf": "float32", "target_loss": "list<float>",
-                 "zero_gradient": "list<float>", "error": "string"},
+                 "zero_gradient": "list<float>", "error": "string", "l2": "float32",
+                 "broken_by": "string", "broken_at": "int32", "loss": "list<float>"},
         key=("image", *BUDGET),
         read=("image", "label", *BUDGET, "clean_pred", "adv_pred", "hit", "hit_any", "linf",
-              "zero_gradient", "error")),
+              "zero_gradient", "error", "l2", "broken_by")),
     summarise=_summaries,
     told_by_rows=("budgets",),
     layout=Layout(
         rates=RATES,
         values=("clean_top1", *BUDGET, *RATES[1:]),
         extra=("mean_linf",),
-        rare={"zero_gradient": "no_gradient", "no_gradient": "no_gradient"},
+        rare={"mean_l2": "mean_l2", **{name: name for name in BROKEN},
+              "zero_gradient": "no_gradient", "no_gradient": "no_gradient"},
         clean="clean_top1", heads=_heads, title=_title, legend=_legend,
         parts=BUDGET, order=_order, shared=("clean_top1",),
         details=(Measure("clean_top1", "clean top-1"), Measure("success", "s. rate"),
                  Measure("success_any", "s. rate, any iterate"), Measure("top1_adv", "top-1"),
                  Measure("top1_fb", "top-1, failed attack = clean")),
-        part_noun="Budget", part_words=_budget_words,
+        part_noun="Budget", part_words=_budget_words, listings=_broken,
         variant=_variant, variant_noun="Attack", done=_done, notes=_blind,
         failed_as="as wrong, and as reached by the attack"),
     reference=Reference(rows=_table10, fits=_fits, note=_note),
+    plots=(Plot(suffix="_radii", draw=draw_curve),),
 )

@@ -1,0 +1,235 @@
+"""What an attack sees: images with their labels, the model, and the ball that it may not leave.
+
+Letters: B images, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sanrobust.attacks import guards
+from sanrobust.attacks.norms import Norm
+from sanrobust.attacks.result import zero_share
+from sanrobust.errors import ModelError
+
+if TYPE_CHECKING:
+    from sanrobust.attacks.losses import Loss
+
+Classifier = guards.Classifier
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass: where (B, 3, H, W) and the logits (B, K), with their graph if asked for."""
+
+    pixels: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the model was asked, and what it said.
+
+    Attributes:
+        pixels: (B, 3, H, W).
+        logits: (B, K).
+        loss: (B,), to be made small.
+        gradient: (B, 3, H, W) of the loss; None where it was not asked for.
+        wrong: (B,) bool, not classified as the label.
+    """
+
+    pixels: Tensor
+    logits: Tensor
+    loss: Tensor
+    gradient: Tensor | None
+    wrong: Tensor
+
+    def part(self, index: Tensor) -> Point:
+        """Return the point of some images."""
+        gradient = None if self.gradient is None else self.gradient[index]
+        return Point(self.pixels[index], self.logits[index], self.loss[index], gradient,
+                     self.wrong[index])
+
+    def where(self, choice: Tensor, other: Point) -> Point:
+        """Return the other point of each image that is chosen, (B,) bool, and this of the rest."""
+        def pick(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(choice.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+        gradient = None
+        if self.gradient is not None and other.gradient is not None:
+            gradient = pick(other.gradient, self.gradient)
+        return Point(pick(other.pixels, self.pixels), pick(other.logits, self.logits),
+                     pick(other.loss, self.loss), gradient, pick(other.wrong, self.wrong))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch to be attacked until the label is lost.
+
+    Attributes:
+        model: pixels in [0, 1] to logits, in eval mode and sealed.
+        images: (B, 3, H, W) float32 in [0, 1].
+        labels: (B,) int64.
+        ids: B image ids; with ``seed`` they decide all that is drawn.
+        clean_logits: (B, K) of the images.
+        norm: of the ball.
+        radius: of the ball, in the pixel range.
+        seed: of what is drawn.
+    """
+
+    model: Classifier
+    images: Tensor
+    labels: Tensor
+    ids: Sequence[str]
+    clean_logits: Tensor
+    norm: Norm
+    radius: float
+    seed: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.clean_logits.shape[1]
+
+    def part(self, index: Tensor) -> Problem:
+        """Return the problem of some images, (b,) int64."""
+        return replace(self, images=self.images[index], labels=self.labels[index],
+                       ids=[self.ids[place] for place in index.tolist()],
+                       clean_logits=self.clean_logits[index])
+
+    def project(self, pixels: Tensor) -> Tensor:
+        """Return the nearest legal images."""
+        return self.norm.project(pixels, self.images, self.radius)
+
+    def look(self, pixels: Tensor, loss: Loss, targets: Tensor | None = None, *,
+             with_gradient: bool = True, looks: int = 1) -> Point:
+        """Ask the model once, forward and if asked for backward.
+
+        Args:
+            pixels: (B, 3, H, W).
+            loss: of which the gradient is taken.
+            targets: (B,) int64, where the loss has them.
+            with_gradient: whether it is needed.
+            looks: passes of a model that is random, of which loss and gradient are the means.
+        """
+        point = self._look(pixels, loss, targets, with_gradient=with_gradient)
+        for count in range(1, looks):
+            other = self._look(pixels, loss, targets, with_gradient=with_gradient)
+            share = 1 / (count + 1)
+            gradient = point.gradient
+            if gradient is not None and other.gradient is not None:
+                gradient = torch.lerp(gradient, other.gradient, share)
+            point = replace(other, gradient=gradient,
+                            loss=torch.lerp(point.loss, other.loss, share))
+        return point
+
+    def _look(self, pixels: Tensor, loss: Loss, targets: Tensor | None, *,
+              with_gradient: bool) -> Point:
+        run = forward(self.model, pixels, with_graph=with_gradient, num_classes=self.num_classes)
+        with torch.set_grad_enabled(with_gradient):
+            values = loss(run.logits, targets, self.labels)
+        gradient = gradient_of(values, run) if with_gradient else None
+        logits = run.logits.detach()
+        guards.check_finite(logits, gradient)
+        return Point(run.pixels.detach(), logits, values.detach(), gradient,
+                     logits.argmax(1) != self.labels)
+
+
+def forward(model: Classifier, pixels: Tensor, *, with_graph: bool,
+            num_classes: int | None = None) -> Forward:
+    """Run the model; raises ModelError when it changes its input or cannot be differentiated."""
+    leaf = pixels.detach().requires_grad_(with_graph)
+    version = leaf._version
+    with torch.set_grad_enabled(with_graph):
+        logits = model(leaf)
+    if leaf._version != version:
+        raise ModelError("the model must leave its input as it is", seen="it changed it in place",
+                         hint="normalise into a new tensor")
+    guards.check_form(logits, len(pixels), num_classes)
+    if with_graph and not logits.requires_grad:
+        raise ModelError("the model must be differentiable in its input",
+                         seen="its logits carry no gradient", hint="remove no_grad and detach")
+    return Forward(leaf, logits.float())
+
+
+def gradient_of(values: Tensor, run: Forward) -> Tensor:
+    """Return the gradient of each image's value (B,) in its pixels; the graph is freed."""
+    # The sum, not the mean: an image's gradient must not depend on its batch.
+    return torch.autograd.grad(values.sum(), run.pixels)[0]
+
+
+@contextmanager
+def prepared(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str]
+             ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Check a batch and give copies of it that gradients can be taken of, the model sealed."""
+    guards.check_batch(images, labels, ids)
+    guards.check_eval(model)
+    # Tensors made in inference mode carry no gradient, copies made outside it do.
+    with torch.inference_mode(False), torch.enable_grad(), guards.sealed(model):
+        yield images.detach().clone(), labels.detach().to(images.device)
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What came of attacking each image of a problem; filled while images leave the batch.
+
+    Attributes:
+        pixels: (B, 3, H, W), what is scored.
+        logits: (B, K) of them.
+        broken: (B,) bool, the label is lost there.
+        step: (B,) int64, step or query at which it was lost; -1 where it was not.
+        zero: (B,) float32, least share of a gradient that was exactly zero; 2 where none was taken.
+        noted: the losses (b,) of the images (b,) that were looked at together, in order.
+    """
+
+    pixels: Tensor
+    logits: Tensor
+    broken: Tensor
+    step: Tensor
+    zero: Tensor
+    noted: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, problem: Problem) -> Outcome:
+        """Return the outcome of an attack that does nothing."""
+        labels = problem.labels
+        return cls(problem.images.clone(), problem.clean_logits.clone(),
+                   problem.clean_logits.argmax(1) != labels, torch.full_like(labels, -1),
+                   problem.images.new_full(labels.shape, 2), [])
+
+    def take(self, index: Tensor, point: Point) -> None:
+        """Enter where some images are now, (b,) int64."""
+        self.pixels[index], self.logits[index] = point.pixels, point.logits
+        self.broken[index] = point.wrong
+
+    def note(self, index: Tensor, point: Point) -> None:
+        """Enter the loss and the gradient of some images."""
+        self.noted.append((index, point.loss))
+        if point.gradient is not None:
+            self.zero[index] = torch.minimum(self.zero[index], zero_share(point.gradient))
+
+    def leave(self, index: Tensor, point: Point, step: int) -> Tensor:
+        """Enter the images that have just lost their label; return which of ``index`` go on."""
+        gone = point.wrong.nonzero().squeeze(1)
+        if len(gone):
+            self.take(index[gone], point.part(gone))
+            self.step[index[gone]] = step
+        return (~point.wrong).nonzero().squeeze(1)
+
+    def paths(self) -> list[list[float]]:
+        """Return the loss at each step, of each image."""
+        found: list[list[float]] = [[] for _ in self.step]
+        for index, losses in self.noted:
+            for place, value in zip(index.tolist(), losses.tolist()):
+                found[place].append(value)
+        return found
+
+
+Attacker = Callable[[Problem], Outcome]
+"""A loop with its loss and strength, ready for a problem."""
