@@ -48,13 +48,13 @@ class AttackTester:
         """Return the tester of an attack of the registry."""
         given: dict[str, object] = {"attack": name, "norm": norm, **more}
         if name in ("square", "autoattack"):
-            given.setdefault("queries", 8)
+            given.setdefault("queries", 6)
         radii = (1.5, 6.0) if norm == "linf" else (0.2, 0.9)
         if name in ("square", "fgsm"):
             given["budgets"] = radii
         else:
             steps = name in ("pgd", "bim", "mifgsm")
-            given["budgets"] = [Budget(eps, eps / 4 if steps else None, 5) for eps in radii]
+            given["budgets"] = [Budget(eps, eps / 4 if steps else None, 4) for eps in radii]
         return cls(AttackSettings(**given))  # type: ignore[arg-type]
 
     def attack(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Sequence[str]

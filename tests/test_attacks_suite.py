@@ -43,9 +43,10 @@ def test_draws_follow_the_seed(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@EACH
-def test_few_classes_are_enough(name: str, norm: str, classes: int) -> None:
-    result = AttackTester.of(name, norm).check_right_answers(*mostly_right(5, classes))
+@pytest.mark.parametrize("name", ATTACKS.own_names())
+def test_few_classes_are_enough(name: str, classes: int) -> None:
+    tester = AttackTester.of(name, NORMS[classes % 2])
+    result = tester.check_right_answers(*mostly_right(5, classes))
     assert result.clean_logits.shape[1] == classes
 
 

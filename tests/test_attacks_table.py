@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sanrobust.cli import main
 from sanrobust.experiments.pgd import PGD
 
-SMALL = "-m resnet26 --num-samples 12 -b 5"
+SMALL = "-m resnet26 --num-samples 8 -b 5"
 
 
 def typed(folder: Path, words: str) -> str:
@@ -25,10 +25,10 @@ def rows(folder: Path) -> pd.DataFrame:
 
 
 def test_autoattack_says_what_it_did_and_what_broke_the_images(tmp_path: Path) -> None:
-    words = f"pgd --attack autoattack --eps 4,16 --iters 4 --queries 20 {SMALL}"
+    words = f"pgd --attack autoattack --eps 4,16 --iters 2 --queries 8 {SMALL}"
     told = typed(tmp_path, words)
     assert "Robustness to AutoAttack." in told and "s. rate" not in told
-    assert "each on the images that are still right; 20 queries of Square" in told
+    assert "each on the images that are still right; 8 queries of Square" in told
     table = rows(tmp_path)
     shares = table[[name for name in table if name.startswith("by_")]].fillna(0).sum(axis=1)
     assert (shares + table["top1_adv"]).tolist() == pytest.approx([100, 100])

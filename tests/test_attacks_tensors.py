@@ -11,7 +11,7 @@ from torch import Tensor
 import sanrobust
 from sanrobust.errors import ProtocolError, UnknownNameError, UsageError
 
-QUICK = {"iters": 4, "queries": 6}
+QUICK = {"iters": 3, "queries": 5, "version": "apgd-ce,square"}
 
 
 def test_adversarials_and_a_row_per_image_come_back() -> None:

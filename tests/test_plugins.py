@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 
 import sanrobust
+from sanrobust.zoo.code import added_code
 from test_recipes import MLP
 
 SOURCE = '''
@@ -252,12 +254,32 @@ def test_a_run_of_a_package_that_is_gone_is_named(done: dict[str, Done], place: 
     assert "there is no experiment named 'dark': install the package that adds it" in without.err
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_code_that_a_package_adds_has_a_digest(tmp_path: Path, changed: bool,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "LEVEL = 3\n\n\ndef run():\n    return LEVEL\n"
+    digests = []
+    for place, source in enumerate((text, text.replace("3", "4") if changed else text)):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / "added_by_a_test.py").write_text(source, "utf-8")
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "added_by_a_test", raising=False)
+        digests.append(added_code(importlib.import_module("added_by_a_test").run))
+    monkeypatch.delitem(sys.modules, "added_by_a_test")
+    assert (digests[0] != digests[1]) is changed and None not in digests
+    assert added_code(sanrobust.create_model) is None
+
+
+@pytest.mark.slow
 def test_runs_of_a_package_belong_to_its_code(place: Place) -> None:
     commands = (f"dark {SMALL} --percent 70", f"pgd --attack still {SMALL} --iters 1 --eps 1 "
                 "--step 1")
-    assert all(answer.code == 0 for answer in place.typed(*commands).values())
-    again = place.typed(*commands)
-    assert all("already complete" in answer.err for answer in again.values())
+    again = tuple(f"{command} " for command in commands)  # typed alike, kept apart
+    answers = place.typed(*commands, *again)
+    assert all(answer.code == 0 for answer in answers.values())
+    assert all("already complete" in answers[command].err for command in again)
     code = place.site / "stranger.py"
     kept = code.read_text("utf-8")
     try:
