@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from sanrobust.attacks.fab import ranks, runner_up
-from sanrobust.attacks.norms import NORMS, column
+from sanrobust.attacks.norms import NORMS
 from sanrobust.attacks.problem import Problem, prepared
-from sanrobust.attacks.randomness import starts
 from sanrobust.attacks.suite import Strength, attack_until_broken
 from sanrobust.attacks.versions import MEMBERS, Version
 from sanrobust.data.datasets import open_dataset
@@ -78,17 +77,10 @@ class Published:
             part = self.problem.part(left)
             if targeted:
                 attack.y_target = runner_up(part.clean_logits, part.labels, rank)
-            begin = _start(part, f"{name}:{rank}" if targeted else name)
+            begin = part.start(f"{name}:{rank}" if targeted else name, 0)
             _, kept, _, _ = attack.attack_single_run(part.images, part.labels, x_init=begin)
             right[left] = kept.bool()
         return right
-
-
-def _start(problem: Problem, purpose: str) -> Tensor:
-    """Return where our walk starts."""
-    noise = starts(problem.images, problem.ids, problem.seed, 0, purpose)
-    unit = noise / column(problem.norm.size(noise), noise)
-    return (problem.images + unit * problem.radius).clamp(0, 1)
 
 
 def _timed(attack: Callable[[], Tensor]) -> tuple[Tensor, float]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sanrobust.attacks.norms import column
 from sanrobust.attacks.problem import Outcome, Point, Problem
-from sanrobust.attacks.randomness import starts
 
 if TYPE_CHECKING:
     from sanrobust.attacks.losses import Loss
@@ -53,9 +52,7 @@ class Walk:
         """
         outcome = Outcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
-        noise = starts(problem.images, problem.ids, problem.seed, self.restart, self.purpose)
-        unit = noise / column(problem.norm.size(noise), noise)
-        start = (problem.images + unit * problem.radius).clamp_(0, 1)
+        start = problem.start(self.purpose, self.restart)
         state = _State.at(self._look(problem, start, self.targets), problem)
         targets, marks = self.targets, set(checkpoints(self.iters))
         since = 0

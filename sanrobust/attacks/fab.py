@@ -18,7 +18,6 @@ from sanrobust.attacks.hyperplane import way_to
 from sanrobust.attacks.losses import pair
 from sanrobust.attacks.norms import TINY, column, row_sum
 from sanrobust.attacks.problem import Outcome, Point, Problem, forward
-from sanrobust.attacks.randomness import starts
 
 ALPHA = 0.1
 """Largest share of the way from the image itself in a step (alpha_max)."""
@@ -73,9 +72,7 @@ class Fab:
     def _start(self, problem: Problem) -> Tensor:
         if self.restart == 0:
             return problem.images
-        noise = starts(problem.images, problem.ids, problem.seed, self.restart, self.purpose)
-        unit = noise / column(problem.norm.size(noise), noise)
-        return (problem.images + unit * (problem.radius / 2)).clamp_(0, 1)
+        return problem.start(self.purpose, self.restart, share=0.5)
 
     def _nearest(self, problem: Problem, pixels: Tensor, targets: Tensor | None) -> Point:
         if targets is not None:

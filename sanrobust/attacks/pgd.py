@@ -16,7 +16,7 @@ from torch import Tensor
 from sanrobust.attacks import guards
 from sanrobust.attacks.budget import LEVELS, Budget
 from sanrobust.attacks.losses import LOSSES, cross_entropy
-from sanrobust.attacks.norms import NORMS, TINY, Norm, column, row_sum
+from sanrobust.attacks.norms import NORMS, TINY, Norm, column
 from sanrobust.attacks.problem import Forward, forward, gradient_of, prepared
 from sanrobust.attacks.randomness import starts
 from sanrobust.attacks.result import BudgetResult, distance, zero_share
@@ -233,7 +233,7 @@ class _Walk:
         """Return the gradient, with what is kept of earlier ones where there is momentum."""
         if not self.momentum:
             return gradient
-        size = row_sum(gradient.flatten(1).abs()).clamp_min(TINY)
+        size = NORMS.get("linf").dual(gradient).clamp_min(TINY)
         unit = gradient / column(size, gradient)
         return unit if direction is None else direction * self.momentum + unit
 

@@ -5,7 +5,7 @@ Letters: B images, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sanrobust.attacks import guards
-from sanrobust.attacks.norms import Norm
+from sanrobust.attacks.norms import Norm, column
+from sanrobust.attacks.randomness import starts
 from sanrobust.attacks.result import zero_share
 from sanrobust.errors import ModelError
 
@@ -106,6 +107,18 @@ class Problem:
     def project(self, pixels: Tensor) -> Tensor:
         """Return the nearest legal images."""
         return self.norm.project(pixels, self.images, self.radius)
+
+    def start(self, purpose: str, restart: int, share: float = 1.0) -> Tensor:
+        """Return a random point of each image, ``share`` of the radius away before it is clipped.
+
+        Args:
+            purpose: what it is drawn for.
+            restart: which of several.
+            share: part of the radius.
+        """
+        noise = starts(self.images, self.ids, self.seed, restart, purpose)
+        unit = noise / column(self.norm.size(noise), noise)
+        return (self.images + unit * (self.radius * share)).clamp_(0, 1)
 
     def look(self, pixels: Tensor, loss: Loss, targets: Tensor | None = None, *,
              with_gradient: bool = True, looks: int = 1) -> Point:
@@ -229,7 +242,3 @@ class Outcome:
             for place, value in zip(index.tolist(), losses.tolist()):
                 found[place].append(value)
         return found
-
-
-Attacker = Callable[[Problem], Outcome]
-"""A loop with its loss and strength, ready for a problem."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from sanrobust.attacks.norms import NORMS
 from sanrobust.attacks.versions import STANDARD, Version, version_of
 
 _LOSSES = {"ce": "the cross entropy toward the target",
@@ -22,7 +23,6 @@ _DIGEST = re.compile(r"file:sha256:([0-9a-f]{12})[0-9a-f]*")
 _AWAY = {"ce": "ascends the cross entropy of the label",
          "margin": "descends the label's logit minus the highest other",
          "dlr": "descends the difference-of-logits ratio away from the label"}
-_BALLS = {"linf": "the L-inf ball", "l2": "the L2 ball"}
 _MEMBER_WORDS = {
     "apgd-ce": "Auto-PGD on the cross entropy",
     "apgd-dlr": "Auto-PGD on the difference-of-logits ratio",
@@ -40,7 +40,7 @@ def pgd_words(settings: Mapping[str, object]) -> list[str]:
     if settings.get("random_start"):
         start = ("a uniformly random point of the ball" if restarts == 1 else
                  f"{restarts} uniformly random points of the ball, of which the best counts")
-    ball = _BALLS[str(settings.get("norm", "linf"))]
+    ball = NORMS.get(str(settings.get("norm", "linf"))).words
     name = {"fgsm": "FGSM", "bim": "BIM", "mifgsm": "MI-FGSM"}.get(
         str(settings.get("attack")), "PGD")
     aim, path = "untargeted", _AWAY.get(loss, f"the loss {loss}")
@@ -55,7 +55,7 @@ def pgd_words(settings: Mapping[str, object]) -> list[str]:
 
 def suite_words(settings: Mapping[str, object]) -> list[str]:
     """Return what AutoAttack, or one of its members, did."""
-    name, ball = str(settings.get("attack")), _BALLS[str(settings.get("norm", "linf"))]
+    name, ball = str(settings.get("attack")), NORMS.get(str(settings.get("norm", "linf"))).words
     members: tuple[str, ...] = (name,)
     words = [f"{_MEMBER_WORDS.get(name, name)}, in {ball}, untargeted"]
     restarts, queries = settings.get("restarts", 1), settings.get("queries")
