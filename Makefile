@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.cfg setup.py pyproject.toml README.md \
   $(shell find sanrobust -type f -not -name '*.pyc' -not -path '*/native/lib/*')
 
+# Commands start in half the time where their modules' bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-oldest check check-slow fuzz weights gpu-check clean
 
 demo: $(VENV)/demo.stamp
