@@ -1,25 +1,32 @@
-"""Our attacks against the published code of AutoAttack, image by image, from the same starts.
+"""Our attacks against other people's code, image by image, from the same starts.
 
-``python tests/measure_attacks.py FOLDER OUT.csv`` wants the folder with the package ``autoattack``
-of https://github.com/fra31/auto-attack, which is read and never copied, and writes OUT.csv.
-Auto-PGD starts at our random points in both; Square draws its own squares in both.
+``python tests/measure_attacks.py OUT.csv`` measures the nine networks on the digits and writes
+OUT.csv after each. The others are imported where they can be: ``autoattack``, the published code of
+AutoAttack (https://github.com/fra31/auto-attack; name its folder in ``--path``, it is read and
+never copied), ``torchattacks`` and ``foolbox``. Auto-PGD starts at our random points on both sides,
+PGD at the clean image; Square draws its own squares on both.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from sanrobust.attacks.budget import LEVELS, Budget
 from sanrobust.attacks.fab import ranks, runner_up
 from sanrobust.attacks.norms import NORMS
+from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.problem import Problem, prepared
 from sanrobust.attacks.suite import Strength, attack_until_broken
 from sanrobust.attacks.versions import MEMBERS, Version
@@ -29,15 +36,24 @@ from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
-IMAGES, STRENGTH = 48, Strength(iters=50, queries=500, rescaled=True)
-RADII = {"linf": 8 / 255, "l2": 0.8}
+STRENGTH = Strength(iters=50, queries=500, rescaled=True)
+STEPS = 10
+"""Of PGD, each a quarter of the radius long; FGSM is one step of all of it."""
+FIXED = {"pgd": (STEPS, 4), "fgsm": (1, 1)}
+"""Steps of an attack, and how many steps a radius is long."""
+
+
+def _right(problem: Problem, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return problem.model(pixels).argmax(1) == problem.labels
 
 
 @dataclass(frozen=True)
-class Published:
+class AutoAttack:
     """The published attacks on a problem; each returns which images keep their label."""
 
     problem: Problem
+    attacks = MEMBERS
 
     @property
     def _kept(self) -> dict[str, Any]:
@@ -57,14 +73,11 @@ class Published:
                 self.problem.model, n_iter=STRENGTH.iters, targeted=name == "fab-t",
                 n_target_classes=9, **self._kept)
         made = attack.perturb(self.problem.images.clone(), self.problem.labels.clone())
-        return self._right(made)
-
-    def _right(self, pixels: Tensor) -> Tensor:
-        return self.problem.model(pixels).argmax(1) == self.problem.labels
+        return _right(self.problem, made)
 
     def _apgd(self, name: str) -> Tensor:
         base = import_module("autoattack.autopgd_base")
-        right = self._right(self.problem.images)
+        right = _right(self.problem, self.problem.images)
         targeted = name == "apgd-t"
         kind = base.APGDAttack_targeted if targeted else base.APGDAttack
         attack = kind(self.problem.model, n_iter=STRENGTH.iters, **self._kept)
@@ -83,27 +96,77 @@ class Published:
         return right
 
 
+@dataclass(frozen=True)
+class Torchattacks:
+    """PGD and FGSM of torchattacks."""
+
+    problem: Problem
+    attacks = tuple(FIXED)
+
+    def survivors(self, name: str) -> Tensor:
+        """Attack and return (B,) bool."""
+        steps, parts = FIXED[name]
+        attacks, radius = import_module("torchattacks"), self.problem.radius
+        kind = attacks.PGD if self.problem.norm.name == "linf" else attacks.PGDL2
+        attack = kind(self.problem.model, eps=radius, alpha=radius / parts, steps=steps,
+                      random_start=False)
+        return _right(self.problem, attack(self.problem.images, self.problem.labels))
+
+
+@dataclass(frozen=True)
+class Foolbox:
+    """PGD and FGSM of foolbox."""
+
+    problem: Problem
+    attacks = tuple(FIXED)
+
+    def survivors(self, name: str) -> Tensor:
+        """Attack and return (B,) bool."""
+        steps, parts = FIXED[name]
+        foolbox, radius = import_module("foolbox"), self.problem.radius
+        attacks = foolbox.attacks
+        kind = attacks.LinfPGD if self.problem.norm.name == "linf" else attacks.L2PGD
+        attack = kind(abs_stepsize=radius / parts, steps=steps, random_start=False)
+        model = foolbox.PyTorchModel(self.problem.model, bounds=(0, 1), device="cpu")
+        return _right(self.problem, attack.run(model, self.problem.images, self.problem.labels,
+                                               epsilon=radius))
+
+
+OTHERS: dict[str, Callable[[Problem], Any]] = {
+    "autoattack": AutoAttack, "torchattacks": Torchattacks, "foolbox": Foolbox}
+
+
+def ours(problem: Problem, name: str) -> Tensor:
+    """Attack and return which images keep their label, (B,) bool."""
+    if name not in FIXED:
+        found = attack_until_broken(problem, Version((name,), {}), STRENGTH)
+        return found.logits.argmax(1) == problem.labels
+    steps, parts = FIXED[name]
+    radius = problem.radius * (LEVELS if problem.norm.levels else 1)
+    (result,) = pgd(problem.model, problem.images, problem.labels, problem.ids, targets=None,
+                    budgets=[Budget(radius, radius / parts, steps)], norm=problem.norm.name)
+    return result.adv_pred == problem.labels
+
+
 def _timed(attack: Callable[[], Tensor]) -> tuple[Tensor, float]:
     begin = time.process_time()
     return attack(), time.process_time() - begin
 
 
-def compare(problem: Problem) -> Iterator[dict[str, object]]:
-    """Yield a row for each attack."""
-    published = Published(problem)
-    for name in MEMBERS:
-        def ours(name: str = name) -> Tensor:
-            found = attack_until_broken(problem, Version((name,), {}), STRENGTH)
-            return found.logits.argmax(1) == problem.labels
-
-        mine, seconds = _timed(ours)
-        theirs, their_seconds = _timed(lambda name=name: published.survivors(name))
-        yield {"norm": problem.norm.name, "attack": name,
-               "clean": _percent(problem.clean_logits.argmax(1) == problem.labels),
-               "ours": _percent(mine), "published": _percent(theirs),
-               "only ours breaks": _named(problem.ids, ~mine & theirs),
-               "only published breaks": _named(problem.ids, mine & ~theirs),
-               "CPU s ours": round(seconds, 1), "CPU s published": round(their_seconds, 1)}
+def compare(problem: Problem, others: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Yield a row for each attack of each of the others."""
+    for other in others:
+        theirs = OTHERS[other](problem)
+        for name in theirs.attacks:
+            mine, seconds = _timed(lambda name=name: ours(problem, name))
+            kept, their_seconds = _timed(lambda name=name: theirs.survivors(name))
+            yield {"norm": problem.norm.name, "radius": round(problem.radius, 5),
+                   "against": other, "attack": name, "images": len(problem.ids),
+                   "clean": _percent(problem.clean_logits.argmax(1) == problem.labels),
+                   "ours": _percent(mine), "theirs": _percent(kept),
+                   "only ours breaks": _named(problem.ids, ~mine & kept),
+                   "only theirs breaks": _named(problem.ids, mine & ~kept),
+                   "CPU s ours": round(seconds, 1), "CPU s theirs": round(their_seconds, 1)}
 
 
 def _percent(right: Tensor) -> float:
@@ -114,24 +177,44 @@ def _named(ids: Sequence[str], chosen: Tensor) -> str:
     return " ".join(ids[place] for place in chosen.nonzero().flatten().tolist())
 
 
-def main(folder: str, out: str, *networks: str) -> None:
-    """Measure the networks, the paper's nine by default, and write the table after each."""
-    sys.path.insert(0, folder)
+def _problems(network: str, asked: argparse.Namespace) -> Iterator[Problem]:
+    classifier = create_model(network, tag=asked.tag, checkpoint=asked.checkpoint, say=print)
+    images = open_dataset(asked.data, root=None, num_samples=asked.images)
+    plan = [list(range(len(images.refs)))]
+    batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0)))
+    model = accelerate(classifier, torch.device("cpu"))[0].eval().requires_grad_(False)
+    for norm, radius in (("linf", asked.linf / LEVELS), ("l2", asked.l2)):
+        with prepared(model, batch.pixels, batch.labels, batch.ids) as (pixels, labels):
+            yield Problem(model, pixels, labels, batch.ids, model(pixels).detach(),
+                          NORMS.get(norm), radius, 0)
+
+
+def _asked() -> argparse.Namespace:
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("out", type=Path)
+    words.add_argument("networks", nargs="*", default=list(PAPER_ORDER))
+    words.add_argument("--path", action="append", default=[], help="where the others lie")
+    words.add_argument("--data", default="digits")
+    words.add_argument("--tag", default="digits", help="of the weights")
+    words.add_argument("--checkpoint", type=Path)
+    words.add_argument("--images", type=int, default=48)
+    words.add_argument("--linf", type=float, default=8, help="radius in 1/255")
+    words.add_argument("--l2", type=float, default=0.8)
+    return words.parse_args()
+
+
+def main() -> None:
+    """Measure the networks asked for and write the table after each."""
+    asked = _asked()
+    sys.path += asked.path
+    others = [name for name in OTHERS if importlib.util.find_spec(name)]
     torch.set_num_threads(1)
-    rows = []
-    for network in networks or PAPER_ORDER:
-        classifier = create_model(network, tag="digits", say=print)
-        images = open_dataset("digits", root=None, num_samples=IMAGES)
-        batch = next(iter(batches(images, classifier.preprocessing, plan=[list(range(IMAGES))],
-                                  workers=0)))
-        model = accelerate(classifier, torch.device("cpu"))[0].eval().requires_grad_(False)
-        for norm, radius in RADII.items():
-            with prepared(model, batch.pixels, batch.labels, batch.ids) as (pixels, labels):
-                problem = Problem(model, pixels, labels, batch.ids, model(pixels).detach(),
-                                  NORMS.get(norm), radius, 0)
-                rows += [{"model": network, **row} for row in compare(problem)]
-            pd.DataFrame(rows).to_csv(out, index=False)
+    rows: list[dict[str, object]] = []
+    for network in asked.networks:
+        for problem in _problems(network, asked):
+            rows += [{"model": network, **row} for row in compare(problem, others)]
+            pd.DataFrame(rows).to_csv(asked.out, index=False)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
