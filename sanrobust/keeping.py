@@ -171,7 +171,8 @@ class Keeper:
 
 def left_off(store: RunStore) -> str | None:
     """Say that a run goes on without saving, where it began to save; None where it did not."""
-    if not (store.folder / FOLDER / JOURNAL).exists():
+    folder = store.folder / FOLDER
+    if not (folder / JOURNAL).exists() or (folder / SOURCE).exists():
         return None
     return (f"{store.folder} began with --save-adversarial; without it the rest is not saved, and "
             "there will be no index of what is")

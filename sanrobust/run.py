@@ -108,13 +108,22 @@ def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
     Raises DataError or UnknownNameError when it cannot serve.
     """
     if experiment.opens is not None:
-        if data.data is None:
-            raise UsageError(f"{experiment.name} must be given a folder", seen="there is none",
-                             hint=f"see sanrobust {experiment.name} --help")
-        return subset(experiment.opens(Path(data.data)), data.num_samples)
+        _refuse_no_folder(data, experiment)
+        return subset(experiment.opens(Path(str(data.data))), data.num_samples)
     return open_dataset(data.data or DEFAULT_DATA, root=data.root, labels=data.labels,
                         class_map=data.class_map, download=data.download,
                         num_samples=data.num_samples, name=data.name)
+
+
+def _refuse_no_folder(data: DataConfig, experiment: Experiment) -> None:
+    for name in ("labels", "class_map", "root", "download", "name"):
+        if getattr(data, name):
+            raise UsageError(f"{name} must go with a dataset",
+                             seen=f"{experiment.name} takes folders of its own kind",
+                             hint="leave it out")
+    if data.data is None:
+        raise UsageError(f"{experiment.name} must be given a folder", seen="there is none",
+                         hint=f"see sanrobust {experiment.name} --help")
 
 
 def _tag(data: DataConfig, images: ImageSet) -> str:

@@ -103,12 +103,12 @@ def lying(shape: str) -> bytes:
 
 
 @pytest.mark.parametrize(("suffix", "content", "words"), [
-    ("png", b"", "damaged"),
+    ("png", b"", "no PNG"),
     ("png", png("RGB", (8, 8))[:45], "damaged"),
     ("png", png("RGB", (9, 8)), "9x8"),
     ("png", png("L", (8, 8)), "mode L"),
     ("png", png("RGBA", (8, 8)), "mode RGBA"),
-    ("png", npz(np.zeros((3, 8, 8), np.float32)), "damaged"),
+    ("png", npz(np.zeros((3, 8, 8), np.float32)), "no PNG"),
     ("npz", b"PK\x03\x04", "damaged"),
     ("npz", png("RGB", (8, 8)), "damaged"),
     ("npz", npz(np.zeros((3, 8, 9), np.float32)), "where float32"),

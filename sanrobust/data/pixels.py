@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sanrobust.data.decode import ImageError
 
@@ -59,6 +59,8 @@ def decode_exactly(content: bytes, suffix: str, side: int) -> Tensor:
         values = (_from_png if suffix == PNG else _from_npz)(content, side)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError("it is no PNG") from error
     # Damaged files make readers raise nearly any type; all mean the same to us.
     except Exception as error:
         detail = " ".join(str(error).split())[:100]
