@@ -183,7 +183,7 @@ def test_the_table_says_who_made_the_images_and_how(made: Path, command: Command
     for words in ("Transfer of adversarial images from the model that they were made for",
                   "made on grey_models:right, as they were saved",
                   "White-box PGD in the L-inf ball, targeted at a random wrong class",
-                  "Broken on the source model itself, budget by budget: "):
+                  "Broken on the model that they were made for, budget by budget: "):
         assert words in text, text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "replay.csv").read_text())))
     assert len(rows) == 2 * (2 + 2 + 1)

@@ -221,9 +221,9 @@ def _legend(known: Container[str]) -> str:
         if "success" in known else ""
     return "; ".join([*([", ".join(told) + unit] if told else []), (
         f"top-1 is the accuracy on the saved images{success} and transfer, of those broken on the "
-        "source model, the share that is broken here too (lower is better); an image is broken "
-        "where it is classified as its target or, without a target, misclassified, on the source "
-        "after the attack alone.")])
+        "model that they were made for, the share that is broken here too (lower is better); an "
+        "image is broken where it is classified as its target or, without one, misclassified, on "
+        "that model only where it was right before the attack.")])
 
 
 def _source(facts: Facts) -> tuple[str, str]:
@@ -263,7 +263,7 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
             told[f"{' and '.join(counts)} of {entry.facts.get('n')} images"
                  f"{f' ({entry.variant})' if several else ''}"] = None
     if told:
-        yield f"Broken on the source model itself, budget by budget: {'; '.join(told)}."
+        yield f"Broken on the model that they were made for, budget by budget: {'; '.join(told)}."
 
 
 REPLAY = Experiment(
