@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from sanrobust.records import read_records
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from sanrobust.data.imageset import ImageSet
     from sanrobust.data.loader import Batch, FailedImage
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sanrobust.records import RunStore
 
 JOURNAL = f"{INDEX}.part"
+_WRITERS = 8  # compressing leaves the interpreter's lock, and a disk takes many at a time
 _JOURNAL_KIND = CsvKind("journal of saved images", ("", ""), "--out")
 # As sha256sum writes it. What a kill has torn off does not fit; the next entries begin a new line.
 _ENTRY = re.compile(rf"([0-9a-f]{{64}})  ({FILE_NAME.pattern})")
@@ -90,18 +93,28 @@ class Keeper:
         """Measure a batch, save the images made of it and return the records."""
         columns, images = self._measurement.make(model, batch)
         names = _stems(columns["image"])
-        self._note([(name, *encode(image)) for name, image in zip(names, images, strict=True)
-                    if image is not None])
+        self._save({name: image.cpu() for name, image in zip(names, images, strict=True)
+                    if image is not None})
         return columns
 
-    def _note(self, files: Sequence[tuple[str, str, bytes]]) -> None:
-        """Write files given as stem, suffix and content, then their hashes into the journal."""
-        for name, suffix, content in files:
-            with atomic_write(self.folder / f"{name}.{suffix}") as stream:
-                stream.write(content)
-            self._known[name] = f"{name}.{suffix}", hashlib.sha256(content).hexdigest()
-        entries = [f"\n{digest}  {file}" for file, digest in
-                   (self._known[name] for name, _, _ in files)]
+    def _save(self, images: Mapping[str, Tensor]) -> None:
+        """Write images under their stems, then their hashes into the journal."""
+        pool = ThreadPoolExecutor(_WRITERS, "sanrobust-keep")
+        try:
+            files = list(pool.map(self._write, images, images.values()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._known.update(zip(images, files))
+        self._note([f"\n{digest}  {file}" for file, digest in files])
+
+    def _write(self, name: str, image: Tensor) -> tuple[str, str]:
+        """Write one image; return the name and the hash of its file."""
+        suffix, content = encode(image)
+        with atomic_write(self.folder / f"{name}.{suffix}") as stream:
+            stream.write(content)
+        return f"{name}.{suffix}", hashlib.sha256(content).hexdigest()
+
+    def _note(self, entries: Sequence[str]) -> None:
         path = self.folder / JOURNAL
         try:
             self.folder.mkdir(exist_ok=True)

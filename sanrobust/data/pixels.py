@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from sanrobust.data.decode import ImageError
+from sanrobust.data.decode import ImageError, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ def most_bytes(side: int) -> int:
 
 
 def _from_png(content: bytes, side: int) -> Array:
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    with quiet(), Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         if image.size != (side, side) or image.mode != "RGB":
             raise ImageError(f"it is {image.width}x{image.height} in mode {image.mode}, where "
                              f"{side}x{side} in RGB was saved")
