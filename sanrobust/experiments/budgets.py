@@ -104,5 +104,6 @@ def budget_text(part: Part) -> tuple[str, str]:
 
 
 def budget_words(part: Part) -> str:
+    """Return a budget in words; see `budget_text`."""
     title, detail = budget_text(part)
     return ", ".join(word for word in (title.removeprefix("attack").strip(), detail) if word)
