@@ -9,7 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
 
@@ -28,13 +28,17 @@ if TYPE_CHECKING:
 
 Model = str | nn.Module
 Models = Model | Sequence[Model]
-Data = str | os.PathLike[str] | DataConfig | None
+Folder = str | os.PathLike[str] | DataConfig
+Data = Folder | Sequence[Folder] | None
 
+_DATA = "registered name, folder, or a `DataConfig`; None for the embedded digits."
+_FOLDERS = "folder, or several of them."
+_SAVING = "    save_adversarial: keep the images that are made in OUT/runs/RUN/adversarial.\n"
 _DOC = """{help}
 
 Args:
     models: names, classifiers, networks of torch, or several of them; None for the paper's nine.
-    data: registered name, folder, or a `DataConfig`; None for the embedded digits.
+    data: {data}
     checkpoint: file with the weights of the one model named.
     preprocessing: how images become the models' pixels; None for each model's own.
 {settings}    out: folder of records and tables.
@@ -44,7 +48,7 @@ Args:
     threads: of the CPU; None for torch's own number.
     fresh: measure again beside earlier runs.
     retry_failed: measure images again that are recorded as failed.
-
+{more}
 Returns:
     The rows of the table, of the models asked for alone, in percent, unrounded.
 
@@ -78,16 +82,18 @@ def _measured(experiment: Experiment, settings: object, models: Models | None = 
               preprocessing: Preprocessing | None = None, out: str | Path = "results",
               batch_size: int | Literal["auto"] | None = None, workers: int = 0,
               device: str = "auto", threads: int | None = None, fresh: bool = False,
-              retry_failed: bool = False) -> pd.DataFrame:
+              retry_failed: bool = False, save_adversarial: bool = False) -> pd.DataFrame:
     how = RunConfig(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
-                    threads=threads, fresh=fresh, retry_failed=retry_failed)
+                    threads=threads, fresh=fresh, retry_failed=retry_failed,
+                    save_adversarial=save_adversarial)
     return _frame(run(experiment, settings, _models(models, checkpoint, preprocessing),
-                      _data(data), how, Reporter()))
+                      _data(data, experiment), how, Reporter()))
 
 
 def _signature(experiment: Experiment) -> inspect.Signature:
     """Return the signature: models, then images, the settings, and how to compute."""
-    shared = list(inspect.signature(_measured).parameters.values())[2:]
+    shared = [each for each in list(inspect.signature(_measured).parameters.values())[2:]
+              if experiment.makes_images or each.name != "save_adversarial"]
     own = [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
                              annotation=field.type)
            for field in dataclasses.fields(experiment.settings)]
@@ -101,7 +107,9 @@ def _doc(experiment: Experiment) -> str:
                                      subsequent_indent="        ", break_on_hyphens=False) + "\n"
                        for name, text in settings_docs(experiment.settings).items())
     first = inspect.cleandoc(experiment.help).splitlines()[0]
-    return _DOC.format(help=first, settings=settings)
+    return _DOC.format(help=first, settings=settings,
+                       data=_DATA if experiment.opens is None else _FOLDERS,
+                       more=_SAVING if experiment.makes_images else "")
 
 
 def _frame(summary: Summary) -> pd.DataFrame:
@@ -132,10 +140,12 @@ def _models(models: Models | None, checkpoint: str | Path | None,
                        overrides=overrides)
 
 
-def _data(data: Data) -> DataConfig:
+def _data(data: Data, experiment: Experiment) -> tuple[DataConfig, ...]:
+    if experiment.opens is not None and isinstance(data, (list, tuple)):
+        return tuple(config for each in data for config in _data(each, experiment))
     if isinstance(data, os.PathLike):
         data = os.fspath(data)
-    return data if isinstance(data, DataConfig) else DataConfig(data=data)
+    return (data if isinstance(data, DataConfig) else DataConfig(data=cast(Any, data)),)
 
 
 def _as_path(value: Any) -> Any:

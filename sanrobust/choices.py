@@ -102,6 +102,7 @@ class RunConfig:
         fold: compute a SAN as a whole by the native kernels where they can.
         max_failed: part of a run's images that may fail before the command counts as failed; the
             table is the same.
+        save_adversarial: keep the images that an experiment makes, in the folder of its run.
         command: what the user typed, for messages that say how to go on; empty from Python.
 
     Raises UsageError for a value of another kind or out of its range.
@@ -117,6 +118,7 @@ class RunConfig:
     retry_failed: bool = False
     fold: bool = True
     max_failed: float = 0.05
+    save_adversarial: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -130,6 +132,10 @@ class RunConfig:
             raise _wrong("--device", "text such as cpu or cuda:0", self.device)
         if not isinstance(self.max_failed, (int, float)) or not 0 <= self.max_failed <= 1:
             raise _wrong("--max-failed", "a part from 0 to 1", self.max_failed)
+        if not isinstance(self.save_adversarial, bool):
+            raise UsageError("save_adversarial must be True or False",
+                             seen=f"it is {shown_value(self.save_adversarial)}",
+                             hint="leave it out for False")
 
 
 def _take_text(choice: object, name: str, option: str) -> None:

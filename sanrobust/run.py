@@ -6,23 +6,25 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import DATASETS
-from sanrobust.data.classes import fit_classes
+from sanrobust.data.classes import ADVICE, fit_classes
 from sanrobust.data.datasets import open_dataset
-from sanrobust.data.imageset import ImageSet
+from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.loader import batches
+from sanrobust.data.replayed import SavedImages
 from sanrobust.device import choose_device, device_name, environment, exact, versions
 from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
                               SanrobustError, UsageError, first_line)
 from sanrobust.evaluate import evaluate
-from sanrobust.experiments.base import Experiment, Measurement
+from sanrobust.experiments.base import Experiment, Maker, Measurement
 from sanrobust.files import require_writable
 from sanrobust.header import missing, started
+from sanrobust.keeping import Keeper, left_off
 from sanrobust.kernels.backends import requested, use_backend
 from sanrobust.memory import default_batch, fit_batch
 from sanrobust.preprocessing import Preprocessing
@@ -56,14 +58,15 @@ MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
-def run(experiment: Experiment, settings: object, models: ModelConfig, data: DataConfig,
-        how: RunConfig, reporter: Reporter) -> Summary:
+def run(experiment: Experiment, settings: object, models: ModelConfig,
+        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter) -> Summary:
     """Measure models in an experiment and write its table of them.
 
     Args:
         experiment: what to measure.
         settings: an instance of its settings.
-        models, data, how: of which models and images, and how it is computed.
+        models, how: of which models, and how it is computed.
+        data: on which images, each set by itself.
         reporter: who is told what happens.
 
     Returns the table of the models asked for; its problem says which could not be measured. Raises
@@ -72,20 +75,22 @@ def run(experiment: Experiment, settings: object, models: ModelConfig, data: Dat
     measurement = experiment.prepare(settings)
     for note in measurement.notes:
         reporter.say(note)
-    job = _Job(experiment, measurement, models, open_images(data), _tag(data), how,
-               choose_device(how.device), reporter)
-    if data.data is None:
-        reporter.say("no --data: measuring on the held-out part of "
-                     f"{DATASETS.get(DEFAULT_DATA).description}")
-    reporter.say(f"{job.images.name}: {len(job.images.refs)} images, {device_name(job.device)}")
-    for remark in job.images.left_out:
-        reporter.say(f"{job.images.name}: {remark}")
+    jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how,
+                 choose_device(how.device), reporter,
+                 f" with {each.data}" if len(data) > 1 else "")
+            for each in data for images in [open_images(each, experiment)]]
+    for each, job in zip(data, jobs, strict=True):
+        job.say_what_is_measured(is_default=each.data is None)
     chosen = use_backend(requested(how.backend))
-    job.refuse_unfit()
+    for job in jobs:
+        job.refuse_unfit()
     require_writable(how.out, *table_files(experiment))
+    folders: dict[Path, None] = {}
+    failed: dict[str, SanrobustError] = {}
     try:
         with exact(how.threads), chosen, stoppable():
-            folders, failed = job.run_all()
+            for job in jobs:
+                job.run_all(folders, failed)
     except KeyboardInterrupt:
         raise Interrupted("a command must end by itself to write its tables",
                           seen="it was stopped before it measured an image of the next model",
@@ -97,16 +102,33 @@ def run(experiment: Experiment, settings: object, models: ModelConfig, data: Dat
     return replace(summary, problem=_summed_up(failed)) if failed else summary
 
 
-def open_images(data: DataConfig) -> ImageSet:
-    """Open the dataset of a choice; raises DataError or UnknownNameError when it cannot serve."""
+def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
+    """Open the dataset, or the experiment's own kind of folder, of a choice.
+
+    Raises DataError or UnknownNameError when it cannot serve.
+    """
+    if experiment.opens is not None:
+        _refuse_no_folder(data, experiment)
+        return subset(experiment.opens(Path(str(data.data))), data.num_samples)
     return open_dataset(data.data or DEFAULT_DATA, root=data.root, labels=data.labels,
                         class_map=data.class_map, download=data.download,
                         num_samples=data.num_samples, name=data.name)
 
 
-def _tag(data: DataConfig) -> str:
+def _refuse_no_folder(data: DataConfig, experiment: Experiment) -> None:
+    for name in ("labels", "class_map", "root", "download", "name"):
+        if getattr(data, name):
+            raise UsageError(f"{name} must go with a dataset",
+                             seen=f"{experiment.name} takes folders of its own kind",
+                             hint="leave it out")
+    if data.data is None:
+        raise UsageError(f"{experiment.name} must be given a folder", seen="there is none",
+                         hint=f"see sanrobust {experiment.name} --help")
+
+
+def _tag(data: DataConfig, images: ImageSet) -> str:
     """Return the weights that a bare architecture name means on the chosen data."""
-    word = data.data or DEFAULT_DATA
+    word = images.name if isinstance(images, SavedImages) else data.data or DEFAULT_DATA
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG
 
 
@@ -130,27 +152,45 @@ class _Job:
     how: RunConfig
     device: torch.device
     reporter: Reporter
+    among: str = ""  # which of several sets of images it measures
 
     @property
     def names(self) -> Sequence[Model]:
         """The models asked for, the paper's nine by default."""
         return self.models.models or PAPER_ORDER
 
+    def say_what_is_measured(self, *, is_default: bool) -> None:
+        """Say which images it measures, and where."""
+        if is_default:
+            self.reporter.say("no --data: measuring on the held-out part of "
+                              f"{DATASETS.get(DEFAULT_DATA).description}")
+        images = self.images
+        made = f", {images.made}" if isinstance(images, SavedImages) else ""
+        self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
+                          f"{device_name(self.device)}")
+        for remark in images.left_out:
+            self.reporter.say(f"{images.name}: {remark}")
+
     def refuse_unfit(self) -> None:
         """Refuse a mistyped name or other classes before anything is fetched or computed."""
         for name in self.names:
             if self.models.checkpoint is None and isinstance(name, str) and not is_external(name):
                 entry = catalog.find(name, tag=self.tag)
-                fit_classes(self.images, names=entry.classes, model=entry.name,
-                            num_classes=entry.architecture.num_classes)
+                self._fitted(names=entry.classes, model=entry.name,
+                             num_classes=entry.architecture.num_classes)
 
-    def run_all(self) -> tuple[list[Path], dict[str, SanrobustError]]:
+    def _fitted(self, *, names: tuple[str, ...] | None, model: str,
+                num_classes: int) -> ImageSet:
+        advice = ADVICE if self.experiment.opens is None else "name another --model"
+        return fit_classes(self.images, names=names, model=model, num_classes=num_classes,
+                           advice=advice)
+
+    def run_all(self, folders: dict[Path, None], failed: dict[str, SanrobustError]) -> None:
         """Run the models one after another.
 
-        Returns the folders of the runs, each once, and the errors of models that could not run.
+        Puts in the folders of the runs, each once, and the errors of models that could not run.
         """
-        folders: dict[Path, None] = {}
-        failed: dict[str, SanrobustError] = {}
+        is_alone = len(self.names) == 1 and not self.among
         for name in self.names:
             try:
                 with kept():  # one model's forward must not change how the next is computed
@@ -159,20 +199,20 @@ class _Job:
                 raise  # what stops one model would stop the others too
             except SanrobustError as error:
                 # One model that cannot be had or measured must not cost the results of the others.
-                failed[_shown(name)] = error
-                if len(self.names) > 1:
+                failed[_shown(name) + self.among] = error
+                if not is_alone:
                     self.reporter.say(str(error))
             except Exception as error:  # a defect, of which the other models know nothing
-                if len(self.names) == 1:
+                if is_alone:
                     raise
-                failed[_shown(name)] = machine_error(error) or _defect(_shown(name), error)
+                failed[_shown(name) + self.among] = (machine_error(error)
+                                                     or _defect(_shown(name), error))
                 traceback.print_exc()
-        return list(folders), failed
 
     def _run_one(self, name: Model) -> Path:
         classifier = self._classifier(name)
-        fitted = fit_classes(self.images, names=classifier.classes, model=classifier.name,
-                             num_classes=classifier.num_classes)
+        fitted = self._fitted(names=classifier.classes, model=classifier.name,
+                              num_classes=classifier.num_classes)
         return replace(self, images=fitted)._measure(classifier)
 
     def _measure(self, classifier: Classifier) -> Path:
@@ -183,13 +223,29 @@ class _Job:
         ids = [ref.id for ref in self.images.refs]
         with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
             lacking = missing(store, ids)
+            keeper = self._keeper(store, classifier)
             if store.header().get("status") == COMPLETE:
                 self._say_what_is_there(store, classifier.name, lacking)
             if self.how.retry_failed:
                 lacking += self._say_what_failed(store, classifier.name)
             if lacking or store.header().get("status") != COMPLETE:
-                self._fill(store, classifier, ids)
+                self._fill(store, classifier, ids, keeper)
+        if keeper is not None:
+            self.reporter.say(f"{classifier.name}: adversarial images are in {keeper.folder}")
         return store.folder
+
+    def _keeper(self, store: RunStore, classifier: Classifier) -> Keeper | None:
+        """Return who keeps the images that are made, if the user wants them."""
+        remark = None if self.how.save_adversarial else left_off(store)
+        if remark is not None:
+            self.reporter.say(f"{classifier.name}: {remark}")
+        if not self.how.save_adversarial:
+            return None
+        if not self.experiment.makes_images:
+            raise UsageError("--save-adversarial must go with an experiment that makes images",
+                             seen=f"{self.experiment.name} makes none", hint="leave it out")
+        return Keeper(cast(Maker, self.measurement), store, num_classes=classifier.num_classes,
+                      classes=self.images.classes)
 
     def _say_what_failed(self, store: RunStore, name: str) -> int:
         failed = len(store.recorded() - store.recorded(but_failed=True))
@@ -239,7 +295,8 @@ class _Job:
         code = added_code(self.experiment.prepare)
         return {} if code is None else {"experiment_code": code}
 
-    def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str]) -> None:
+    def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str],
+              keeper: Keeper | None) -> None:
         not_folded: str | None = SWITCHED_OFF
         if self.how.fold:
             # Bound to the same name, so that the unfolded weights can be freed.
@@ -257,10 +314,12 @@ class _Job:
         progress = self.reporter.progress
         model.register_forward_hook(lambda *_: progress.beat())
         with started(store, ids, facts=facts, remarks=remarks):
-            evaluate(model, self.images, self.measurement, store,
+            evaluate(model, self.images, keeper or self.measurement, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
                      workers=self.how.workers, device=self.device, progress=progress,
                      retry_failed=self.how.retry_failed)
+            if keeper is not None:
+                keeper.finish(ids)
 
     def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
         """Return, and say, what a reader of the numbers must know of the model and the images."""

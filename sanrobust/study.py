@@ -109,7 +109,7 @@ def run_study(study: Study, reporter: Reporter) -> Findings:
     data = DataConfig(data=study.data, root=study.data_root)
     how = RunConfig(out=study.out, batch_size=study.batch_size)
     chosen = ModelConfig(models=trained)
-    measured = [run(each, each.settings(), chosen, data, how, reporter).table
+    measured = [run(each, each.settings(), chosen, (data,), how, reporter).table
                 for each in _EXPERIMENTS]
     means = tuple(_mean(study, models, table) for table in measured)
     files = [path for table in means for path in write_table(table, study.out, _MEAN)]

@@ -16,7 +16,7 @@ from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.targets import TargetRule
 from sanrobust.errors import NonFiniteError, UsageError, shown_value
 from sanrobust.experiments.base import Columns, stacked
-from sanrobust.experiments.pgd import failed_rows, rows_of
+from sanrobust.experiments.budgets import failed_rows, rows_of
 from sanrobust.registry import unknown_name
 from sanrobust.steady import FixedSizeBatches, pass_size
 from sanrobust.zoo.classifier import Classifier

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +14,15 @@ from grey_models import CLASSES, Blind, Grey, level
 from sanrobust.attacks.budget import Budget
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.data.loader import Batch, FailedImage
+from sanrobust.data.pixels import encode
+from sanrobust.data.saved import Source, stem
 from sanrobust.data.views import VIEWS
 from sanrobust.evaluate import in_order
 from sanrobust.experiments.base import Columns, Experiment, Measurement
 from sanrobust.experiments.catalog import ENTRIES
 from sanrobust.experiments.pgd import PgdMeasurement
 from sanrobust.experiments.rotation import ROTATION
+from sanrobust.preprocessing import Preprocessing
 
 IDS = ("z", "a", "m")
 LABELS = torch.tensor([0, 3, 5])
@@ -25,7 +32,28 @@ BUDGETS = (Budget(8, 4, 2), Budget(4, 1, 1))
 
 
 def measurement(experiment: Experiment) -> Measurement:
-    return experiment.prepare(experiment.settings())
+    of = experiment.prepare(experiment.settings())
+    if experiment.opens is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            of.check(experiment.opens(saved(Path(folder))), num_classes=CLASSES,
+                     preprocessing=Preprocessing(img_size=8))
+    return of
+
+
+def saved(folder: Path) -> Path:
+    """Write the images of the batch as a run saves them that knew their label and no more."""
+    lines = ["file,image,label,target,sha256"]
+    for image, label, pixels in zip(IDS, LABELS.tolist(), PIXELS, strict=True):
+        suffix, content = encode(pixels)
+        name = f"{stem(image, 1)}.{suffix}"
+        (folder / name).write_bytes(content)
+        lines.append(f"{name},{image},{label},1,{hashlib.sha256(content).hexdigest()}")
+    text = "\n".join(lines) + "\n"
+    (folder / "index.csv").write_text(text)
+    spec = dict.fromkeys(("experiment", "model", "weights", "data", "data_digest"), "unknown")
+    Source({**spec, "preprocessing": {"img_size": 8}, "images": 3, "settings": {}}, CLASSES, None,
+           hashlib.sha256(text.encode()).hexdigest()).write(folder)
+    return folder
 
 
 def pgd(**settings: object) -> PgdMeasurement:

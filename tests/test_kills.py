@@ -59,6 +59,11 @@ def study_content(folder: Path) -> Content:
     return {**bytes_of("o/weights/*.safetensors")(folder), **tables(folder), **records(folder)}
 
 
+def saved_content(folder: Path) -> Content:
+    """Records, and every file of the images made."""
+    return {**bytes_of("o/runs/*/adversarial/*")(folder), **records(folder)}
+
+
 @dataclass(frozen=True)
 class Victim:
     """A command; ``before`` are commands that make what it needs, ``content`` is what counts."""
@@ -71,6 +76,7 @@ class Victim:
 VICTIMS = {
     "rotate": Victim(("rotate", *SMALL, "-j", "1"), records),
     "pgd": Victim(("pgd", *SMALL), records),
+    "pgd saved": Victim(("pgd", *SMALL, "--save-adversarial"), saved_content),
     "table": Victim(("table", "--out", "o"), tables, (("rotate", *SMALL), ("pgd", *SMALL))),
     "zoo add": Victim(("zoo", "add", "resnet26.mine", "w/resnet26.digits.safetensors",
                        "--overwrite"), bytes_of("home/*.safetensors"),
@@ -158,7 +164,8 @@ def commands() -> Iterator[WarmCommands]:
     warm.close()
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("rotate", ["KILL"]), ("zoo add", SIGNALS[2:5])])
+@pytest.mark.parametrize(("name", "kinds"), [
+    ("rotate", ["KILL"]), ("pgd saved", ["KILL", "INT"]), ("zoo add", SIGNALS[2:5])])
 def test_a_command_that_was_stopped_goes_on(commands: WarmCommands, tmp_path: Path, name: str,
                                             kinds: Sequence[str]) -> None:
     place, chance = Range(commands, tmp_path / "range", name), random.Random(name)

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from sanrobust.cli.group import Command
-from sanrobust.cli.options import (data_options, model_options, run_options, take_data, take_how,
-                                   take_models)
+from sanrobust.cli.options import (data_options, folder_options, model_options, run_options,
+                                   save_option, take_data, take_folders, take_how, take_models)
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.options import settings_options, take_settings
@@ -23,15 +23,23 @@ def commands() -> Iterator[click.Command]:
 
 def command_of(experiment: Experiment) -> click.Command:
     """Return the command that measures an experiment and prints its table."""
+    of_folders = experiment.opens is not None
+
     @click.command(experiment.name, cls=Command, help=inspect.cleandoc(experiment.help))
     @model_options
-    @data_options
+    @(folder_options if of_folders else data_options)
+    @(save_option if experiment.makes_images else _no_more)
     @run_options
     def command(**values: Any) -> None:
-        models, data, how = take_models(values), take_data(values), take_how(values)
+        models, how = take_models(values), take_how(values)
+        data = take_folders(values) if of_folders else (take_data(values),)
         settings = experiment.settings(**take_settings(experiment.settings, values))
         from sanrobust.cli.report import show
         show(experiment, settings, models, data, how)
 
     command.params = [*settings_options(experiment.settings), *command.params]
+    return command
+
+
+def _no_more(command: Any) -> Any:
     return command

@@ -113,12 +113,34 @@ def run_options(command: Command) -> Command:
     )(command)
 
 
+def folder_options(command: Command) -> Command:
+    """Add the folders whose images are measured, where these are no dataset's."""
+    return _stack(
+        click.argument("folders", nargs=-1, required=True, type=PATH, metavar="FOLDER..."),
+        click.option("--num-samples", type=Whole(1, example=100), metavar="N",
+                     help="A fixed subset of N images of each folder."),
+    )(command)
+
+
+def save_option(command: Command) -> Command:
+    """Add the option that keeps the images which an experiment makes; it changes no number."""
+    return click.option("--save-adversarial", is_flag=True,
+                        help="Keep the attacked images as PNG, or NPZ where they are between 8-bit "
+                             "values, with an index, in OUT/runs/RUN/adversarial.")(command)
+
+
 def take_data(values: dict[str, Any]) -> DataConfig:
     """Take the values of `data_options` out of a command's parameters."""
     return DataConfig(data=values.pop("data"), labels=values.pop("labels"),
                       class_map=values.pop("class_map"), root=values.pop("data_root"),
                       download=values.pop("download"), num_samples=values.pop("num_samples"),
                       name=values.pop("data_name"))
+
+
+def take_folders(values: dict[str, Any]) -> tuple[DataConfig, ...]:
+    """Take the values of `folder_options` out of a command's parameters."""
+    folders, num_samples = values.pop("folders"), values.pop("num_samples")
+    return tuple(DataConfig(data=str(folder), num_samples=num_samples) for folder in folders)
 
 
 def take_models(values: dict[str, Any]) -> ModelConfig:
@@ -148,4 +170,5 @@ def take_how(values: dict[str, Any]) -> RunConfig:
     fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh",
               "retry_failed", "fold",
               "max_failed")
-    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed())
+    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed(),
+                     save_adversarial=values.pop("save_adversarial", False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
@@ -18,8 +18,8 @@ from sanrobust.progress import Reporter
 from sanrobust.summary import Summary
 
 
-def show(experiment: Experiment, settings: object, models: ModelConfig, data: DataConfig,
-         how: RunConfig) -> None:
+def show(experiment: Experiment, settings: object, models: ModelConfig,
+         data: Sequence[DataConfig], how: RunConfig) -> None:
     """Run an experiment and print its table."""
     from sanrobust.run import run
     allocator.tune()

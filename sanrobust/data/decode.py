@@ -67,7 +67,7 @@ def _decoded(stream: BinaryIO) -> Image.Image:
     pixels = 0
     try:
         with ExitStack() as stack:
-            stack.enter_context(_quiet())
+            stack.enter_context(quiet())
             image = stack.enter_context(Image.open(stream, formats=FORMATS))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"more than {MAX_PIXELS} pixels")
@@ -130,7 +130,8 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep Pillow from printing while the block reads an image."""
     # Pillow warns of odd metadata and logs through a logger that would fall back to stderr.
     logging.getLogger("PIL").addHandler(_SILENCE)
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from PIL import Image
 from sanrobust.data.contents import Contents
 from sanrobust.data.decode import ImageError, ImageTrouble, decode
 from sanrobust.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class ImageSet(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def load(self, index: int) -> Image.Image:
-        """Return image ``index`` in mode RGB.
+    def load(self, index: int) -> Image.Image | Tensor:
+        """Return image ``index`` in mode RGB, or pixels (3, S, S) that a model takes as they are.
 
         Raises ImageError when it cannot be decoded, ImageTrouble when that may be otherwise another
         time.

@@ -90,7 +90,10 @@ class _Pixels(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         ref = self.images.refs[index]
         try:
-            return ref, to_pixels(self.images.load(index), self.preprocessing)
+            image = self.images.load(index)
+            if isinstance(image, Tensor):  # pixels that a model saw before
+                return ref, image
+            return ref, to_pixels(image, self.preprocessing)
         except ImageError as error:
             return ref, error
         except (MemoryError, RuntimeError) as error:  # the transform's

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sanrobust.experiments.layout import Layout
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.figure import Figure
     from torch import Tensor
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Columns = dict[str, Sequence[object]]
 """Values by column, one per row."""
+Images = Sequence["Tensor | None"]
+"""The image of each row, float32 (3, S, S) in [0, 1]; None for a row that has an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,14 @@ class Measurement(Protocol):
         ...
 
 
+class Maker(Measurement, Protocol):
+    """A measurement of images that it makes itself and can hand over."""
+
+    def make(self, model: Model, batch: Batch) -> tuple[Columns, Images]:
+        """Do as `measure`; return with the records the image that was made for each row."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """Published numbers that may stand beside measured ones.
@@ -134,6 +146,9 @@ class Experiment:
         layout: how the table is printed.
         reference: published numbers, where there are any.
         plots: figures beside the table.
+        makes_images: whether its measurements are each a `Maker`, whose images the user may save.
+        opens: the images of a folder of the experiment's own kind, which the command takes in place
+            of a dataset; None: datasets.
     """
 
     name: str
@@ -147,6 +162,8 @@ class Experiment:
     told_by_rows: tuple[str, ...] = ()
     reference: Reference | None = None
     plots: tuple[Plot, ...] = ()
+    makes_images: bool = False
+    opens: Callable[[Path], ImageSet] | None = None
 
 
 def stacked(tables: Sequence[Columns]) -> Columns:

@@ -10,6 +10,7 @@ from sanrobust.experiments.accuracy import ACCURACY
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.corrupt import CORRUPT
 from sanrobust.experiments.pgd import PGD
+from sanrobust.experiments.replay import REPLAY
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.experiments.spatial import SPATIAL
 from sanrobust.registry import Registry
@@ -20,6 +21,7 @@ ENTRIES: tuple[Experiment, ...] = (
     SPATIAL,
     ACCURACY,
     CORRUPT,
+    REPLAY,
 )
 COMMANDS = ("table", "train", "study", "bench", "complexity", "show", "zoo", "info")
 """Commands that are no experiments; no experiment may be called so."""

@@ -13,7 +13,9 @@ from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.attacks.describe import attack_name, attack_strength, attack_words
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.versions import MEMBERS
-from sanrobust.experiments.base import Columns, Experiment, Plot, Records, Reference, stacked
+from sanrobust.experiments.base import Columns, Experiment, Images, Plot, Reference, stacked
+from sanrobust.experiments.budgets import (BUDGET, RECORDS, Budget, budget_order, budget_text,
+                                           budget_words, budgets_of, failed_rows, rows_of)
 from sanrobust.experiments.curve import draw_curve
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Listing, Measure, Part
 
@@ -21,19 +23,15 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from sanrobust.attacks.budget import Budget as AttackBudget
-    from sanrobust.attacks.result import BudgetResult
     from sanrobust.data.imageset import ImageSet
     from sanrobust.data.loader import Batch, FailedImage
     from sanrobust.experiments.base import Model
     from sanrobust.metrics import PerImage, Summary
     from sanrobust.preprocessing import Preprocessing
 
-BUDGET = ("eps", "step", "iters")
 RATES = ("clean_top1", "success", "success_any", "top1_adv", "top1_fb")
 BROKEN = {f"by_{name.replace('-', '_')}": name for name in ("clean", *MEMBERS)}
 """Columns that say, in percent of the images, which attack of a suite broke them."""
-Budget = tuple[float | None, float | None, int | None]
 
 
 class PgdMeasurement:
@@ -75,69 +73,27 @@ class PgdMeasurement:
 
     def measure(self, model: Model, batch: Batch) -> Columns:
         """Return one row per budget and image; those of excluded images come last."""
+        return self.make(model, batch)[0]
+
+    def make(self, model: Model, batch: Batch) -> tuple[Columns, Images]:
+        """Do as `measure`; return with the rows the adversarial image of each."""
         split = self._rule.split(batch.labels.tolist())
-        parts = [self.failed(batch.failed(position, "")) for position, _ in split.excluded]
+        tables: list[Columns] = []
+        images: list[Tensor | None] = []
         if split.kept:
             kept = batch.part(split.kept)
-            results = self._attack(model, kept.pixels, kept.labels, kept.ids)
-            parts = [*(rows_of(result, kept.ids, kept.labels, kept.pixels) for result in results),
-                     *parts]
-        return stacked(parts)
+            for result in self._attack(model, kept.pixels, kept.labels, kept.ids):
+                tables.append(rows_of(result, kept.ids, kept.labels, kept.pixels))
+                images += result.adversarial
+        tables += [self.failed(batch.failed(position, "")) for position, _ in split.excluded]
+        columns = stacked(tables)
+        return columns, images + [None] * (len(columns["image"]) - len(images))
 
     def failed(self, image: FailedImage) -> Columns:
         """Return one row per budget that says why the image has no prediction."""
         # What has no target is in no rate, whether it can be read or not.
         reason = self._rule.refusal(image.label) or image.reason
         return failed_rows(image.id, image.label, reason, self._settings.strengths or (None,))
-
-
-def failed_rows(image: str, label: int, reason: str, budgets: Sequence[AttackBudget | None]
-                ) -> Columns:
-    """Return the records of an image without numbers, one per budget; None is of no budget."""
-    count = len(budgets)
-    columns: Columns = {name: [None] * count for name in PGD.records.columns}
-    columns.update(
-        image=[image] * count, label=[label] * count, error=[reason] * count,
-        **{name: [budget and getattr(budget, name) for budget in budgets] for name in BUDGET})
-    return columns
-
-
-def rows_of(result: BudgetResult, ids: Sequence[str], labels: Tensor, images: Tensor) -> Columns:
-    """Return the records of one budget on a batch of images (B, 3, H, W)."""
-    count, budget = len(ids), result.budget
-    nothing: list[None] = [None] * count
-    return {
-        "image": ids,
-        "label": labels.tolist(),
-        "target": _listed(result.targets, count),
-        "eps": [result.eps] * count,
-        "step": [budget.step if budget else None] * count,
-        "iters": [budget.iters if budget else None] * count,
-        "clean_pred": result.clean_pred.tolist(),
-        "adv_pred": result.adv_pred.tolist(),
-        "hit": _listed(result.hit, count),
-        "hit_any": _listed(result.hit_any, count),
-        "linf": result.linf.tolist(),
-        "target_loss": _listed(result.target_loss, count),
-        # An attack that takes no gradients has nan, and nothing to tell.
-        "l2": _lengths(result.adversarial, images),
-        "broken_by": list(result.broken_by or nothing),
-        "broken_at": list(result.broken_at or nothing),
-        "loss": list(result.losses or nothing),
-        "zero_gradient": [None if math.isnan(sum(parts)) else parts
-                          for parts in result.zero_gradient.tolist()],
-        "error": [None] * count,
-    }
-
-
-def _lengths(adversarial: Tensor, images: Tensor) -> list[float]:
-    """Return the L2 length of each change in the pixel range."""
-    from sanrobust.attacks.norms import NORMS
-    return list(NORMS.get("l2").size(adversarial - images).tolist())
-
-
-def _listed(values: Tensor | None, count: int) -> Sequence[object]:
-    return [None] * count if values is None else list(values.tolist())
 
 
 def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
@@ -158,10 +114,10 @@ def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
     twice or lacks a budget.
     """
     from sanrobust import metrics
-    keys = _budgets(records)
+    keys = budgets_of(records)
     # An image that failed before the attack began may not know the attack's budget.
     attacked = [key for key, sound in zip(keys, records["error"].isna()) if sound]
-    budgets = sorted(set(attacked or keys), key=_order)
+    budgets = sorted(set(attacked or keys), key=budget_order)
     table = metrics.per_image(records, keys, budgets, noun="budget")
     return [_summary(table, budget) for budget in budgets]
 
@@ -176,7 +132,7 @@ def pgd_outcomes(records: pd.DataFrame, *, budget: Budget,
     the records lack the budget.
     """
     from sanrobust import metrics
-    table = metrics.per_image(records, _budgets(records), [budget], noun="budget", more=True)
+    table = metrics.per_image(records, budgets_of(records), [budget], noun="budget", more=True)
     return metrics.with_failed(_outcomes(table.rows[budget])[measure], records)
 
 
@@ -217,39 +173,11 @@ def _zero_gradients(rows: pd.DataFrame) -> Summary:
             "no_gradient": 100 * float((steps.map(min) == 1).mean())}
 
 
-def _budgets(records: pd.DataFrame) -> list[Budget]:
-    """Return each row's budget with None, which equals itself, for what the attack lacks."""
-    import pandas as pd
-    columns = (records[name].astype("Float64") for name in BUDGET)
-    return [(None if pd.isna(eps) else float(eps), None if pd.isna(step) else float(step),
-             None if pd.isna(iters) else int(iters)) for eps, step, iters in zip(*columns)]
-
-
-def _order(budget: Sequence[float | str | None]) -> tuple[float, ...]:
-    """Sort as in Table 10: by eps, then by the number of iterations; what is unknown last."""
-    eps, step, iters = (math.inf if part is None else float(part) for part in budget)
-    return eps, iters, step
-
-
 def _heads(parts: Sequence[Part]) -> list[Head]:
-    attacks = (Head(*_budget_text(part), (Measure(f"{number}:success", "s. rate", min, rare=True),
-                                          Measure(f"{number}:top1_adv", "top-1")))
+    attacks = (Head(*budget_text(part), (Measure(f"{number}:success", "s. rate", min, rare=True),
+                                         Measure(f"{number}:top1_adv", "top-1")))
                for number, part in enumerate(parts))
     return [Head("clean", "", (Measure("clean_top1", "top-1"),)), *attacks]
-
-
-def _budget_text(part: Part) -> tuple[str, str]:
-    """Return a budget's heading and its detail; what an attack does not have is left out."""
-    eps, step, iters = map(float, part)
-    title = f"attack n = {iters:g}" if math.isfinite(iters) else "attack"
-    return title, ", ".join(f"{sign} = {repr(value).removesuffix('.0')}"
-                            for sign, value in {"ε": eps, "ρ": step}.items()
-                            if math.isfinite(value))
-
-
-def _budget_words(part: Part) -> str:
-    title, detail = _budget_text(part)
-    return ", ".join(word for word in (title.removeprefix("attack").strip(), detail) if word)
 
 
 def _title(entries: Sequence[Entry]) -> str:
@@ -332,7 +260,7 @@ def _broken(entries: Sequence[Entry]) -> Iterator[Listing]:
 
 def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Summary]:
     summaries = pgd_summaries(records)
-    keys = _budgets(records)
+    keys = budgets_of(records)
     for summary in summaries:
         rows = records[[key == tuple(summary[name] for name in BUDGET) for key in keys]]
         # In L2 an attack of torchattacks has its radius elsewhere.
@@ -370,15 +298,8 @@ PGD = Experiment(
     """,
     settings=AttackSettings,
     prepare=PgdMeasurement,
-    records=Records(
-        columns={"image": "string", "label": "int32", "target": "int32", "eps": "float64",
-                 "step": "float64", "iters": "int32", "clean_pred": "int32", "adv_pred": "int32",
-                 "hit": "bool", "hit_any": "bool", "linf": "float32", "target_loss": "list<float>",
-                 "zero_gradient": "list<float>", "error": "string", "l2": "float32",
-                 "broken_by": "string", "broken_at": "int32", "loss": "list<float>"},
-        key=("image", *BUDGET),
-        read=("image", "label", *BUDGET, "clean_pred", "adv_pred", "hit", "hit_any", "linf",
-              "zero_gradient", "error", "l2", "broken_by")),
+    records=RECORDS,
+    makes_images=True,
     summarise=_summaries,
     told_by_rows=("budgets",),
     layout=Layout(
@@ -388,11 +309,11 @@ PGD = Experiment(
         rare={"mean_l2": "mean_l2", **{name: name for name in BROKEN},
               "zero_gradient": "no_gradient", "no_gradient": "no_gradient"},
         clean="clean_top1", heads=_heads, title=_title, legend=_legend,
-        parts=BUDGET, order=_order, shared=("clean_top1",),
+        parts=BUDGET, order=budget_order, shared=("clean_top1",),
         details=(Measure("clean_top1", "clean top-1"), Measure("success", "s. rate"),
                  Measure("success_any", "s. rate, any iterate"), Measure("top1_adv", "top-1"),
                  Measure("top1_fb", "top-1, failed attack = clean")),
-        part_noun="Budget", part_words=_budget_words, listings=_broken,
+        part_noun="Budget", part_words=budget_words, listings=_broken,
         variant=_variant, variant_noun="Attack", done=_done, notes=_blind,
         failed_as="as wrong, and as reached by the attack"),
     reference=Reference(rows=_table10, fits=_fits, note=_note),

@@ -1,0 +1,423 @@
+"""Saved images measured on other models: exactly what was saved, or a sentence that says why not.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import sanrobust
+from conftest import Command
+from grey_models import CLASSES, Grey, folders
+from sanrobust.attacks.build import build_attack
+from sanrobust.attacks.budget import BudgetParts
+from sanrobust.attacks.settings import AttackSettings
+from sanrobust.data.digits import open_digits
+from sanrobust.data.loader import batches
+from sanrobust.data.pixels import decode_exactly, encode
+from sanrobust.data.replayed import open_saved
+from sanrobust.errors import DataError, SanrobustError, UsageError
+from sanrobust.experiments.replay import replay_summaries
+from sanrobust.runs import Run, find_runs
+from sanrobust.spec import digest_of
+from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.zoo.folded import accelerate
+from test_save_adversarial import lying, npz, png
+from test_table_sequences import stop_after
+
+LABELS = [*range(CLASSES)] * 2
+ATTACKS = {
+    "pgd": (),
+    "l2": ("--norm", "l2", "--eps", "0.5,1.5", "--attack", "apgd-ce", "--iters", "3"),
+    "untargeted": ("--targets", "none", "--eps", "12", "--step", "4", "--iters", "4"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and a run of each attack."""
+    place = tmp_path_factory.mktemp("made")
+    folders(place / "val", LABELS)
+    for name, attack in ATTACKS.items():
+        words = dict(zip(attack[::2], attack[1::2]))
+        settings = {key.strip("-"): value for key, value in words.items()}
+        budget = BudgetParts(settings.pop("eps", None), settings.pop("step", None),
+                             int(settings.pop("iters")) if "iters" in settings else None)
+        sanrobust.pgd("grey_models:right", data=place / "val", out=place / name,
+                      save_adversarial=True, **settings,
+                      **({"budgets": budget} if attack else {}))
+    return place
+
+
+def source(made: Path, name: str) -> Run:
+    return find_runs(made / name, "pgd").runs[0]
+
+
+def replayed(out: Path) -> Run:
+    return find_runs(out, "replay").runs[-1]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("how", [(), ("-b", "1"), ("-b", "5", "-j", "2"), ("--num-samples", "7")],
+                         ids=" ".join)
+def test_the_source_itself_answers_as_it_did(name: str, how: tuple[str, ...], made: Path,
+                                             command: Command, tmp_path: Path) -> None:
+    run = source(made, name)
+    result = command("replay", run.folder, "-m", "grey_models:right", *how, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    key = ["image", "eps", "iters"]
+    both = replayed(tmp_path).records().merge(run.records(), on=key, suffixes=("", "_then"))
+    assert len(both) == len(replayed(tmp_path).records())
+    assert len(both) == (len(run.records()) if "--num-samples" not in how
+                         else 7 * run.records()[["eps", "iters"]].drop_duplicates().shape[0])
+    assert (both["pred"] == both["adv_pred"]).all() and (both["label"] == both["label_then"]).all()
+    assert (both["pred"] == both["source_pred"]).all()
+    assert both["target"].equals(both["target_then"])
+    assert (both["source_clean_pred"] == both["clean_pred"]).all()
+
+
+@pytest.mark.parametrize("model", ["resnet26.digits", "san10-pair.digits"])
+@pytest.mark.parametrize("eps", [8, 8.5])
+def test_logits_of_saved_images_are_the_same_bit_for_bit(model: str, eps: float) -> None:
+    classifier = sanrobust.create_model(model)
+    folded, not_folded = accelerate(classifier, torch.device("cpu"))
+    network = FixedSizeBatches(folded, pass_size(32, torch.device("cpu")) if not_folded else None)
+    batch = next(batches(open_digits("test"), classifier.preprocessing, plan=[range(9)], workers=0))
+    settings = AttackSettings(budgets=[(eps, 2, 4)] if eps == 8 else
+                              (sanrobust.Budget(eps, 2, 4),))
+    result, = build_attack(settings, settings.rule())(network, batch.pixels, batch.labels,
+                                                      batch.ids)
+    again = torch.stack([decode_exactly(content, suffix, 32)
+                         for suffix, content in map(encode, result.adversarial)])
+    assert torch.equal(again, result.adversarial)
+    with torch.no_grad():
+        assert torch.equal(network(again), result.adv_logits)
+        assert torch.equal(network(again[3:4]), result.adv_logits[3:4])
+
+
+def test_rates_are_those_of_the_images_counted_one_by_one(made: Path, tmp_path: Path) -> None:
+    for name in ATTACKS:
+        run = source(made, name)
+        # Every class is taken for the next one, so that what the source gets right is wrong here.
+        table = sanrobust.replay("grey_models:wrong", data=run.folder, out=tmp_path / name)
+        there = run.records()
+        images = open_saved(run.folder)
+        for _, row in table.iterrows():
+            own = there[(there["eps"] == row["eps"]) & (there["iters"] == row["iters"])]
+            right = hit = moved = broken = 0
+            for _, record in own.iterrows():
+                saved = next(each for each in images.by_image[record["image"]]
+                             if each.budget[0] == row["eps"] and each.budget[2] == row["iters"])
+                pred = int(Grey(shift=1)(images.pixels(saved)[None]).argmax())
+                targeted = not pd.isna(record["target"])
+                was = (record["adv_pred"] == record["target"] if targeted else
+                       record["clean_pred"] == record["label"] != record["adv_pred"])
+                here = pred == record["target"] if targeted else pred != record["label"]
+                right += pred == record["label"]
+                hit += targeted and pred == record["target"]
+                broken += was
+                moved += was and here
+            assert row["n"] == len(own) and row["broken"] == broken
+            assert row["top1"] == pytest.approx(100 * right / len(own))
+            assert row["source_top1"] == pytest.approx(
+                100 * (own["adv_pred"] == own["label"]).mean())
+            if targeted:
+                assert row["success"] == pytest.approx(100 * hit / len(own))
+            else:
+                assert pd.isna(row["success"])
+            assert row["transfer"] == pytest.approx(
+                100 * moved / broken if broken else np.nan, nan_ok=True)
+
+
+def records_of(*rows: tuple[object, ...]) -> pd.DataFrame:
+    """Records of one budget: label, target, the source's prediction, broken there, and ours."""
+    table = pd.DataFrame(rows, columns=["label", "target", "source_pred", "source_broken", "pred"])
+    hit = [None if pd.isna(target) else target == pred
+           for target, pred in zip(table["target"], table["pred"])]
+    return table.assign(image=[f"i{place}" for place in range(len(table))], eps=8.0, step=2.0,
+                        iters=4, right=table["pred"] == table["label"], on_target=hit, error=None)
+
+
+def test_transfer_is_a_share_of_the_broken_images_alone() -> None:
+    row, = replay_summaries(records_of((0, 1, 1, True, 1), (0, 1, 1, True, 2), (0, 1, 0, False, 1),
+                                       (0, 1, 2, False, 0)))
+    assert (row["n"], row["broken"]) == (4, 2)
+    assert (row["top1"], row["success"], row["transfer"]) == (25.0, 50.0, 50.0)
+    assert (row["source_top1"], row["source_success"]) == (25.0, 50.0)
+    row, = replay_summaries(records_of((0, None, 1, True, 2), (0, None, 3, False, 3),
+                                       (1, None, 0, True, 1)))
+    assert row["transfer"] == 50.0 and pd.isna(row["success"]) and row["broken"] == 2
+    row, = replay_summaries(records_of((0, None, 0, False, 2)))
+    assert pd.isna(row["transfer"]) and row["broken"] == 0 and row["top1"] == 0.0
+
+
+def test_a_failed_image_counts_against_the_model_but_in_no_transfer() -> None:
+    table = records_of((0, 1, 1, True, 1), (0, 1, 1, True, 0)).astype(object)
+    table.loc[1, ["right", "on_target", "source_broken", "source_pred"]] = None
+    row, = replay_summaries(table.assign(error=[None, "damaged"]))
+    assert (row["n"], row["failed"], row["top1"], row["top1_all"]) == (1, 1, 0.0, 0.0)
+    assert row["success_all"] == 100.0 and "transfer_all" not in row and row["broken"] == 1
+
+
+def test_the_table_says_who_made_the_images_and_how(made: Path, command: Command,
+                                                    tmp_path: Path) -> None:
+    folders = [source(made, name).folder for name in ATTACKS]
+    result = command("replay", *folders, "-m", "grey_models:right", "-m", "grey_models:wrong",
+                     "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for words in ("Transfer of adversarial images from the model that they were made for",
+                  "made on grey_models:right, as they were saved",
+                  "White-box PGD in the L-inf ball, targeted at a random wrong class",
+                  "Broken on the model that they were made for, budget by budget: "):
+        assert words in text, text
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "replay.csv").read_text())))
+    assert len(rows) == 2 * (2 + 2 + 1)
+    assert {row["source_model"] for row in rows} == {"grey_models:right"}
+    assert len({row["run_id"] for row in rows}) == 6
+    for name in ("replay.md", "replay.tex"):
+        content = (tmp_path / name).read_text()
+        assert "grey" in content and "transfer" in content
+    again = command("table", "replay", "--out", tmp_path)
+    assert again.exit_code == 0
+    assert sorted(again.stdout.split()) == sorted(result.stdout.split())
+
+
+def test_a_replay_that_was_stopped_goes_on(made: Path, command: Command, tmp_path: Path) -> None:
+    words = ("replay", source(made, "pgd").folder, "-m", "grey_models:wrong", "-b", "1")
+    command(*words, "--out", tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as stopping:
+        stop_after(stopping, 5)
+        assert command(*words, "--out", tmp_path / "o").exit_code == 130
+    assert command(*words, "--out", tmp_path / "o").exit_code == 0
+    pd.testing.assert_frame_equal(replayed(tmp_path / "whole").records(),
+                                  replayed(tmp_path / "o").records())
+
+
+class Smaller(Grey):
+    """A classifier of one class less."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES - 1)
+
+
+class Backwards(nn.Module):
+    """Knows the classes of the images by name, in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Grey()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images).flip(1)
+
+
+PLAIN = sanrobust.Preprocessing(img_size=32, crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_targets_and_predictions_follow_the_classes_by_name(made: Path, tmp_path: Path) -> None:
+    backwards = sanrobust.Classifier(Backwards(), name="backwards", preprocessing=PLAIN,
+                                     classes=[f"c{label}" for label in reversed(range(CLASSES))])
+    folder = source(made, "pgd").folder
+    there, here = (sanrobust.replay(model, data=folder, out=tmp_path)
+                   for model in ("grey_models:right", backwards))
+    names = ["top1", "success", "transfer", "source_top1", "source_success", "broken"]
+    pd.testing.assert_frame_equal(there[names], here[names])
+    assert there["success"].max() > 0
+
+
+@pytest.mark.parametrize(("model", "preprocessing", "words"), [
+    (Grey(), sanrobust.Preprocessing(img_size=16, crop_pct=1.0), "they are 32x32 and the model"),
+    (Smaller(), PLAIN, "must have its 5 classes"),
+    (sanrobust.Classifier(Grey(), name="other", preprocessing=PLAIN,
+                          classes=[f"d{label}" for label in range(CLASSES)]), None,
+     "must be classes of other"),
+])
+def test_a_model_that_cannot_take_the_images_is_refused(
+        model: nn.Module, preprocessing: sanrobust.Preprocessing | None, words: str, made: Path,
+        tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        sanrobust.replay(model, preprocessing=preprocessing, data=source(made, "pgd").folder,
+                         out=tmp_path)
+    assert words in str(caught.value) and "--data" not in str(caught.value)
+
+
+def test_where_nothing_was_saved_it_is_said_what_to_type(made: Path, command: Command,
+                                                         tmp_path: Path) -> None:
+    command("pgd", "-m", "grey_models:right", "--data", made / "val", "--out", tmp_path / "o")
+    bare = find_runs(tmp_path / "o", "pgd").runs[0].folder
+    for folder, words in ((bare, "holds none"), (made / "val", "holds none"),
+                          (tmp_path / "no", "there is no folder")):
+        result = command("replay", folder, "-m", "grey_models:right", "--out", tmp_path / "p")
+        assert result.exit_code == 3 and words in result.output and "replay" in result.output
+    assert command("replay", "-m", "grey_models:right").exit_code == 2
+    with pytest.raises(UsageError, match="must be given a folder"):
+        sanrobust.replay("grey_models:right", out=tmp_path / "p")
+    with pytest.MonkeyPatch.context() as stopping:
+        stop_after(stopping, 3)
+        command("pgd", "-m", "grey_models:right", "--data", made / "val", "-b", "1",
+                "--save-adversarial", "--out", tmp_path / "q")
+    unfinished = find_runs(tmp_path / "q", "pgd").runs[0].folder
+    result = command("replay", unfinished, "-m", "grey_models:right", "--out", tmp_path / "p")
+    assert result.exit_code == 3 and "has not saved all of its images" in result.output
+    assert not (tmp_path / "p").exists()
+
+
+def sealed(folder: Path, facts: dict[str, object]) -> None:
+    """Write a source with the hash of what it says."""
+    facts.pop("sha256", None)
+    facts["sha256"] = digest_of(facts)
+    (folder / "source.json").write_text(json.dumps(facts))
+
+
+def rewrite(folder: Path, change: Callable[[list[dict[str, str]]], object]) -> None:
+    """Change the rows of an index as a forger does who knows of the hashes."""
+    rows = list(csv.DictReader(io.StringIO((folder / "index.csv").read_text())))
+    names = list(rows[0])
+    change(rows)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [name for name in names if name in rows[0]])
+    writer.writeheader()
+    writer.writerows(rows)
+    content = stream.getvalue().encode()
+    (folder / "index.csv").write_bytes(content)
+    facts = json.loads((folder / "source.json").read_text())
+    sealed(folder, {**facts, "index_sha256": hashlib.sha256(content).hexdigest()})
+
+
+def forged(content: bytes, suffix: str = "png") -> Callable[[Path], None]:
+    """Put other content in the place of the last image, with its hash."""
+    def change(folder: Path) -> None:
+        def renamed(rows: list[dict[str, str]]) -> None:
+            name = rows[-1]["file"].replace("png", suffix)
+            (folder / name).write_bytes(content)
+            rows[-1].update(file=name, sha256=hashlib.sha256(content).hexdigest())
+        rewrite(folder, renamed)
+    return change
+
+
+def cell(name: str, value: str) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder, lambda rows: rows[3].update({name: value}))
+
+
+def fact(name: str, value: object) -> Callable[[Path], None]:
+    return lambda folder: sealed(folder, {
+        **json.loads((folder / "source.json").read_text()), name: value})
+
+
+def first(folder: Path) -> Path:
+    return sorted(folder.glob("*.png"))[0]
+
+
+def bad_spec(**facts: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        known = json.loads((folder / "source.json").read_text())
+        sealed(folder, {**known, "spec": {**known["spec"], **facts}})
+    return change
+
+
+def plane() -> bytes:
+    """A small PNG whose header names many pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
+    small = png("RGB", (1, 1))
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a changed byte": (lambda folder: first(folder).write_bytes(
+        first(folder).read_bytes()[:-1] + b"x"), "must be as it was written"),
+    "a missing file": (lambda folder: first(folder).unlink(), "1 file is ("),
+    "a folder for a file": (lambda folder: [first(folder).rename(folder / "x"),
+                                            (folder / "0").mkdir()], "not in"),
+    "an endless file": (lambda folder: first(folder).open("r+b").truncate(1 << 40), "must be as"),
+    "a pipe for a file": (lambda folder: [
+        name := first(folder), name.unlink(), os.mkfifo(name)], "not in"),
+    "a changed index": (lambda folder: (folder / "index.csv").write_bytes(
+        (folder / "index.csv").read_bytes().replace(b",4,", b",5,", 1)), "was changed after"),
+    "a changed source": (lambda folder: (folder / "source.json").write_text(
+        (folder / "source.json").read_text().replace("right", "wrong", 1)), "was changed after"),
+    "no index": (lambda folder: (folder / "index.csv").unlink(), "must be a readable file"),
+    "an empty index": (lambda folder: rewrite(folder, lambda rows: [
+        row.clear() for row in rows[1:]] and rows.__delitem__(slice(1, None)) or rows[0].update(
+            file="")), "no name of a saved image"),
+    "a path out of the folder": (cell("file", "../../run.json"), "no name of a saved image"),
+    "an absolute path": (cell("file", "/etc/passwd"), "no name of a saved image"),
+    "a file named twice": (lambda folder: rewrite(folder, lambda rows: rows[3].update(
+        file=rows[2]["file"])), "name one file"),
+    "no hash": (cell("sha256", ""), "no SHA-256"),
+    "a label that is none": (cell("label", "many"), "no whole number"),
+    "another label": (cell("label", "99"), "two labels"),
+    "a radius that is none": (cell("eps", "inf"), "no number"),
+    "a budget twice": (lambda folder: rewrite(folder, lambda rows: rows[1].update(
+        step=rows[0]["step"], iters=rows[0]["iters"])), "one file in each budget"),
+    "no column of labels": (lambda folder: rewrite(folder, lambda rows: [
+        row.pop("label") for row in rows]), "lacks label"),
+    "a target beyond the classes": (cell("target", "77"), "must be classes of the model"),
+    "a side of millions": (bad_spec(preprocessing={"img_size": 10**7}), "no number that"),
+    "a specification without a model": (bad_spec(model=None), "of another kind"),
+    "classes without names": (fact("classes", [1, 2, 3, 4, 5, 6]), "not as many"),
+    "another form": (fact("form", 2), "another version's form"),
+    "nothing but a number": (lambda folder: (folder / "source.json").write_text("7"), "changed"),
+    "no JSON": (lambda folder: (folder / "source.json").write_text("{"), "JSONDecodeError"),
+    "deep JSON": (lambda folder: (folder / "source.json").write_text("[" * 99999), "must be as"),
+    "bytes that are no text": (lambda folder: (folder / "source.json").write_bytes(b"\xff"),
+                               "must be as"),
+    "a forged PNG": (forged(b"\x89PNG\r\n\x1a\nnothing"), "it is no PNG"),
+    "half a PNG": (forged(png("RGB", (32, 32))[:-40]), "damaged"),
+    "a PNG of another size": (forged(png("RGB", (64, 32))), "64x32"),
+    "a PNG that claims a plane": (forged(plane()), "10000x10000"),
+    "an NPZ of another shape": (forged(npz(np.zeros((1, 32, 32), np.float32)), "npz"), "(1, 32"),
+    "an NPZ of another type": (forged(npz(np.zeros((3, 32, 32))), "npz"), "float64"),
+    "a pickle in an NPZ": (forged(npz(np.full((3, 8, 8), print, dtype=object)), "npz"), "object"),
+    "an NPZ that claims a plane": (forged(lying("(3, 1000000, 1000000)"), "npz"), "1000000"),
+    "an NPZ with less than it says": (forged(lying("(3, 32, 32)"), "npz"), "has not the"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_was_tampered_with_is_one_sentence(name: str, made: Path, command: Command,
+                                                tmp_path: Path) -> None:
+    folder = tmp_path / "adversarial"
+    shutil.copytree(source(made, "pgd").folder / "adversarial", folder)
+    change, words = HOSTILE[name]
+    change(folder)
+    result = command("replay", folder, "-m", "grey_models:right", "--out", tmp_path / "o")
+    assert result.exit_code in (2, 3) and "Traceback" not in result.output
+    sentence = result.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("sanrobust: ") and words in sentence, result.stderr
+    assert ", but " in sentence and len(sentence) < 900
+
+
+def test_the_folder_alone_is_enough(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(source(made, "l2").folder / "adversarial", folder)
+    here, there = (sanrobust.replay("grey_models:wrong", data=str(each), out=tmp_path / "o")
+                   for each in (folder, source(made, "l2").folder))
+    assert here["run_id"].tolist() == there["run_id"].tolist()
+    both = sanrobust.replay("grey_models:wrong", data=[folder, source(made, "pgd").folder],
+                            out=tmp_path / "o")
+    assert len(both) == 4 and both["source_settings"].nunique() == 2
+
+
+def test_one_folder_that_does_not_fit_costs_no_other(made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    sanrobust.pgd("grey_models:right", data=made / "val", out=other, save_adversarial=True,
+                  preprocessing=sanrobust.Preprocessing(img_size=16, crop_pct=1.0))
+    with pytest.raises(SanrobustError, match="they are 16x16"):
+        sanrobust.replay("grey_models:right", out=tmp_path / "o", data=[
+            find_runs(other, "pgd").runs[0].folder, source(made, "pgd").folder])
+    assert len(find_runs(tmp_path / "o", "replay").runs) == 1
