@@ -15,6 +15,7 @@ import pytest
 import sanrobust
 from conftest import SOURCES
 from sanrobust.cli import main
+from sanrobust.tensors import Attacked
 
 PACKAGE = Path(sanrobust.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
@@ -117,10 +118,10 @@ def test_the_python_examples_of_the_readme_run(tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (Path(SOURCES) / "README.md").read_text("utf-8"),
                         re.DOTALL)
-    assert blocks
+    found: dict[str, object] = {}
     for block in blocks:
-        found: dict[str, object] = {}
         exec(compile(block, "README.md", "exec"), found)
-        table, attacked = found["table"], found["attacked"]
-        assert isinstance(table, pd.DataFrame) and table["n"].tolist() == [451]
-        assert isinstance(attacked, pd.DataFrame) and attacked["iters"].tolist() == [4]
+    table, attacked, adversarial = found["table"], found["attacked"], found["found"]
+    assert isinstance(table, pd.DataFrame) and table["n"].tolist() == [451]
+    assert isinstance(attacked, pd.DataFrame) and attacked["iters"].tolist() == [4]
+    assert isinstance(adversarial, Attacked) and list(adversarial.robust_accuracy) == [4.0, 8.0]
