@@ -34,15 +34,13 @@ class Fab:
 
     Attributes:
         iters: steps.
-        purpose: what its starts are drawn for.
-        restart: 0 starts at the image, others at a random point of half the radius.
+        start: (B, 3, H, W) of the problem, where it begins: at the images, or near them.
         targets: (B,) int64 of the problem, the class beyond the boundary; None for the nearest of
             all, which takes K - 1 gradients a step.
     """
 
     iters: int
-    purpose: str
-    restart: int = 0
+    start: Tensor
     targets: Tensor | None = None
 
     def __call__(self, problem: Problem) -> Outcome:
@@ -52,7 +50,7 @@ class Fab:
         """
         outcome = Outcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
-        targets, pixels = self.targets, self._start(problem)
+        targets, pixels = self.targets, self.start
         for step in range(self.iters):
             point = self._nearest(problem, pixels, targets)
             outcome.note(index, point)
@@ -68,11 +66,6 @@ class Fab:
             if not len(index):
                 break
         return outcome
-
-    def _start(self, problem: Problem) -> Tensor:
-        if self.restart == 0:
-            return problem.images
-        return problem.start(self.purpose, self.restart, share=0.5)
 
     def _nearest(self, problem: Problem, pixels: Tensor, targets: Tensor | None) -> Point:
         if targets is not None:
