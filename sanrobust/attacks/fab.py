@@ -103,10 +103,10 @@ def _beyond(problem: Problem, point: Point) -> Tensor:
     assert point.gradient is not None
     normal = point.gradient.flatten(1)
     here, image = point.pixels.flatten(1), problem.images.flatten(1)
-    euclidean = not problem.norm.levels
-    from_here = way_to(here, normal, point.loss, euclidean=euclidean)
     offset = point.loss - row_sum(normal * (here - image))
-    from_image = way_to(image, normal, offset, euclidean=euclidean)
+    ways = way_to(torch.cat([here, image]), torch.cat([normal, normal]),
+                  torch.cat([point.loss, offset]), euclidean=not problem.norm.levels)
+    from_here, from_image = ways.chunk(2)
     near = problem.norm.size(from_here).clamp_min(_SHORT)
     far = problem.norm.size(from_image).clamp_min(_SHORT)
     share = (near / (near + far)).clamp_max(ALPHA).unsqueeze(1)
