@@ -46,11 +46,11 @@ def _time(distance: Tensor, gain: Tensor, most: Tensor, moment: Tensor) -> Tenso
     The sum is concave in time, so that Newton's steps from the left never pass the solution; they
     end when no further entry has stopped, with each image at its own step.
     """
-    aim = distance.unsqueeze(1)
+    aim, both = distance.unsqueeze(1), torch.cat([most, gain])
     time = torch.zeros_like(aim)
     for _ in range(moment.shape[1] + 1):
         stopped = moment <= time
-        sums = row_sum(torch.cat([torch.where(stopped, most, 0), torch.where(stopped, 0, gain)]))
+        sums = row_sum(both * torch.cat([stopped, ~stopped]))
         won, running = sums.unsqueeze(1).chunk(2)
         later = torch.where(running > 0, (aim - won) / running, float("inf"))
         later = torch.where((running > 0) | (won < aim), torch.maximum(time, later), time)

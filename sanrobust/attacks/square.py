@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -27,9 +29,11 @@ _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULED = 10_000
 _GRID = 5
 """Squares on a side of the first change in L2."""
+_WITHOUT_GRADIENT = 4
+"""How many times the images of a pass have room where nothing is kept for a gradient, at least."""
 _IN_VAIN = 0.5
-"""How many queries of an image are kept, on an average, of those that are made at once."""
-_REMEMBERED = 5
+"""How many queries of an image are kept at most, on an average, of those made at once."""
+_REMEMBERED = 20
 """Passes over which it is averaged how many are kept."""
 
 
@@ -63,10 +67,16 @@ class Square:
         index = torch.arange(len(problem.ids), device=problem.images.device)
         outcome.note(index, best)
         state = _State(problem, best, draws, index, torch.zeros_like(index))
-        room, kept = max(problem.room, len(index)), 1.0
-        while len(state.left(outcome, self.queries)):
-            count = _ahead(len(state.index), room, problem.pass_size, kept)
-            plan = _Plan.of(state.made, self.queries, count)
+        room, kept = _WITHOUT_GRADIENT * max(problem.room, len(index)), 1.0
+        ahead = images = 0
+        for turn in count():
+            if not len(state.left(outcome, self.queries)):
+                break
+            # Seldom another, as many a network is slow in its first pass of a shape.
+            if len(state.index) != images or turn % _REMEMBERED == 0:
+                images = len(state.index)
+                ahead = _ahead(images, room, problem.pass_size, kept)
+            plan = _Plan.of(state.made, self.queries, ahead)
             tried = self._try(search, state, plan)
             kept += (state.go_on(outcome, plan, tried, search) - kept) / _REMEMBERED
         return outcome
@@ -164,6 +174,7 @@ def _ahead(images: int, room: int, pass_size: int, kept: float) -> int:
     return max(min(filled, room // images), 1)
 
 
+@cache
 def share_at(query: int) -> float:
     """Return which part of the image a square covers at a query."""
     return SHARE * 0.5 ** sum(query > limit for limit in _HALVED_AT)
@@ -203,11 +214,12 @@ class _LinfSquares:
              ) -> Tensor:
         """Return the pixels with one square of new signs each."""
         _, channels, height, width = pixels.shape
-        sides = torch.tensor([min(max(round(math.sqrt(share * height * width)), 1), height, width)
-                              for share in shares], device=pixels.device)
-        inside = _window(draws, sides, height, width)
+        sides = {share: min(max(round(math.sqrt(share * height * width)), 1), height, width)
+                 for share in set(shares)}
+        side = torch.tensor([sides[share] for share in shares], device=pixels.device)
+        inside = _window(draws, side, height, width)
         signs = draws.signs(channels).view(-1, channels, 1, 1)
-        return problem.project(pixels + inside * signs * (2 * problem.radius))
+        return problem.project(inside * (signs * (2 * problem.radius)) + pixels)
 
 
 class _L2Squares:
