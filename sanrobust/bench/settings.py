@@ -72,9 +72,9 @@ class Threat:
 
     models: tuple[str, ...] = ATTACKED
     attacks: tuple[str, ...] = (AUTOATTACK, APGD_CE, APGD_T, FAB_T, SQUARE, PGD)
-    images: int = 32
+    images: int = 16
     eps: float = 8.0
-    iters: int = 10
+    iters: int = 20
     queries: int = 100
 
 
