@@ -236,7 +236,7 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
     version = (version_of(settings.version) if settings.attack == "autoattack"
                else Version((settings.attack,), {settings.attack: settings.restarts}))
     norm = NORMS.get(settings.norm)
-    size = isinstance(model, FixedSizeBatches) and model.size or 1
+    size = (model.size or 1) if isinstance(model, FixedSizeBatches) else 1
     with prepared(model, images, labels, ids) as (images, labels):
         clean = forward(model, images, with_graph=False).logits
         guards.check_finite(clean)
