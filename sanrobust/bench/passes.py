@@ -67,12 +67,12 @@ class Counted(nn.Module):
         back = torch.is_grad_enabled() and pixels.requires_grad
         leg = _Leg(self)
         if back:
-            pixels = _Entry.apply(pixels, leg)  # type: ignore[no-untyped-call]
+            pixels = _Entry.apply(pixels, leg)
         begin = self.now()
         logits: Tensor = self.network(pixels)
         self.add("forward", len(pixels), begin)
         if back:
-            logits = _Exit.apply(logits, leg)  # type: ignore[no-untyped-call]
+            logits = _Exit.apply(logits, leg)
         return logits
 
     def add(self, direction: str, images: int, begin: float) -> None:
