@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -179,8 +179,9 @@ def _ours(place: Arena, name: str, network: nn.Module) -> Tensor:
     threat, batch = place.threat, place.batch
     budget = Budget(threat.eps, PGD_STEP if name == PGD else None,
                     None if name == SQUARE else threat.iters)
-    queries = {"queries": threat.queries} if name in (SQUARE, AUTOATTACK) else {}
-    settings = AttackSettings(attack=name, budgets=(budget,), targets="none", **queries)
+    settings = AttackSettings(attack=name, budgets=(budget,), targets="none")
+    if name in (SQUARE, AUTOATTACK):
+        settings = replace(settings, queries=threat.queries)
     attack = build_attack(settings, settings.rule())
     (result,) = attack(FixedSizeBatches(network, place.size), batch.pixels, batch.labels,
                        batch.ids)

@@ -135,6 +135,7 @@ class _Bench:
                 self._say(f"{model} {step}, {each.name}: {effort.seconds:.3g} s, "
                           f"{100 * effort.model_share:.0f} % of it in the network, "
                           f"{effort.robust:.1f} % robust")
+            self._results.write()  # timed samples may take long
             self._case(case, sides)
             self._results.write()
 
