@@ -127,6 +127,26 @@ def test_room_for_several_tries_changes_no_number(name: str, norm: str) -> None:
         assert wide.by == narrow.by and wide.paths == narrow.paths
 
 
+class Narrow(OneByOne):
+    """A network that says nothing of more than four images together."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        return super().forward(pixels) + (float("nan") if len(pixels) > 4 else 0)
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "fab-t", "square"])
+def test_what_a_needless_try_comes_to_fails_no_image(name: str) -> None:
+    model, images, labels, ids = mostly_right(4)
+    found = []
+    for net in (model, Narrow(model.network)):
+        problem = Problem(net, images, labels, ids, model(images).detach(), REGISTRY.get("linf"),
+                          3 / 255, 0, 32)
+        found.append(attack_until_broken(problem, Version((name,), {}), Strength(5, 30, True)))
+    sound, narrow = found
+    assert torch.equal(sound.pixels, narrow.pixels) and sound.paths == narrow.paths
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab", "fab-t", "square"])
 def test_autoattack_is_at_least_as_strong_as_its_members(name: str, norm: str) -> None:

@@ -21,6 +21,7 @@ from sanrobust.attacks.losses import margin
 from sanrobust.attacks.norms import TINY, column, row_sum
 from sanrobust.attacks.problem import Outcome, Point, Problem
 from sanrobust.attacks.randomness import WORD, Draws
+from sanrobust.errors import NonFiniteError
 
 SHARE = 0.8
 """Part of the image that the first squares cover (p)."""
@@ -77,7 +78,13 @@ class Square:
                 images = len(state.index)
                 ahead = _ahead(images, room, problem.pass_size, kept)
             plan = _Plan.of(state.made, self.queries, ahead)
-            tried = self._try(search, state, plan)
+            try:
+                tried = self._try(search, state, plan)
+            except NonFiniteError:  # of a query that is in vain, perhaps
+                if ahead == 1:
+                    raise
+                plan = _Plan.of(state.made, self.queries, 1)
+                tried = self._try(search, state, plan)
             kept += (state.go_on(outcome, plan, tried, search) - kept) / _REMEMBERED
         return outcome
 

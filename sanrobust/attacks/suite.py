@@ -24,6 +24,7 @@ from sanrobust.attacks.problem import Outcome, Problem, forward, prepared
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.square import Square
 from sanrobust.attacks.versions import Version, version_of
+from sanrobust.errors import NonFiniteError
 from sanrobust.steady import FixedSizeBatches
 
 if TYPE_CHECKING:
@@ -159,14 +160,20 @@ def attack_until_broken(problem: Problem, version: Version, strength: Strength) 
     for name in version.members:
         member = MEMBERS[name]
         strength = replace(strength, restarts=version.restarts.get(name, 1))
-        waiting = member.tries(problem.num_classes, strength)
+        waiting, abreast = member.tries(problem.num_classes, strength), member.abreast
         while waiting and len(left := state.left()):
             # Images that have left make room for further tries of the others; what comes of a try
             # does not depend on those beside it.
             room = max(problem.room, len(problem.ids)) // len(left)
-            now = waiting[:room if member.abreast else 1]
+            now = waiting[:room if abreast else 1]
+            try:
+                made = member.attack(problem.part(left), now, strength)
+            except NonFiniteError:  # of a try that would not be made, perhaps
+                if len(now) == 1:
+                    raise
+                abreast = False
+                continue
             waiting = waiting[len(now):]
-            made = member.attack(problem.part(left), now, strength)
             state.enter(name, made, left, len(now))
     return state.found()
 
