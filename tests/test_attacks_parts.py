@@ -162,6 +162,19 @@ def test_draws_belong_to_the_image_and_go_on_where_they_were() -> None:
     assert whole.places(0).tolist() == [0, 0, 0]
 
 
+def test_what_is_drawn_ahead_is_what_will_be_drawn() -> None:
+    device = torch.device("cpu")
+    draws, plain = (Draws(["a", "b"], 0, "square", device) for _ in range(2))
+    signs = [plain.signs(70) for _ in range(300)]  # of two words each
+    rows, turns = torch.tensor([1, 0, 1]), torch.tensor([0, 3, 250])
+    ahead = draws.ahead(rows, turns, 2).signs(70)
+    expected = [signs[turn][row] for row, turn in zip(rows.tolist(), turns.tolist())]
+    assert torch.equal(ahead, torch.stack(expected))
+    draws.skip(torch.tensor([2, 6]))
+    assert torch.equal(draws.signs(70), torch.stack([signs[1][0], signs[3][1]]))
+    assert torch.equal(draws.part(torch.tensor([1])).signs(70), signs[4][1:])
+
+
 def lengths(change: Tensor) -> Tensor:
     return change.square().sum((1, 2, 3), keepdim=True).sqrt()
 

@@ -9,6 +9,10 @@ from attack_tester import AttackTester, OneByOne, mostly_right
 from torch import Tensor, nn
 
 from sanrobust.attacks.catalog import ATTACKS
+from sanrobust.attacks.norms import NORMS as REGISTRY
+from sanrobust.attacks.problem import Problem
+from sanrobust.attacks.suite import MEMBERS, Strength, attack_until_broken
+from sanrobust.attacks.versions import Version
 from sanrobust.errors import NonFiniteError
 
 NORMS = ("linf", "l2")
@@ -101,6 +105,46 @@ def test_one_image_without_numbers_is_named_and_not_attacked(name: str, norm: st
     images[2, 0, 0, 0] = 1
     with pytest.raises(NonFiniteError):
         AttackTester.of(name, norm).attack(Broken(), images, labels, ids)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", list(MEMBERS))
+def test_room_for_several_tries_changes_no_number(name: str, norm: str) -> None:
+    model, images, labels, ids = mostly_right(5)
+    radius = {"linf": 3 / 255, "l2": 0.5}[norm]
+    strength = Strength(iters=6, queries=30, rescaled=True)
+    version = Version((name,), {name: 1 if "-t" in name else 3})
+    found = []
+    for room, size in ((1, 1), (12, 1), (64, 1), (64, 16)):
+        problem = Problem(model, images, labels, ids, model(images).detach(), REGISTRY.get(norm),
+                          radius, 0, room, size)
+        found.append(attack_until_broken(problem, version, strength))
+    narrow, *wider = found
+    assert None in narrow.by and name in narrow.by
+    for wide in wider:
+        assert torch.equal(wide.pixels, narrow.pixels) and torch.equal(wide.step, narrow.step)
+        assert torch.equal(wide.zero.nan_to_num(9), narrow.zero.nan_to_num(9))
+        assert wide.by == narrow.by and wide.paths == narrow.paths
+
+
+class Narrow(OneByOne):
+    """A network that says nothing of more than four images together."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        return super().forward(pixels) + (float("nan") if len(pixels) > 4 else 0)
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "fab-t", "square"])
+def test_what_a_needless_try_comes_to_fails_no_image(name: str) -> None:
+    model, images, labels, ids = mostly_right(4)
+    found = []
+    for net in (model, Narrow(model.network)):
+        problem = Problem(net, images, labels, ids, model(images).detach(), REGISTRY.get("linf"),
+                          3 / 255, 0, 32)
+        found.append(attack_until_broken(problem, Version((name,), {}), Strength(5, 30, True)))
+    sound, narrow = found
+    assert torch.equal(sound.pixels, narrow.pixels) and sound.paths == narrow.paths
 
 
 @pytest.mark.parametrize("norm", NORMS)

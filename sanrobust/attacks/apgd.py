@@ -32,16 +32,14 @@ class Walk:
     Attributes:
         loss: what it descends.
         iters: steps.
-        purpose: what its starts are drawn for; two walks with one purpose start alike.
-        restart: which of several starts.
+        start: (B, 3, H, W) of the problem, where it begins.
         targets: (B,) int64 of the problem, where the loss has them.
         looks: passes of a random model per step.
     """
 
     loss: Loss
     iters: int
-    purpose: str
-    restart: int = 0
+    start: Tensor
     targets: Tensor | None = None
     looks: int = 1
 
@@ -52,8 +50,7 @@ class Walk:
         """
         outcome = Outcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
-        start = problem.start(self.purpose, self.restart)
-        state = _State.at(self._look(problem, start, self.targets), problem)
+        state = _State.at(self._look(problem, self.start, self.targets), problem)
         targets, marks = self.targets, set(checkpoints(self.iters))
         since = 0
         for step in range(self.iters + 1):

@@ -34,15 +34,13 @@ class Fab:
 
     Attributes:
         iters: steps.
-        purpose: what its starts are drawn for.
-        restart: 0 starts at the image, others at a random point of half the radius.
+        start: (B, 3, H, W) of the problem, where it begins: at the images, or near them.
         targets: (B,) int64 of the problem, the class beyond the boundary; None for the nearest of
             all, which takes K - 1 gradients a step.
     """
 
     iters: int
-    purpose: str
-    restart: int = 0
+    start: Tensor
     targets: Tensor | None = None
 
     def __call__(self, problem: Problem) -> Outcome:
@@ -52,7 +50,7 @@ class Fab:
         """
         outcome = Outcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
-        targets, pixels = self.targets, self._start(problem)
+        targets, pixels = self.targets, self.start
         for step in range(self.iters):
             point = self._nearest(problem, pixels, targets)
             outcome.note(index, point)
@@ -68,11 +66,6 @@ class Fab:
             if not len(index):
                 break
         return outcome
-
-    def _start(self, problem: Problem) -> Tensor:
-        if self.restart == 0:
-            return problem.images
-        return problem.start(self.purpose, self.restart, share=0.5)
 
     def _nearest(self, problem: Problem, pixels: Tensor, targets: Tensor | None) -> Point:
         if targets is not None:
@@ -110,10 +103,10 @@ def _beyond(problem: Problem, point: Point) -> Tensor:
     assert point.gradient is not None
     normal = point.gradient.flatten(1)
     here, image = point.pixels.flatten(1), problem.images.flatten(1)
-    euclidean = not problem.norm.levels
-    from_here = way_to(here, normal, point.loss, euclidean=euclidean)
     offset = point.loss - row_sum(normal * (here - image))
-    from_image = way_to(image, normal, offset, euclidean=euclidean)
+    ways = way_to(torch.cat([here, image]), torch.cat([normal, normal]),
+                  torch.cat([point.loss, offset]), euclidean=not problem.norm.levels)
+    from_here, from_image = ways.chunk(2)
     near = problem.norm.size(from_here).clamp_min(_SHORT)
     far = problem.norm.size(from_image).clamp_min(_SHORT)
     share = (near / (near + far)).clamp_max(ALPHA).unsqueeze(1)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sanrobust.attacks.norms import row_sum
+
 
 def way_to(pixels: Tensor, normal: Tensor, offset: Tensor, *, euclidean: bool) -> Tensor:
     """Return the shortest change that brings each point to its hyperplane, (B, N).
 
     Every entry runs against its part of the normal, at speed 1 (L-inf) or at the speed of that part
     (L2), until it meets 0 or 1; the plane is met where the sum of what all have won is the
-    distance. That sum grows piecewise linearly, so that sorting the entries by when they stop
-    gives the moment. Source of the problem: Croce & Hein (2020, arXiv 1907.02044), section 3.1.
+    distance. Source of the problem: Croce & Hein (2020, arXiv 1907.02044), section 3.1.
 
     Args:
         pixels: (B, N) in [0, 1].
@@ -25,29 +26,35 @@ def way_to(pixels: Tensor, normal: Tensor, offset: Tensor, *, euclidean: bool) -
 
     Where the pixel range does not reach the plane, the change leads as near as it allows.
     """
-    normal = torch.where(offset.unsqueeze(1) >= 0, normal, -normal)
-    distance = offset.abs().double()
+    normal = normal * torch.where(offset >= 0, 1.0, -1.0).unsqueeze(1)
     weight = normal.abs()
     room = torch.where(normal > 0, pixels, 1 - pixels)
-    speed = weight if euclidean else torch.ones_like(weight)
-    moment = torch.where(weight > 0, room / speed, float("inf"))
-    moments, order = moment.sort(dim=1, stable=True)
-    gain = (weight * speed).gather(1, order).double()
-    most = (weight * room).gather(1, order).double()
-    # Won by those that have stopped before each moment, and speed of those that still run then.
-    stopped = torch.cumsum(most, 1) - most
-    running = _rest(gain)
-    won = stopped + torch.where(gain > 0, moments.double(), 0) * running
-    met = (won < distance.unsqueeze(1)).sum(1, keepdim=True)
-    reached = met < moments.shape[1]
-    met = met.clamp_max(moments.shape[1] - 1)
-    time = ((distance.unsqueeze(1) - stopped.gather(1, met))
-            / running.gather(1, met).clamp_min(1e-300)).clamp_min(0)
-    time = torch.where(reached, time, float("inf")).to(pixels.dtype)
-    walked = torch.where(weight > 0, torch.minimum(time * speed, room), 0)
+    if euclidean:
+        # An entry of weight 0 has no moment: it wins nothing, whether it runs or not.
+        time = _time(offset.abs(), weight.square(), weight * room, room / weight)
+        walked = torch.where(weight > 0, torch.minimum(time * weight, room), 0)
+    else:
+        time = _time(offset.abs(), weight, weight * room, room)
+        walked = torch.minimum(time, room)
     return -normal.sign() * walked
 
 
-def _rest(values: Tensor) -> Tensor:
-    """Return the sum of each entry and all behind it, (B, N)."""
-    return torch.cumsum(values.flip(1), 1).flip(1)
+def _time(distance: Tensor, gain: Tensor, most: Tensor, moment: Tensor) -> Tensor:
+    """Return when the sum of all entries' wins is the distance, (B, 1); infinity where never.
+
+    An entry wins ``gain`` (B, N) in a unit of time until its ``moment``, when it has won ``most``.
+    The sum is concave in time, so that Newton's steps from the left never pass the solution; they
+    end when no further entry has stopped, with each image at its own step.
+    """
+    aim, both = distance.unsqueeze(1), torch.cat([most, gain])
+    time = torch.zeros_like(aim)
+    for _ in range(moment.shape[1] + 1):
+        stopped = moment <= time
+        sums = row_sum(both * torch.cat([stopped, ~stopped]))
+        won, running = sums.unsqueeze(1).chunk(2)
+        later = torch.where(running > 0, (aim - won) / running, float("inf"))
+        later = torch.where((running > 0) | (won < aim), torch.maximum(time, later), time)
+        if torch.equal(later, time):
+            break
+        time = later
+    return time

@@ -70,6 +70,29 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Tries:
+    """Several tries of each image side by side, of which one that wins makes the later ones idle.
+
+    Attributes:
+        image: (B,) int64, of which image each is.
+        turn: (B,) int64, which try of it.
+    """
+
+    image: Tensor
+    turn: Tensor
+
+    @classmethod
+    def of(cls, images: int, count: int, device: torch.device) -> Tries:
+        """Return ``count`` tries of each image, the first of all images before the second."""
+        return cls(torch.arange(images, device=device).repeat(count),
+                   torch.arange(count, device=device).repeat_interleave(images))
+
+    def part(self, index: Tensor) -> Tries:
+        """Return some of them."""
+        return Tries(self.image[index], self.turn[index])
+
+
+@dataclass(frozen=True)
 class Problem:
     """A batch to be attacked until the label is lost.
 
@@ -82,6 +105,10 @@ class Problem:
         norm: of the ball.
         radius: of the ball, in the pixel range.
         seed: of what is drawn.
+        room: how many images a pass may have where several tries of an image are made at once; the
+            batch itself always has room.
+        pass_size: images of which passes are made up, see `sanrobust.steady.FixedSizeBatches`.
+        tries: where the images are tries of fewer.
     """
 
     model: Classifier
@@ -92,6 +119,9 @@ class Problem:
     norm: Norm
     radius: float
     seed: int
+    room: int = 1
+    pass_size: int = 1
+    tries: Tries | None = None
 
     @property
     def num_classes(self) -> int:
@@ -102,7 +132,15 @@ class Problem:
         """Return the problem of some images, (b,) int64."""
         return replace(self, images=self.images[index], labels=self.labels[index],
                        ids=[self.ids[place] for place in index.tolist()],
-                       clean_logits=self.clean_logits[index])
+                       clean_logits=self.clean_logits[index],
+                       tries=None if self.tries is None else self.tries.part(index))
+
+    def tried(self, count: int) -> Problem:
+        """Return the problem with ``count`` tries of each image, see `Tries.of`."""
+        if count == 1:
+            return self
+        tries = Tries.of(len(self.ids), count, self.images.device)
+        return replace(self.part(tries.image), tries=tries)
 
     def project(self, pixels: Tensor) -> Tensor:
         """Return the nearest legal images."""
@@ -199,6 +237,8 @@ class Outcome:
         step: (B,) int64, step or query at which it was lost; -1 where it was not.
         zero: (B,) float32, least share of a gradient that was exactly zero; 2 where none was taken.
         noted: the losses (b,) of the images (b,) that were looked at together, in order.
+        tries: where the images are tries of fewer: what a later try comes to is then unknown.
+        first: (B,) int64, the first try that has broken each image; B for none.
     """
 
     pixels: Tensor
@@ -207,6 +247,8 @@ class Outcome:
     step: Tensor
     zero: Tensor
     noted: list[tuple[Tensor, Tensor]]
+    tries: Tries | None
+    first: Tensor
 
     @classmethod
     def of(cls, problem: Problem) -> Outcome:
@@ -214,7 +256,8 @@ class Outcome:
         labels = problem.labels
         return cls(problem.images.clone(), problem.clean_logits.clone(),
                    problem.clean_logits.argmax(1) != labels, torch.full_like(labels, -1),
-                   problem.images.new_full(labels.shape, 2), [])
+                   problem.images.new_full(labels.shape, 2), [], problem.tries,
+                   torch.full_like(labels, len(labels)))
 
     def take(self, index: Tensor, point: Point) -> None:
         """Enter where some images are now, (b,) int64."""
@@ -227,13 +270,26 @@ class Outcome:
         if point.gradient is not None:
             self.zero[index] = torch.minimum(self.zero[index], zero_share(point.gradient))
 
-    def leave(self, index: Tensor, point: Point, step: int) -> Tensor:
-        """Enter the images that have just lost their label; return which of ``index`` go on."""
+    def leave(self, index: Tensor, point: Point, step: int | Tensor) -> Tensor:
+        """Enter the images that have just lost their label; return which of ``index`` go on.
+
+        Args:
+            index: (b,) int64, the images.
+            point: where they are.
+            step: the step or query, of all or of each.
+        """
         gone = point.wrong.nonzero().squeeze(1)
-        if len(gone):
-            self.take(index[gone], point.part(gone))
-            self.step[index[gone]] = step
-        return (~point.wrong).nonzero().squeeze(1)
+        if not len(gone):
+            return torch.arange(len(index), device=index.device)
+        self.take(index[gone], point.part(gone))
+        self.step[index[gone]] = step if isinstance(step, int) else step[gone]
+        on = ~point.wrong
+        if self.tries is not None:
+            lost = self.tries.part(index[gone])
+            self.first.scatter_reduce_(0, lost.image, lost.turn, "amin")
+            here = self.tries.part(index)
+            on &= here.turn < self.first[here.image]
+        return on.nonzero().squeeze(1)
 
     def paths(self) -> list[list[float]]:
         """Return the loss at each step, of each image."""

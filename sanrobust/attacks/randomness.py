@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+WORD = 64
+"""Bits of a word of a stream."""
 _BLOCK = 256
 
 
@@ -94,39 +96,72 @@ class Draws:
         self.device = device
         self._streams = [np.random.Philox(key=hashed(seed, purpose, each) >> 128) for each in ids]
         self._ready = np.empty((len(ids), 0), np.uint64)
+        # Up to where each image has used what is ready.
+        self._used = np.zeros(len(ids), np.int64)
 
     def part(self, index: torch.Tensor) -> Draws:
         """Return the streams of some images, which go on from where they are."""
         rest = copy(self)
         places = index.tolist()
-        rest._streams = [self._streams[place] for place in places]
-        rest._ready = self._ready[places]
+        rest._streams = [self._streams[place] for place in places] if self._streams else []
+        rest._ready, rest._used = self._ready[places], self._used[places]
         return rest
 
-    def places(self, end: int) -> torch.Tensor:
+    def ahead(self, rows: torch.Tensor, turns: torch.Tensor, words: int) -> Draws:
+        """Return what images would draw if they had drawn several times before; uses up nothing.
+
+        Args:
+            rows: (L,) int64, of which image each of the L draws is.
+            turns: (L,) int64, how many draws come before it.
+            words: how many words of 64 bits a draw takes.
+        """
+        import numpy as np
+        places, before = rows.cpu().numpy(), turns.cpu().numpy() * words
+        self._fill(int(before.max(initial=0)) + words)
+        columns = (self._used[places] + before)[:, None] + np.arange(words)
+        drawn = copy(self)
+        drawn._streams, drawn._ready = [], self._ready[places[:, None], columns]
+        drawn._used = np.zeros(len(places), np.int64)
+        return drawn
+
+    def skip(self, words: torch.Tensor) -> None:
+        """Use up as many words of each image, (B,) int64, as it has drawn ahead."""
+        self._used = self._used + words.cpu().numpy()
+
+    def places(self, end: int | torch.Tensor) -> torch.Tensor:
         """Return a whole number from 0 up to and without ``end`` for each image, (B,) int64.
 
-        It is 0 where ``end`` is.
+        It is 0 where ``end``, a number or one for each image, is.
         """
         import numpy as np
         import torch
-        (high,) = (self._words(1) >> np.uint64(32)).T
-        return torch.from_numpy((high.astype(np.int64) * end) >> 32).to(self.device)
+        high = (self._words(1)[:, 0] >> np.uint64(32)).astype(np.int64)
+        ends = end.cpu().numpy() if isinstance(end, torch.Tensor) else end
+        return torch.from_numpy((high * ends) >> 32).to(self.device)
 
     def signs(self, count: int) -> torch.Tensor:
         """Return random signs, (B, count) float32, each 1 or -1."""
         import numpy as np
         import torch
-        words = self._words(-(-count // 64)).astype("<u8", copy=False)
+        words = self._words(-(-count // WORD)).astype("<u8")
         bits = np.unpackbits(words.view(np.uint8), axis=1, count=count)
         return torch.from_numpy(bits.astype(np.float32) * 2 - 1).to(self.device)
 
     def _words(self, count: int) -> NDArray[np.uint64]:
         """Return the next ``count`` words of each stream, (B, count)."""
         import numpy as np
-        if self._ready.shape[1] < count:
-            more = np.array([stream.random_raw(max(_BLOCK, count)) for stream in self._streams],
-                            np.uint64).reshape(len(self._streams), -1)
-            self._ready = np.concatenate([self._ready, more], axis=1)
-        words, self._ready = self._ready[:, :count], self._ready[:, count:]
-        return words
+        self._fill(count)
+        columns = self._used[:, None] + np.arange(count)
+        self._used = self._used + count
+        return np.take_along_axis(self._ready, columns, 1)
+
+    def _fill(self, count: int) -> None:
+        """Have ``count`` words of each stream ready that are not used up."""
+        import numpy as np
+        if not len(self._used) or self._used.max() + count <= self._ready.shape[1]:
+            return
+        kept = [row[used:] for row, used in zip(self._ready, self._used)]
+        width = max(map(len, kept)) + max(_BLOCK, count)
+        self._ready = np.array([np.concatenate([row, stream.random_raw(width - len(row))])
+                                for row, stream in zip(kept, self._streams)], np.uint64)
+        self._used = np.zeros(len(kept), np.int64)

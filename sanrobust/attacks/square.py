@@ -8,15 +8,20 @@ Letters: B images, C channels, H rows, W columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sanrobust.attacks.losses import margin
 from sanrobust.attacks.norms import TINY, column, row_sum
-from sanrobust.attacks.problem import Outcome, Problem
-from sanrobust.attacks.randomness import Draws
+from sanrobust.attacks.problem import Outcome, Point, Problem
+from sanrobust.attacks.randomness import WORD, Draws
+from sanrobust.errors import NonFiniteError
 
 SHARE = 0.8
 """Part of the image that the first squares cover (p)."""
@@ -25,24 +30,31 @@ _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULED = 10_000
 _GRID = 5
 """Squares on a side of the first change in L2."""
+_WITHOUT_GRADIENT = 4
+"""How many times the images of a pass have room where nothing is kept for a gradient, at least."""
+_IN_VAIN = 0.5
+"""How many queries of an image are kept at most, on an average, of those made at once."""
+_REMEMBERED = 20
+"""Passes over which it is averaged how many are kept."""
 
 
 @dataclass(frozen=True)
 class Square:
     """A random search.
 
+    Where there is room in a pass, an image's next queries are made together, as if none of them
+    were kept; those behind the first that is kept are made anew. So no result depends on the room.
+
     Attributes:
         queries: of an image after the first.
         rescaled: whether the squares shrink as over 10,000 queries, however many there are, which
             is the paper's schedule; AutoAttack's 5,000 take the first half of it.
         purpose: what its draws are for.
-        restart: which of several.
     """
 
     queries: int
     rescaled: bool
     purpose: str
-    restart: int = 0
 
     def __call__(self, problem: Problem) -> Outcome:
         """Attack a problem; an image is done as soon as its label is lost.
@@ -50,35 +62,154 @@ class Square:
         An image that keeps its label is left at its lowest margin.
         """
         outcome = Outcome.of(problem)
-        index = torch.arange(len(problem.ids), device=problem.images.device)
-        draws = Draws(problem.ids, problem.seed, f"{self.purpose}:{self.restart}",
-                      problem.images.device)
+        draws = Draws(problem.ids, problem.seed, self.purpose, problem.images.device)
         search = _LinfSquares() if problem.norm.levels else _L2Squares()
         best = problem.look(search.first(problem, draws), margin, with_gradient=False)
-        for query in range(self.queries + 1):
-            outcome.note(index, best)
-            rest = outcome.leave(index, best, query + 1)
-            if len(rest) < len(index):
-                index, problem, best = index[rest], problem.part(rest), best.part(rest)
-                draws = draws.part(rest)
-            if query == self.queries or not len(index):
+        index = torch.arange(len(problem.ids), device=problem.images.device)
+        outcome.note(index, best)
+        state = _State(problem, best, draws, index, torch.zeros_like(index))
+        room, kept = _WITHOUT_GRADIENT * max(problem.room, len(index)), 1.0
+        ahead = images = 0
+        for turn in count():
+            if not len(state.left(outcome, self.queries)):
                 break
-            at = int(query / self.queries * _SCHEDULED) if self.rescaled else query
-            tried = problem.look(search.next(problem, best.pixels, share_at(at), draws), margin,
-                                 with_gradient=False)
-            best = best.where((tried.loss < best.loss) | tried.wrong, tried)
-        if len(index):
-            outcome.take(index, best)
+            # Seldom another, as many a network is slow in its first pass of a shape.
+            if len(state.index) != images or turn % _REMEMBERED == 0:
+                images = len(state.index)
+                ahead = _ahead(images, room, problem.pass_size, kept)
+            plan = _Plan.of(state.made, self.queries, ahead)
+            try:
+                tried = self._try(search, state, plan)
+            except NonFiniteError:  # of a query that is in vain, perhaps
+                if ahead == 1:
+                    raise
+                plan = _Plan.of(state.made, self.queries, 1)
+                tried = self._try(search, state, plan)
+            kept += (state.go_on(outcome, plan, tried, search) - kept) / _REMEMBERED
         return outcome
 
+    def _try(self, search: _Search, state: _State, plan: _Plan) -> Point:
+        """Ask the model about the squares that are next, of which a query may be several away."""
+        problem = state.problem.part(plan.image)
+        drawn = state.draws.ahead(plan.image, plan.turn, search.words(problem.images.shape[1]))
+        shares = [share_at(int(query / self.queries * _SCHEDULED) if self.rescaled else query)
+                  for query in plan.query.tolist()]
+        pixels = search.next(problem, state.best.pixels[plan.image], shares, drawn)
+        return problem.look(pixels, margin, with_gradient=False)
 
+
+@dataclass
+class _State:
+    """The images that still search, (b,) int64, their best points and how many queries each made.
+    """
+
+    problem: Problem
+    best: Point
+    draws: Draws
+    index: Tensor
+    made: Tensor
+
+    def left(self, outcome: Outcome, queries: int) -> Tensor:
+        """Enter what is at its end, and return which images go on."""
+        on = outcome.leave(self.index, self.best, self.made + 1)
+        spent = self.made[on] >= queries
+        if spent.any():
+            end = on[spent]
+            outcome.take(self.index[end], self.best.part(end))
+            on = on[~spent]
+        if len(on) < len(self.index):
+            self.problem, self.best = self.problem.part(on), self.best.part(on)
+            self.draws, self.index, self.made = self.draws.part(on), self.index[on], self.made[on]
+        return self.index
+
+    def go_on(self, outcome: Outcome, plan: _Plan, tried: Point, search: _Search) -> float:
+        """Keep the first of an image's tries that serves; return which part of those made has."""
+        before = self.best.loss[plan.image]
+        serves = (tried.loss < before) | tried.wrong
+        used = plan.used(serves)
+        final = plan.first + used - 1
+        mine = (plan.turn < used[plan.image]).nonzero().squeeze(1)
+        outcome.noted.append((self.index[plan.image[mine]],
+                              torch.where(serves, tried.loss, before)[mine]))
+        self.best = self.best.where(serves[final], tried.part(final))
+        self.draws.skip(used * search.words(tried.pixels.shape[1]))
+        self.made = self.made + used
+        return float(serves[final].sum() / len(mine))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Queries to make at once, each as if those of its image before it were not kept.
+
+    Attributes:
+        image: (L,) int64, of which image each is; those of an image together, in their order.
+        turn: (L,) int64, how many of its image come before it.
+        query: (L,) int64, how many its image has then made.
+        first: (b,) int64, where those of each image begin.
+        count: (b,) int64, how many each image has.
+    """
+
+    image: Tensor
+    turn: Tensor
+    query: Tensor
+    first: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, made: Tensor, queries: int, ahead: int) -> _Plan:
+        """Return the next ``ahead`` queries of each image, or all that it has left."""
+        count = (queries - made).clamp_max(ahead)
+        first = count.cumsum(0) - count
+        image = torch.arange(len(made), device=made.device).repeat_interleave(count)
+        turn = torch.arange(len(image), device=made.device) - first[image]
+        return cls(image, turn, made[image] + turn, first, count)
+
+    def used(self, serves: Tensor) -> Tensor:
+        """Return how many of each image's queries count, (b,): up to the first that serves."""
+        turns = torch.where(serves, self.turn + 1, len(self.image))
+        return self.count.scatter_reduce(0, self.image, turns, "amin")
+
+
+def _ahead(images: int, room: int, pass_size: int, kept: float) -> int:
+    """Return how many queries of each image are made at once, where ``kept`` of them are kept.
+
+    What lies behind one that is kept is made in vain, so few are made where many are kept, but
+    always as many as fill up a pass.
+    """
+    few = max(int(_IN_VAIN / max(kept, _IN_VAIN / room)), 1)
+    filled = -(-images * few // pass_size) * pass_size // images
+    return max(min(filled, room // images), 1)
+
+
+@cache
 def share_at(query: int) -> float:
     """Return which part of the image a square covers at a query."""
     return SHARE * 0.5 ** sum(query > limit for limit in _HALVED_AT)
 
 
+class _Search(Protocol):
+    """Which squares are tried in a norm."""
+
+    def words(self, channels: int) -> int:
+        """Return how many words of 64 bits a query draws."""
+        ...
+
+    def first(self, problem: Problem, draws: Draws) -> Tensor:
+        """Return where the search begins."""
+        ...
+
+    def next(self, problem: Problem, pixels: Tensor, shares: Sequence[float], draws: Draws
+             ) -> Tensor:
+        """Return the pixels (B, 3, H, W) with one square each that covers its share of B."""
+        ...
+
+
 class _LinfSquares:
     """Squares of one colour: plus or minus the radius in each channel."""
+
+    def words(self, channels: int) -> int:
+        """Return what places and signs take."""
+        return 2 + _sign_words(channels)
 
     def first(self, problem: Problem, draws: Draws) -> Tensor:
         """Return vertical stripes of random signs."""
@@ -86,17 +217,24 @@ class _LinfSquares:
         signs = draws.signs(channels * width).view(-1, channels, 1, width)
         return (problem.images + signs * problem.radius).clamp_(0, 1)
 
-    def next(self, problem: Problem, pixels: Tensor, share: float, draws: Draws) -> Tensor:
+    def next(self, problem: Problem, pixels: Tensor, shares: Sequence[float], draws: Draws
+             ) -> Tensor:
         """Return the pixels with one square of new signs each."""
         _, channels, height, width = pixels.shape
-        side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        sides = {share: min(max(round(math.sqrt(share * height * width)), 1), height, width)
+                 for share in set(shares)}
+        side = torch.tensor([sides[share] for share in shares], device=pixels.device)
         inside = _window(draws, side, height, width)
         signs = draws.signs(channels).view(-1, channels, 1, 1)
-        return problem.project(pixels + inside * signs * (2 * problem.radius))
+        return problem.project(inside * (signs * (2 * problem.radius)) + pixels)
 
 
 class _L2Squares:
     """Squares of two bumps of opposite sign, which take the length of what they replace."""
+
+    def words(self, channels: int) -> int:
+        """Return what two places, the signs and the way a bump lies take."""
+        return 4 + _sign_words(channels) + _sign_words(1)
 
     def first(self, problem: Problem, draws: Draws) -> Tensor:
         """Return a grid of bumps in random signs, of the whole radius."""
@@ -110,8 +248,17 @@ class _L2Squares:
                 change[:, :, row:row + side, left:left + side] = self._bumps(side, draws) * signs
         return _at_radius(problem, change)
 
-    def next(self, problem: Problem, pixels: Tensor, share: float, draws: Draws) -> Tensor:
+    def next(self, problem: Problem, pixels: Tensor, shares: Sequence[float], draws: Draws
+             ) -> Tensor:
         """Return the pixels with the change of one square moved into another."""
+        moved = torch.empty_like(pixels)
+        for share in set(shares):
+            part = torch.tensor([place for place, each in enumerate(shares) if each == share],
+                                device=pixels.device)
+            moved[part] = self._next(problem.part(part), pixels[part], share, draws.part(part))
+        return moved
+
+    def _next(self, problem: Problem, pixels: Tensor, share: float, draws: Draws) -> Tensor:
         change = pixels - problem.images
         count, channels, height, width = change.shape
         side = max(round(math.sqrt(share * height * width)), 3)
@@ -158,15 +305,20 @@ def _at_radius(problem: Problem, change: Tensor) -> Tensor:
     return problem.project((problem.images + unit * problem.radius).clamp_(0, 1))
 
 
-def _window(draws: Draws, side: int, height: int, width: int) -> Tensor:
+def _sign_words(count: int) -> int:
+    return -(-count // WORD)
+
+
+def _window(draws: Draws, side: int | Tensor, height: int, width: int) -> Tensor:
     """Return a random square for each image, (B, 1, H, W): 1 inside, 0 outside."""
     return _inside(draws.places(height - side), draws.places(width - side), side, height, width)
 
 
-def _inside(top: Tensor, left: Tensor, side: int, height: int, width: int) -> Tensor:
+def _inside(top: Tensor, left: Tensor, side: int | Tensor, height: int, width: int) -> Tensor:
+    sides = side.unsqueeze(1) if isinstance(side, Tensor) else side
     rows = torch.arange(height, device=top.device) - top.unsqueeze(1)
     columns = torch.arange(width, device=left.device) - left.unsqueeze(1)
-    down, across = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    down, across = (rows >= 0) & (rows < sides), (columns >= 0) & (columns < sides)
     return (down.unsqueeze(2) & across.unsqueeze(1)).unsqueeze(1).float()
 
 

@@ -6,7 +6,7 @@ arXiv 2003.01690), whose published code fixes the order and the strengths. Lette
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ from sanrobust.attacks.problem import Outcome, Problem, forward, prepared
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.square import Square
 from sanrobust.attacks.versions import Version, version_of
+from sanrobust.errors import NonFiniteError
+from sanrobust.steady import FixedSizeBatches
 
 if TYPE_CHECKING:
     from sanrobust.attacks.guards import Classifier
@@ -55,72 +57,78 @@ class Strength:
     looks: int = 1
 
 
-Stage = Callable[[Problem], Outcome]
-Stages = Callable[[int, Strength], Iterator[Stage]]
-"""(K classes, strength) -> what an attack does to the images that are left, one after the other."""
+@dataclass(frozen=True)
+class Try:
+    """One of the walks that an attack makes of each image.
+
+    Attributes:
+        rank: of the target among the wrong classes by their logit, 1 the highest; 0 without one.
+        restart: which of several from the same kind of start.
+    """
+
+    rank: int
+    restart: int
+
+    def purpose(self, name: str) -> str:
+        """Return what is drawn for it."""
+        return f"{name}:{self.rank}" if self.rank else name
 
 
-def _apgd_ce(num_classes: int, strength: Strength) -> Iterator[Stage]:
-    del num_classes
-    return _walks("apgd-ce", cross_entropy, strength)
+@dataclass(frozen=True)
+class Member:
+    """An attack of a suite.
+
+    Attributes:
+        attack: makes the given tries of each image of a problem, see `Problem.tried`.
+        targeted: whether it has a try for each target.
+        abreast: whether it can make several tries at once.
+    """
+
+    attack: Callable[[Problem, Sequence[Try], Strength], Outcome]
+    targeted: bool = False
+    abreast: bool = True
+
+    def tries(self, num_classes: int, strength: Strength) -> list[Try]:
+        """Return what it tries, in order; a later one counts only if all before it have failed."""
+        aims = ranks(num_classes, TARGETS) if self.targeted else (0,)
+        return [Try(rank, restart) for rank in aims for restart in range(strength.restarts)]
 
 
-def _apgd_dlr(num_classes: int, strength: Strength) -> Iterator[Stage]:
-    return _walks("apgd-dlr", dlr_or_margin(num_classes, targeted=False), strength)
+def _descent(name: str, loss_for: Callable[[int], Loss], problem: Problem, tries: Sequence[Try],
+             strength: Strength) -> Outcome:
+    start = torch.cat([problem.start(each.purpose(name), each.restart) for each in tries])
+    walk = Walk(loss_for(problem.num_classes), strength.iters, start, _aims(problem, tries),
+                strength.looks)
+    return walk(problem.tried(len(tries)))
 
 
-def _walks(name: str, loss: Loss, strength: Strength) -> Iterator[Stage]:
-    for restart in range(strength.restarts):
-        yield Walk(loss, strength.iters, name, restart, looks=strength.looks)
+def _boundary(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> Outcome:
+    # The first start is the image, others are random points of half the radius.
+    start = torch.cat([problem.start(each.purpose(name), each.restart, share=0.5) if each.restart
+                       else problem.images for each in tries])
+    return Fab(strength.iters, start, _aims(problem, tries))(problem.tried(len(tries)))
 
 
-def _apgd_t(num_classes: int, strength: Strength) -> Iterator[Stage]:
-    loss = dlr_or_margin(num_classes, targeted=True)
-
-    def stage(problem: Problem, rank: int, restart: int) -> Outcome:
-        return Walk(loss, strength.iters, f"apgd-t:{rank}", restart, _aims(problem, rank),
-                    strength.looks)(problem)
-
-    return _each_target(stage, num_classes, strength)
+def _aims(problem: Problem, tries: Sequence[Try]) -> Tensor | None:
+    if not tries[0].rank:
+        return None
+    return torch.cat([runner_up(problem.clean_logits, problem.labels, each.rank)
+                      for each in tries])
 
 
-def _fab(num_classes: int, strength: Strength) -> Iterator[Stage]:
-    del num_classes
-    for restart in range(strength.restarts):
-        yield Fab(strength.iters, "fab", restart)
+def _search(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> Outcome:
+    (only,) = tries
+    return Square(strength.queries, strength.rescaled, f"{name}:{only.restart}")(problem)
 
 
-def _fab_t(num_classes: int, strength: Strength) -> Iterator[Stage]:
-    def stage(problem: Problem, rank: int, restart: int) -> Outcome:
-        return Fab(strength.iters, f"fab-t:{rank}", restart, _aims(problem, rank))(problem)
-
-    return _each_target(stage, num_classes, strength)
-
-
-def _each_target(stage: Callable[..., Outcome], num_classes: int,
-                 strength: Strength) -> Iterator[Stage]:
-    for rank in ranks(num_classes, TARGETS):
-        for restart in range(strength.restarts):
-            yield partial(stage, rank=rank, restart=restart)
-
-
-def _aims(problem: Problem, rank: int) -> Tensor:
-    return runner_up(problem.clean_logits, problem.labels, rank)
-
-
-def _square(num_classes: int, strength: Strength) -> Iterator[Stage]:
-    del num_classes
-    for restart in range(strength.restarts):
-        yield Square(strength.queries, strength.rescaled, "square", restart)
-
-
-MEMBERS: dict[str, Stages] = {
-    "apgd-ce": _apgd_ce,
-    "apgd-dlr": _apgd_dlr,
-    "apgd-t": _apgd_t,
-    "fab": _fab,
-    "fab-t": _fab_t,
-    "square": _square,
+MEMBERS: dict[str, Member] = {
+    "apgd-ce": Member(partial(_descent, "apgd-ce", lambda _: cross_entropy)),
+    "apgd-dlr": Member(partial(_descent, "apgd-dlr", partial(dlr_or_margin, targeted=False))),
+    "apgd-t": Member(partial(_descent, "apgd-t", partial(dlr_or_margin, targeted=True)),
+                     targeted=True),
+    "fab": Member(partial(_boundary, "fab")),
+    "fab-t": Member(partial(_boundary, "fab-t"), targeted=True),
+    "square": Member(partial(_search, "square"), abreast=False),
 }
 
 
@@ -148,36 +156,71 @@ class Found:
 
 def attack_until_broken(problem: Problem, version: Version, strength: Strength) -> Found:
     """Run the attacks of a version in their order, each on the images that are still right."""
-    whole = Outcome.of(problem)
-    whole.step[whole.broken] = 0
-    lowest = margin(whole.logits, None, problem.labels)
-    by: list[str | None] = [CLEAN if broken else None for broken in whole.broken.tolist()]
-    paths: list[Sequence[float]] = [()] * len(by)
+    state = _State(problem)
     for name in version.members:
+        member = MEMBERS[name]
         strength = replace(strength, restarts=version.restarts.get(name, 1))
-        for stage in MEMBERS[name](problem.num_classes, strength):
-            left = (~whole.broken).nonzero().squeeze(1)
-            if not len(left):
-                break
-            made = stage(problem.part(left))
-            value = margin(made.logits, None, problem.labels[left])
-            better = (made.broken | (value < lowest[left])).nonzero().squeeze(1)
-            told = made.paths()
-            for place, at, broken in zip(better.tolist(), left[better].tolist(),
-                                         made.broken[better].tolist()):
-                paths[at] = told[place]
-                by[at] = name if broken else None
-            _enter(whole, made, left, better)
-            lowest[left[better]] = value[better]
-    zero = torch.where(whole.zero > 1, float("nan"), whole.zero)
-    return Found(whole.pixels, whole.logits, by, whole.step, zero, paths)
+        waiting, abreast = member.tries(problem.num_classes, strength), member.abreast
+        while waiting and len(left := state.left()):
+            # Images that have left make room for further tries of the others; what comes of a try
+            # does not depend on those beside it.
+            room = max(problem.room, len(problem.ids)) // len(left)
+            now = waiting[:room if abreast else 1]
+            try:
+                made = member.attack(problem.part(left), now, strength)
+            except NonFiniteError:  # of a try that would not be made, perhaps
+                if len(now) == 1:
+                    raise
+                abreast = False
+                continue
+            waiting = waiting[len(now):]
+            state.enter(name, made, left, len(now))
+    return state.found()
 
 
-def _enter(whole: Outcome, made: Outcome, left: Tensor, better: Tensor) -> None:
-    whole.zero[left] = torch.minimum(whole.zero[left], made.zero)
-    index = left[better]
-    for name in ("pixels", "logits", "broken", "step"):
-        getattr(whole, name)[index] = getattr(made, name)[better]
+class _State:
+    """What the attacks so far have made of a batch."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._labels = problem.labels
+        self._whole = Outcome.of(problem)
+        self._whole.step[self._whole.broken] = 0
+        self._lowest = margin(self._whole.logits, None, problem.labels)
+        self._by: list[str | None] = [CLEAN if broken else None
+                                      for broken in self._whole.broken.tolist()]
+        self._paths: list[Sequence[float]] = [()] * len(self._by)
+
+    def left(self) -> Tensor:
+        """Return the images that are still right, (b,) int64."""
+        return (~self._whole.broken).nonzero().squeeze(1)
+
+    def enter(self, name: str, made: Outcome, left: Tensor, tries: int) -> None:
+        """Enter the tries of an attack on the images that were left, in their order."""
+        told = made.paths()
+        for turn in range(tries):
+            right = (~self._whole.broken[left]).nonzero().squeeze(1)
+            self._enter_try(name, made, left[right], right + turn * len(left), told)
+
+    def _enter_try(self, name: str, made: Outcome, left: Tensor, rows: Tensor,
+                   told: Sequence[Sequence[float]]) -> None:
+        """Enter the rows (b,) of an outcome as those of the images (b,) that are left."""
+        whole = self._whole
+        whole.zero[left] = torch.minimum(whole.zero[left], made.zero[rows])
+        value = margin(made.logits[rows], None, self._labels[left])
+        better = (made.broken[rows] | (value < self._lowest[left])).nonzero().squeeze(1)
+        left, rows = left[better], rows[better]
+        for at, row, broken in zip(left.tolist(), rows.tolist(), made.broken[rows].tolist()):
+            self._paths[at] = told[row]
+            self._by[at] = name if broken else None
+        for part in ("pixels", "logits", "broken", "step"):
+            getattr(whole, part)[left] = getattr(made, part)[rows]
+        self._lowest[left] = value[better]
+
+    def found(self) -> Found:
+        """Return it all."""
+        whole = self._whole
+        zero = torch.where(whole.zero > 1, float("nan"), whole.zero)
+        return Found(whole.pixels, whole.logits, self._by, whole.step, zero, self._paths)
 
 
 def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
@@ -200,6 +243,7 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
     version = (version_of(settings.version) if settings.attack == "autoattack"
                else Version((settings.attack,), {settings.attack: settings.restarts}))
     norm = NORMS.get(settings.norm)
+    size = (model.size or 1) if isinstance(model, FixedSizeBatches) else 1
     with prepared(model, images, labels, ids) as (images, labels):
         clean = forward(model, images, with_graph=False).logits
         guards.check_finite(clean)
@@ -207,7 +251,8 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
         results = []
         for budget in settings.strengths:
             radius = budget.eps / (LEVELS if norm.levels else 1)
-            problem = Problem(model, images, labels, ids, clean, norm, radius, settings.seed)
+            problem = Problem(model, images, labels, ids, clean, norm, radius, settings.seed,
+                              max(len(ids), size), size)
             found = attack_until_broken(problem, version, Strength(
                 iters=budget.iters or 0, queries=settings.queries,
                 rescaled=settings.attack != "autoattack", looks=version.looks))

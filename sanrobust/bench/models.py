@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, OWN, PLAIN, RESNET,
-                                      RESNET_LAST, UNFOLD, Shape)
+                                      RESNET_LAST, TORCHATTACKS, UNFOLD, Shape)
 from sanrobust.bench.unfold import (Formulation, attention_by, compute_by, is_released,
                                     unfold_attention)
 from sanrobust.errors import UsageError
@@ -50,6 +50,8 @@ def contends(name: str, network: nn.Module) -> bool:
     """
     if name == OURS or name in _RIVALS:
         return True
+    if name == TORCHATTACKS:
+        return False
     has_another = _is_attention if name == PLAIN else is_released
     return any(map(has_another, network.modules()))
 

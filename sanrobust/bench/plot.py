@@ -38,7 +38,7 @@ def draw(results: Results) -> Path | None:
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for panel, ((kind, step), summaries) in zip(axes, panels.items(), strict=True):
         _bars(panel, summaries, kind)
-        panel.set_title(f"{kind}s, {step}, batch {results.settings.shape.batch_size}, "
+        panel.set_title(f"{kind}s, {step}, batch {summaries[0].case.images}, "
                         f"{results.settings.shape.dtype}, {results.settings.shape.device}")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=_DPI)
@@ -59,11 +59,11 @@ def _bars(panel: Axes, summaries: Sequence[Summary], kind: str) -> None:
                   [_height(each, kind) for each in chosen], width, label=contender)
     panel.set_xticks(range(len(names)), names, rotation=30 if kind == "operator" else 0,
                      ha="right" if kind == "operator" else "center")
-    panel.set_ylabel("images/s" if kind == "model" else "milliseconds")
-    panel.set_yscale("linear" if kind == "model" else "log")
+    panel.set_ylabel("milliseconds" if kind == "operator" else "images/s")
+    panel.set_yscale("log" if kind == "operator" else "linear")
     panel.legend(fontsize="small")
 
 
 def _height(summary: Summary, kind: str) -> float:
     assert summary.seconds is not None and summary.images_per_second is not None
-    return summary.images_per_second if kind == "model" else summary.seconds * 1e3
+    return summary.seconds * 1e3 if kind == "operator" else summary.images_per_second

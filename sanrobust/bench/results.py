@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sanrobust.bench.passes import Effort
 from sanrobust.bench.peak import Peak
 from sanrobust.bench.samples import Case, Sample, Summary, best_rate, healthy, summarise
 from sanrobust.bench.settings import Settings
@@ -19,7 +20,8 @@ FILES = ("samples.csv", "bench.csv", "bench.json", "bench.png")
 SUMMARY_COLUMNS = (
     "kind", "name", "step", "contender", "computed_by", "batch_size", "img_size", "device",
     "dtype", "threads", "median_s", "fastest_s", "slowest_s", "images_per_s", "samples",
-    "rejected", "ours_faster", "base_bytes", "model_bytes", "net_bytes", "failure")
+    "rejected", "ours_faster", "base_bytes", "model_bytes", "net_bytes", "counted_s", "cpu_s",
+    "model_s", "model_share", "forward_images", "backward_images", "robust_top1", "failure")
 SAMPLE_COLUMNS = ("kind", "name", "step", "contender", "round", "seconds", "probe_before_gflops",
                   "probe_after_gflops", "healthy")
 
@@ -35,6 +37,7 @@ class Results:
         known: best rate that the probe is known to reach, in GFLOP/s.
         samples: every timing, healthy or not.
         peaks: every measurement of memory.
+        efforts: what attacks asked of their networks, in one counted run each.
         computed_by: what computed each contender of each case's name, in words.
         refused: contenders that were not timed, with the reason.
     """
@@ -45,6 +48,7 @@ class Results:
     known: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     peaks: list[Peak] = field(default_factory=list)
+    efforts: dict[tuple[Case, str], Effort] = field(default_factory=dict)
     computed_by: dict[tuple[str, str], str] = field(default_factory=dict)
     refused: dict[tuple[Case, str], str] = field(default_factory=dict)
 
@@ -80,7 +84,7 @@ class Results:
     def _summary_rows(self) -> Iterable[Sequence[object]]:
         timed = {(each.case, each.contender): each for each in self.summaries()}
         held = {(each.case, each.contender): each for each in self.peaks}
-        for key in dict.fromkeys([*timed, *self.refused, *held]):
+        for key in dict.fromkeys([*timed, *self.refused, *held, *self.efforts]):
             yield self._summary_row(key, timed.get(key), held.get(key))
 
     def _summary_row(self, key: tuple[Case, str], timed: Summary | None,
@@ -92,9 +96,14 @@ class Results:
             timed.rejected, timed.ours_faster)
         memory = (None,) * 3 if held is None else (held.base, held.model, held.net)
         failure = None if held is None else held.failure
+        effort = self.efforts.get(key)
+        counted = (None,) * 7 if effort is None else (
+            effort.seconds, effort.cpu_seconds, effort.model_seconds, effort.model_share,
+            effort.forward, effort.backward, effort.robust)
         return (*_names(case, contender), self.computed_by.get((case.name, contender)),
-                case.images, shape.img_size, shape.device, shape.dtype, self.threads, *speed,
-                *memory, self.refused.get(key) or failure)
+                case.images, shape.img_size if effort is None else effort.img_size, shape.device,
+                shape.dtype, self.threads, *speed, *memory, *counted,
+                self.refused.get(key) or failure)
 
 
 def _names(case: Case, contender: str) -> tuple[str, ...]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 
 import torch
 
 from sanrobust import allocator
-from sanrobust.bench import models, operators
+from sanrobust.bench import attacks, models, operators
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
 from sanrobust.bench.peak import measure_peaks, too_large
 from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
-from sanrobust.bench.settings import MEMORY, MODELS, OPERATORS, OWN, STEPS, Settings
+from sanrobust.bench.settings import (ATTACKS, MEMORY, MODELS, OPERATORS, OWN, STEPS,
+                                      Settings)
 from sanrobust.device import choose_device, environment, exact
 from sanrobust.errors import UsageError
 from sanrobust.files import require_writable
@@ -75,6 +76,8 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError("--threads must be at most the cores of this process",
                          seen=f"it is {settings.threads} of {cores}",
                          hint=f"type --threads {cores}")
+    if ATTACKS in settings.parts:
+        attacks.check(settings)
     settings = replace(settings, shape=replace(settings.shape, device=str(device)))
     own = [name for name in settings.contenders if OWN in name]
     for name in own:
@@ -115,6 +118,26 @@ class _Bench:
                     self._say(f"{model} {peak.case.step}, {peak.contender}: "
                               + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
                 self._results.write()
+        if ATTACKS in parts:
+            for model in self._settings.threat.models:
+                self._attack(model)
+
+    def _attack(self, model: str) -> None:
+        """Attack a network by every side: once counted, then in turn against the clock."""
+        place = attacks.arena(model, self._settings)
+        sides = list(attacks.attackers(place, self._settings.contenders))
+        self._results.computed_by.update({(model, each.name): each.computed_by for each in sides})
+        for step in self._settings.threat.attacks:
+            case = Case("attack", model, step, self._settings.threat.images)
+            for each in sides:
+                effort = each.effort(step)
+                self._results.efforts[case, each.name] = effort
+                self._say(f"{model} {step}, {each.name}: {effort.seconds:.3g} s, "
+                          f"{100 * effort.model_share:.0f} % of it in the network, "
+                          f"{effort.robust:.1f} % robust")
+            self._results.write()  # timed samples may take long
+            self._case(case, sides)
+            self._results.write()
 
     def _models(self, name: str) -> Iterator[Contender]:
         shape = self._settings.shape
@@ -131,7 +154,7 @@ class _Bench:
             self._case(Case(kind, name, step, self._settings.shape.batch_size), present)
             self._results.write()
 
-    def _case(self, case: Case, contenders: list[Contender]) -> None:
+    def _case(self, case: Case, contenders: Sequence[Contender]) -> None:
         timers = {}
         for each in contenders:
             timer = self._timer(case, each)

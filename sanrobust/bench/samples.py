@@ -21,9 +21,10 @@ class Case:
     """One thing that several contenders compute.
 
     Attributes:
-        kind: ``operator`` or ``model``.
+        kind: ``operator``, ``model`` or ``attack``.
         name: which operator and shape, or which model.
-        step: ``forward``, or ``attack``: forward and gradient with respect to the input.
+        step: ``forward``, or ``attack``: forward and gradient with respect to the input; of an
+            attack its name.
         images: images in a batch.
     """
 

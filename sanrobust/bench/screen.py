@@ -29,11 +29,38 @@ def tables(results: Results) -> str:
          _timed(operators, _milliseconds)),
         (f"Memory above libraries and weights, GB, in brackets how many times ours ({batch}).",
          _held(results.peaks))) if cells]
+    if results.efforts:
+        parts.append(to_text(_attacks(results)))
     rejected = sum(each.rejected for each in summaries)
     taken = rejected + sum(each.samples for each in summaries)
     if taken:
         parts.append(f"{rejected} of {taken} samples were rejected because the machine was slow.")
     return "\n\n".join(parts)
+
+
+def _attacks(results: Results) -> Sheet:
+    """Return what each side of each attack took: medians, and what one run was counted to take."""
+    timed = {(each.case, each.contender): each for each in results.summaries()}
+    groups: dict[Case, list[tuple[str, ...]]] = {}
+    for (case, name), effort in results.efforts.items():
+        summary = timed.get((case, name))
+        seconds = summary.seconds if summary else None
+        faster = summary.ours_faster if summary else None
+        own = results.efforts.get((case, OURS))
+        groups.setdefault(case, []).append((
+            case.name, case.step, name,
+            _MISSING if seconds is None else f"{seconds:.3g}{_times(name, faster)}",
+            f"{effort.cpu_seconds:.3g}"
+            + _times(name, effort.cpu_seconds / own.cpu_seconds if own else None),
+            f"{effort.robust:.1f}", str(effort.forward), str(effort.backward),
+            f"{100 * effort.model_share:.0f}"))
+    threat = results.settings.threat
+    title = (f"Attacks on {threat.images} digits, linf {threat.eps:g}/255, {threat.iters} steps, "
+             f"{threat.queries} queries: median wall time, and of one counted run the CPU time, "
+             "the accuracy left in percent, the images in passes and the percentage of its wall "
+             "time inside the network; in brackets how much faster ours is.")
+    return Sheet("bench", title, ("", "", "", "s", "CPU s", "robust", "forward", "backward",
+                                  "network"), 3, tuple(map(tuple, groups.values())))
 
 
 def _timed(summaries: Sequence[Summary], value: Callable[[Summary], str]) -> dict[

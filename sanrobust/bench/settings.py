@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-OPERATORS, MODELS, MEMORY = "operators", "models", "memory"
-PARTS = (OPERATORS, MODELS, MEMORY)
+OPERATORS, MODELS, MEMORY, ATTACKS = "operators", "models", "memory", "attacks"
+PARTS = (OPERATORS, MODELS, MEMORY, ATTACKS)
+# What is measured where no part is named: attacks need networks that are trained, and an extra.
+USUAL_PARTS = (OPERATORS, MODELS, MEMORY)
 FORWARD, ATTACK = "forward", "attack"
 STEPS = (FORWARD, ATTACK)
 
 OURS, PLAIN, UNFOLD, COMPILED = "ours", "plain", "unfold", "compiled"
-RESNET, RESNET_LAST = "resnet50", "resnet50-nhwc"
+RESNET, RESNET_LAST, TORCHATTACKS = "resnet50", "resnet50-nhwc", "torchattacks"
 CONTENDERS = {
     OURS: "what the evaluation uses",
     PLAIN: "the reference backend, plain torch",
@@ -20,11 +22,15 @@ CONTENDERS = {
     COMPILED: "torch.compile of the reference",
     RESNET: "ResNet50, planes of channels",
     RESNET_LAST: "ResNet50, channels last",
+    TORCHATTACKS: "the attacks of torchattacks",
 }
 # What separates module and function in the name of a formulation of the user's own.
 OWN = ":"
 SANS = ("san10-pair", "san10-patch", "san15-pair", "san15-patch", "san19-pair", "san19-patch")
 DTYPES = ("float32", "float16", "bfloat16")
+AUTOATTACK, APGD_CE, APGD_T, FAB_T, SQUARE, PGD = (
+    "autoattack", "apgd-ce", "apgd-t", "fab-t", "square", "pgd")
+ATTACKED = ("resnet26.digits", "san10-pair.digits")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -52,6 +58,27 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Threat:
+    """What is attacked, by what and how hard; the same for every contender.
+
+    Attributes:
+        models: networks of the digits.
+        attacks: names of ours.
+        images: how many digits, attacked together.
+        eps: L-inf radius in 1/255.
+        iters: steps of an attack with gradients; AutoAttack of torchattacks has 10, the paper 100.
+        queries: of Square; both have 5000.
+    """
+
+    models: tuple[str, ...] = ATTACKED
+    attacks: tuple[str, ...] = (AUTOATTACK, APGD_CE, APGD_T, FAB_T, SQUARE, PGD)
+    images: int = 16
+    eps: float = 8.0
+    iters: int = 20
+    queries: int = 100
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that a benchmark is asked for.
 
@@ -61,6 +88,7 @@ class Settings:
         contenders: which of `CONTENDERS` take part, and formulations of the user's own, written
             ``module:function``.
         shape: how they compute.
+        threat: how networks are attacked.
         repeats: healthy samples wanted of each contender.
         threads: of the CPU; None leaves torch's own choice.
         peak: best rate that the probe is known to reach on this machine, in GFLOP/s; None takes
@@ -68,10 +96,11 @@ class Settings:
         out: folder of the results.
     """
 
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = USUAL_PARTS
     models: tuple[str, ...] = SANS
-    contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST)
+    contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST, TORCHATTACKS)
     shape: Shape = Shape()
+    threat: Threat = Threat()
     repeats: int = 5
     threads: int | None = None
     peak: float | None = None

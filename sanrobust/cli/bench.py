@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from sanrobust.bench.settings import (COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS, Settings,
-                                      Shape)
+from sanrobust.bench.settings import (ATTACKED, COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS,
+                                      USUAL_PARTS, Settings, Shape, Threat)
 from sanrobust.cli.group import Command
 from sanrobust.options import Number, Whole
 from sanrobust.cli.options import PATH
@@ -21,10 +21,11 @@ _DEFAULT = Settings()
 
 @click.command(cls=Command)
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS),
-                metavar="[operators] [models] [memory]")
+                metavar="[operators] [models] [memory] [attacks]")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
               help="As in the other commands; an architecture alone has untrained weights; "
-                   "repeatable. [default: the six SANs]")
+                   "repeatable. [default: the six SANs, and for attacks "
+                   + ", ".join(ATTACKED) + "]")
 @click.option("-c", "--contender", "contenders", multiple=True,
               type=click.Choice(tuple(CONTENDERS)), metavar="|".join(CONTENDERS),
               help="Who takes part; repeatable. [default: all but compiled]")
@@ -37,6 +38,18 @@ _DEFAULT = Settings()
               show_default=True, metavar="N", help="Images per batch.")
 @click.option("--img-size", type=Whole(8, LARGEST_SIDE),
               default=_DEFAULT.shape.img_size, show_default=True, metavar="PIXELS")
+@click.option("--attack", "attacks", multiple=True, type=click.Choice(_DEFAULT.threat.attacks),
+              metavar="|".join(_DEFAULT.threat.attacks),
+              help="Which attacks, of those that torchattacks has too; repeatable. [default: all]")
+@click.option("--images", type=Whole(1), default=_DEFAULT.threat.images, show_default=True,
+              metavar="N", help="Held-out digits that are attacked together.")
+@click.option("--eps", type=Number(0, 255, "8"), default=_DEFAULT.threat.eps, show_default=True,
+              metavar="LEVELS", help="L-inf radius of the attacks in 1/255.")
+@click.option("--iters", type=Whole(1), default=_DEFAULT.threat.iters, show_default=True,
+              metavar="N", help="Steps of the attacks with gradients; AutoAttack as published "
+                                "has 100, that of torchattacks 10.")
+@click.option("--queries", type=Whole(1), default=_DEFAULT.threat.queries, show_default=True,
+              metavar="N", help="Queries of Square; AutoAttack has 5000.")
 @click.option("--repeats", type=Whole(1), default=_DEFAULT.repeats,
               show_default=True, metavar="N", help="Healthy samples wanted of each contender.")
 @click.option("--threads", type=Whole(1), metavar="N",
@@ -50,13 +63,16 @@ _DEFAULT = Settings()
 @click.option("--out", type=PATH, default=Path("results/bench"), show_default=True,
               metavar="FOLDER", help="Folder of the files.")
 def bench(**values: Any) -> None:
-    """Time operators and models, forward and attack step, and measure their memory.
+    """Time operators, models and attacks, and measure memory.
 
     Contenders: ours, as the evaluation computes; plain, the reference in plain torch; unfold, the
     layers as released with unfold for their compiled operators; ResNet50, also channels last.
     They take turns; a sample counts only if a compute probe ran at full speed before and after
-    it. Without an argument all three parts are measured. Writes OUT/bench.csv, samples.csv,
-    bench.json and bench.png.
+    it. Writes OUT/bench.csv, samples.csv, bench.json and bench.png.
+
+    Without an argument operators, models and memory are measured. Attacks are ours against those
+    of torchattacks, on the same network and images; one run of each is counted: passes, CPU time,
+    accuracy left, time in the network.
     """
     settings = _settings(values)
     from sanrobust.bench import plot
@@ -85,11 +101,14 @@ def _canonical(name: str) -> str:
 
 def _settings(values: dict[str, Any]) -> Settings:
     contenders = (*(values["contenders"] or _DEFAULT.contenders), *map(_own, values["own"]))
+    models = tuple(map(_canonical, values["models"]))
     if values["compiled"] and COMPILED not in contenders:
         contenders = (*contenders, COMPILED)
     return Settings(
-        parts=values["parts"] or PARTS,
-        models=tuple(map(_canonical, values["models"])) or SANS, contenders=contenders,
+        parts=values["parts"] or USUAL_PARTS, models=models or SANS, contenders=contenders,
+        threat=Threat(models=models or ATTACKED,
+                      attacks=values["attacks"] or _DEFAULT.threat.attacks,
+                      **{name: values[name] for name in ("images", "eps", "iters", "queries")}),
         shape=Shape(batch_size=values["batch_size"], img_size=values["img_size"],
                     device=values["device"], dtype=values["dtype"]),
         repeats=values["repeats"], threads=values["threads"],

@@ -1,0 +1,141 @@
+"""What an attack asks of a network: how many passes, and how much of its time they take.
+
+Letters: B images, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Effort:
+    """One run of an attack that was counted; it is none of the timed samples.
+
+    Attributes:
+        seconds: wall time of the run.
+        cpu_seconds: time of all threads of the process in it.
+        model_seconds: wall time of it inside the network, forward and backward.
+        forward: images in passes forward.
+        backward: images in passes backward.
+        robust: images still classified as their label, in percent. One that has left the ball or
+            the pixel range counts as such.
+        img_size: side of the images in pixels.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    model_seconds: float
+    forward: int
+    backward: int
+    robust: float
+    img_size: int
+
+    @property
+    def model_share(self) -> float:
+        """Part of the wall time inside the network."""
+        return self.model_seconds / self.seconds
+
+
+class Counted(nn.Module):
+    """A network in eval mode that counts its passes and takes their time.
+
+    A pass backward is timed from when its gradient arrives at the logits until it leaves the
+    pixels; a pass whose gradient stops before the pixels is not counted.
+
+    Args:
+        network: pixels (B, 3, H, W) to logits (B, K).
+        device: where it computes; a GPU is waited for at both ends of a pass.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self.images = {"forward": 0, "backward": 0}
+        self.seconds = 0.0
+        self._device = device
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits (B, K)."""
+        back = torch.is_grad_enabled() and pixels.requires_grad
+        leg = _Leg(self)
+        if back:
+            pixels = _Entry.apply(pixels, leg)
+        begin = self.now()
+        logits: Tensor = self.network(pixels)
+        self.add("forward", len(pixels), begin)
+        if back:
+            logits = _Exit.apply(logits, leg)
+        return logits
+
+    def add(self, direction: str, images: int, begin: float) -> None:
+        """Count a pass that began at ``begin`` and has just ended."""
+        self.seconds += self.now() - begin
+        self.images[direction] += images
+
+    def now(self) -> float:
+        """Return the time on the wall when everything so far has been computed."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@dataclass
+class _Leg:
+    """The way back of one pass."""
+
+    counted: Counted
+    begin: float = 0.0
+
+
+class _Entry(torch.autograd.Function):
+    """Where a pass begins and its way back ends."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, leg: _Leg) -> Tensor:
+        ctx.leg = leg
+        return pixels.view_as(pixels)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.leg.counted.add("backward", len(grads[0]), ctx.leg.begin)
+        return grads[0], None
+
+
+class _Exit(torch.autograd.Function):
+    """Where a pass ends and its way back begins."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, leg: _Leg) -> Tensor:
+        ctx.leg = leg
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.leg.begin = ctx.leg.counted.now()
+        return grads[0], None
+
+
+def effort_of(attack: Callable[[nn.Module], Tensor], network: nn.Module, device: torch.device,
+              robust: Callable[[Tensor], float]) -> Effort:
+    """Run an attack of a network once and return what it took.
+
+    Args:
+        attack: from the network to adversarial images (B, 3, H, W).
+        network: it is given this one, counted.
+        device: where it computes.
+        robust: accuracy under attack in percent, of the images.
+    """
+    counted = Counted(network, device)
+    begin, used = counted.now(), time.process_time()
+    made = attack(counted)
+    seconds, used = counted.now() - begin, time.process_time() - used
+    return Effort(seconds, used, counted.seconds, counted.images["forward"],
+                  counted.images["backward"], robust(made), made.shape[-1])
