@@ -106,6 +106,8 @@ class Range:
         said = self._folder / "said"
         if kind == "broken pipe":
             said = self._folder / "pipe"
+            # A command that began after its reader had gone has made a file of that name.
+            said.unlink(missing_ok=True)
             os.mkfifo(said)
             reader = os.open(said, os.O_RDONLY | os.O_NONBLOCK)
         pid = self._commands.start(*self.victim.argv, folder=self._here, said=said)
