@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from conftest import Command
-from sanrobust.bench import attacks, machine
+from sanrobust.bench import attacks, machine, plot
 from sanrobust.bench.passes import Counted, effort_of
+from sanrobust.bench.results import Results
+from sanrobust.bench.samples import Case, Sample
 from sanrobust.bench.settings import ATTACKS, OURS, TORCHATTACKS, Settings, Threat
 from sanrobust.cli import main
 from sanrobust.data.loader import Batch
@@ -142,6 +144,16 @@ def test_the_screen_shows_both_sides_and_what_was_counted(out: Path) -> None:
     text = (out / "screen.txt").read_text()
     for words in ("Attacks on 4 digits", "in the network", TORCHATTACKS, "robust", "(x"):
         assert words in text
+
+
+def test_every_attack_is_a_panel_of_the_plot(tmp_path: Path) -> None:
+    cases = [Case("attack", MODEL, name, 16) for name in ("autoattack", "pgd")]
+    samples = [Sample(case, side, 0, seconds, 100.0, 100.0) for case in cases
+               for side, seconds in ((OURS, 2.0), (TORCHATTACKS, 5.0))]
+    results = Results(Settings(out=tmp_path), {}, 1, samples=samples)
+    path = plot.draw(results)
+    assert path is not None and path.read_bytes().startswith(b"\x89PNG")
+    assert [each.ours_faster for each in results.summaries()] == [1, 2.5, 1, 2.5]
 
 
 def test_without_torchattacks_ours_alone_can_be_measured(
