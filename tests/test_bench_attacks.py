@@ -92,8 +92,8 @@ def test_both_sides_attack_the_same_images_within_the_ball(place: attacks.Arena,
     ours, theirs = attacks.attackers(place, (OURS, "plain", TORCHATTACKS))
     assert (ours.name, theirs.name) == (OURS, TORCHATTACKS)
     for side in (ours, theirs):
-        assert side.attack is not None
-        made = side.attack(name, place.network)
+        made = side.calls[name]()
+        assert isinstance(made, Tensor)
         assert made.shape == place.batch.pixels.shape
         assert (made - place.batch.pixels).abs().max() <= 16 / 255 + 1e-6
         effort = side.effort(name)

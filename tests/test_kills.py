@@ -167,7 +167,7 @@ def commands() -> Iterator[WarmCommands]:
 
 
 @pytest.mark.parametrize(("name", "kinds"), [
-    ("rotate", ["KILL"]), ("pgd saved", ["KILL", "INT"]), ("zoo add", SIGNALS[2:5])])
+    ("pgd saved", ["KILL"]), ("zoo add", SIGNALS[2:5])])
 def test_a_command_that_was_stopped_goes_on(commands: WarmCommands, tmp_path: Path, name: str,
                                             kinds: Sequence[str]) -> None:
     place, chance = Range(commands, tmp_path / "range", name), random.Random(name)

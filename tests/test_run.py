@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -24,7 +23,6 @@ from sanrobust.run import SWITCHED_OFF
 
 SMALL = "resnet26.untrained-small"
 ATTENTION = "san10-pair.untrained-small"
-KILLS = int(os.environ.get("SANROBUST_KILLS", "2"))
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -200,33 +198,6 @@ def test_one_missing_model_does_not_cost_the_others(command: Command, tmp_path: 
     assert result.exit_code == ModelError.exit_code
     assert "no_such_module" in result.output
     assert pd.read_csv(tmp_path / "rotation.csv")["model"].tolist() == [SMALL]
-
-
-def _wait_for_chunk(out: Path, child: subprocess.Popen[str], count: int) -> None:
-    while child.poll() is None and len(list(out.glob("runs/*/records/*.parquet"))) < count:
-        time.sleep(0.01)
-
-
-def test_killed_at_random_moments_a_run_goes_on_to_the_same_records(
-        command: Command, process: Start, tmp_path: Path) -> None:
-    arguments = ("pgd", "-m", SMALL, "--num-samples", "256", "-b", "32")
-    command(*arguments, "--out", tmp_path / "whole")
-    moments = random.Random(0)
-    broken = tmp_path / "broken"
-    kills = 0
-    while kills < KILLS:
-        child = process(*arguments, "--out", broken)
-        already = len(list(broken.glob("runs/*/records/*.parquet")))
-        _wait_for_chunk(broken, child, already + moments.choice((0, 1)))
-        time.sleep(moments.uniform(0, 0.3))
-        if child.poll() is not None:
-            break
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        kills += 1
-    assert kills
-    command(*arguments, "--out", broken)
-    pd.testing.assert_frame_equal(records(tmp_path / "whole", "pgd"), records(broken, "pgd"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -102,6 +102,12 @@ class Arena:
     threat: Threat
     device: torch.device
 
+    def small(self) -> Arena:
+        """Return the first two images, to be attacked as weakly as can be."""
+        batch = self.batch.part(range(min(2, len(self.batch.ids))))
+        return replace(self, batch=batch, threat=replace(self.threat, images=len(batch.ids),
+                                                         iters=1, queries=1))
+
     def robust(self, made: Tensor) -> float:
         """Return the accuracy on adversarial images (B, 3, H, W) in percent.
 
@@ -143,17 +149,21 @@ class Attacker(Contender):
 
     Attributes:
         arena: what is attacked.
-        attacks: from the name of an attack and a network to adversarial images.
+        attack: from that, the name of an attack and the network to adversarial images.
     """
 
     arena: Arena | None = None
-    attack: Callable[[str, nn.Module], Tensor] | None = None
+    attack: Callable[[Arena, str, nn.Module], Tensor] | None = None
 
     def effort(self, step: str) -> Effort:
-        """Attack once, counting; so a timed attack is never the first."""
-        assert self.arena is not None and self.attack is not None
-        return effort_of(partial(self.attack, step), self.arena.network, self.arena.device,
-                         self.arena.robust)
+        """Attack once, counting; so a timed attack is never the first.
+
+        A weak attack of two images goes before: what is imported on the way is not counted.
+        """
+        place, attack = self.arena, self.attack
+        assert place is not None and attack is not None
+        attack(place.small(), step, place.network)
+        return effort_of(partial(attack, place, step), place.network, place.device, place.robust)
 
     def timer(self, step: str, device: torch.device) -> Callable[[], float]:
         """Return a function that returns the seconds of one attack."""
@@ -164,9 +174,9 @@ def attackers(place: Arena, names: tuple[str, ...]) -> Iterator[Attacker]:
     """Yield those of ``names`` that have attacks."""
     for name in names:
         if name in _MAKERS:
-            attack = partial(_MAKERS[name], place)
+            attack = _MAKERS[name]
             yield Attacker(name=name, computed_by=place.computed_by + _passes(name, place),
-                           calls={step: partial(attack, step, place.network)
+                           calls={step: partial(attack, place, step, place.network)
                                   for step in place.threat.attacks}, arena=place, attack=attack)
 
 
