@@ -312,8 +312,12 @@ def test_the_screen_shows_what_was_measured(out: Path) -> None:
         assert words in text
 
 
-def test_a_plot_is_drawn(out: Path) -> None:
-    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+def test_a_plot_is_drawn_of_what_was_timed(out: Path) -> None:
+    with open(out / "bench.csv", encoding="utf-8") as stream:
+        timed = any(int(row["samples"]) for row in csv.DictReader(stream))
+    picture = out / "bench.png"
+    # A busy machine may have every sample rejected.
+    assert picture.read_bytes().startswith(b"\x89PNG") if timed else not picture.exists()
 
 
 @pytest.mark.parametrize(("ending", "words"), [
