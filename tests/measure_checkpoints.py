@@ -62,7 +62,7 @@ def measure(path: str) -> None:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     begun = time.process_time()
-    found = create_model(NAME, checkpoint=path)
+    found = create_model(NAME, checkpoint=Path(path))
     seconds = time.process_time() - begun
     need = sum(value.nbytes for value in found.network.state_dict().values())
     print(need / 1e6, _status("VmHWM") - before, seconds)
