@@ -97,8 +97,8 @@ class AutoAttack:
 
 
 @dataclass(frozen=True)
-class Torchattacks:
-    """PGD and FGSM of torchattacks."""
+class FixedSteps:
+    """PGD and FGSM of another package, from the images themselves."""
 
     problem: Problem
     attacks = tuple(FIXED)
@@ -106,30 +106,34 @@ class Torchattacks:
     def survivors(self, name: str) -> Tensor:
         """Attack and return (B,) bool."""
         steps, parts = FIXED[name]
-        attacks, radius = import_module("torchattacks"), self.problem.radius
+        return _right(self.problem, self.attacked(steps, self.problem.radius / parts))
+
+    def attacked(self, steps: int, step: float) -> Tensor:
+        """Return the images (B, 3, H, W) after so many steps of that size."""
+        raise NotImplementedError
+
+
+class Torchattacks(FixedSteps):
+    """Those of torchattacks."""
+
+    def attacked(self, steps: int, step: float) -> Tensor:
+        attacks = import_module("torchattacks")
         kind = attacks.PGD if self.problem.norm.name == "linf" else attacks.PGDL2
-        attack = kind(self.problem.model, eps=radius, alpha=radius / parts, steps=steps,
+        attack = kind(self.problem.model, eps=self.problem.radius, alpha=step, steps=steps,
                       random_start=False)
-        return _right(self.problem, attack(self.problem.images, self.problem.labels))
+        return attack(self.problem.images, self.problem.labels)
 
 
-@dataclass(frozen=True)
-class Foolbox:
-    """PGD and FGSM of foolbox."""
+class Foolbox(FixedSteps):
+    """Those of foolbox."""
 
-    problem: Problem
-    attacks = tuple(FIXED)
-
-    def survivors(self, name: str) -> Tensor:
-        """Attack and return (B,) bool."""
-        steps, parts = FIXED[name]
-        foolbox, radius = import_module("foolbox"), self.problem.radius
+    def attacked(self, steps: int, step: float) -> Tensor:
+        foolbox = import_module("foolbox")
         attacks = foolbox.attacks
         kind = attacks.LinfPGD if self.problem.norm.name == "linf" else attacks.L2PGD
-        attack = kind(abs_stepsize=radius / parts, steps=steps, random_start=False)
         model = foolbox.PyTorchModel(self.problem.model, bounds=(0, 1), device="cpu")
-        return _right(self.problem, attack.run(model, self.problem.images, self.problem.labels,
-                                               epsilon=radius))
+        return kind(abs_stepsize=step, steps=steps, random_start=False).run(
+            model, self.problem.images, self.problem.labels, epsilon=self.problem.radius)
 
 
 OTHERS: dict[str, Callable[[Problem], Any]] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +63,15 @@ class Counted(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits (B, K)."""
-        back = torch.is_grad_enabled() and pixels.requires_grad
-        leg = _Leg(self)
-        if back:
-            pixels = _Entry.apply(pixels, leg)
+        way = _WayBack(self)
+        if torch.is_grad_enabled() and pixels.requires_grad:
+            pixels = pixels.view_as(pixels)
+            pixels.register_hook(way.end)  # type: ignore[no-untyped-call]
         begin = self.now()
         logits: Tensor = self.network(pixels)
         self.add("forward", len(pixels), begin)
-        if back:
-            logits = _Exit.apply(logits, leg)
+        if logits.requires_grad:
+            logits.register_hook(way.start)  # type: ignore[no-untyped-call]
         return logits
 
     def add(self, direction: str, images: int, begin: float) -> None:
@@ -88,39 +87,20 @@ class Counted(nn.Module):
 
 
 @dataclass
-class _Leg:
-    """The way back of one pass."""
+class _WayBack:
+    """The pass backward that belongs to one forward, which may be made several times."""
 
     counted: Counted
     begin: float = 0.0
 
+    def start(self, gradient: Tensor) -> None:
+        """Note that a gradient has arrived at the logits."""
+        del gradient
+        self.begin = self.counted.now()
 
-class _Entry(torch.autograd.Function):
-    """Where a pass begins and its way back ends."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, leg: _Leg) -> Tensor:
-        ctx.leg = leg
-        return pixels.view_as(pixels)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.leg.counted.add("backward", len(grads[0]), ctx.leg.begin)
-        return grads[0], None
-
-
-class _Exit(torch.autograd.Function):
-    """Where a pass ends and its way back begins."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, leg: _Leg) -> Tensor:
-        ctx.leg = leg
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.leg.begin = ctx.leg.counted.now()
-        return grads[0], None
+    def end(self, gradient: Tensor) -> None:
+        """Count the pass, whose gradient leaves the pixels."""
+        self.counted.add("backward", len(gradient), self.begin)
 
 
 def effort_of(attack: Callable[[nn.Module], Tensor], network: nn.Module, device: torch.device,

@@ -32,6 +32,7 @@ class SavedImages:
     Attributes:
         saved: the files of each image, in the order of the budgets.
         source: who made them.
+        contents: hashes of the files in their folder.
     """
 
     name: str
@@ -40,12 +41,8 @@ class SavedImages:
     source: Source
     num_classes: int | None
     classes: tuple[str, ...] | None
+    contents: Contents = field(repr=False)
     left_out: tuple[str, ...] = ()
-    contents: Contents | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.contents is None:
-            object.__setattr__(self, "contents", Contents(self.folder))
 
     @cached_property
     def refs(self) -> tuple[ImageRef, ...]:
@@ -83,7 +80,6 @@ class SavedImages:
         return total.hexdigest()
 
     def _require_as_written(self, rows: Sequence[Saved]) -> None:
-        assert self.contents is not None
         most = most_bytes(self.source.side)
         absent = [row.file for row in rows if not (self.folder / row.file).is_file()]
         wrong = [row.file for row in rows if row.file not in absent
@@ -154,7 +150,7 @@ def open_saved(folder: Path) -> SavedImages:
     left_out = (f"{missing} of {wanted} images were not saved, because they failed or had no "
                 f"target on {shown(str(source.spec['model']))}",) if missing > 0 else ()
     return SavedImages(data, place, tuple(saved), source, source.num_classes, source.classes,
-                       left_out)
+                       Contents(place), left_out)
 
 
 def _nothing_saved(folder: Path) -> DataError:
