@@ -189,7 +189,7 @@ def test_the_attack_finds_the_first_point_that_fools_the_model() -> None:
         preds = [int(Side()(warped(pixels[None], [move], fill="black")).argmax())
                  for move in order]
         for name, length in (("worst", len(drawn)), ("grid", len(points))):
-            row = rows.loc[name, image]
+            row = rows.loc[[(name, image)]].iloc[0]
             wrong = [place for place in range(length) if preds[place] != label]
             assert row["tried"] == (wrong[0] + 1 if wrong else length)
             assert row["pred"] == (preds[wrong[0]] if wrong else label)
