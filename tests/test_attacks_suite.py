@@ -9,6 +9,8 @@ from attack_tester import AttackTester, OneByOne, mostly_right
 from torch import Tensor, nn
 
 from sanrobust.attacks.catalog import ATTACKS
+from sanrobust.attacks.describe import attack_words
+from sanrobust.attacks.losses import margin
 from sanrobust.attacks.norms import NORMS as REGISTRY
 from sanrobust.attacks.problem import Problem
 from sanrobust.attacks.suite import MEMBERS, Strength, attack_until_broken
@@ -166,3 +168,51 @@ def test_a_broken_image_takes_no_more_passes() -> None:
     model.passes = 0
     AttackTester.of("autoattack", "linf").attack(model, images, wrong, ids)
     assert model.passes == len(images)  # each looked at once, and in no attack
+
+
+class Wavering(nn.Module):
+    """A network whose logits grow from pass to pass, as those of a random one vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_net()
+        self.passes = 0
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, 10), in pass k those of the network times k."""
+        self.passes += 1
+        logits: Tensor = self.network(pixels) * self.passes
+        return logits
+
+
+def test_several_looks_give_the_means_of_loss_and_gradient() -> None:
+    images, labels, ids = batch(3)
+    model = Wavering()
+    problem = Problem(model, images, labels, ids, model(images).detach(), REGISTRY.get("linf"),
+                      8 / 255, 0)
+    model.passes = 0
+    mean = problem.look(images, margin, looks=3)
+    model.passes = 0
+    each = [problem.look(images, margin) for _ in range(3)]
+    torch.testing.assert_close(mean.loss, sum(point.loss for point in each) / 3)
+    torch.testing.assert_close(mean.gradient, sum(point.gradient for point in each) / 3)
+    assert torch.equal(mean.logits, each[-1].logits)
+
+
+def test_the_version_for_random_models_looks_twenty_times_a_step() -> None:
+    model, images, labels, ids = mostly_right(4)
+    counted = OneByOne(model.network)
+    found = {}
+    for version in ("apgd-ce,apgd-dlr", "rand"):
+        counted.passes = 0
+        result = AttackTester.of("autoattack", "linf", version=version).attack(
+            counted, images, labels, ids)[0]
+        found[version] = counted.passes, result
+    (once, alone), (often, mean) = found.values()
+    assert set(mean.broken_by) <= {None, "clean", "apgd-ce", "apgd-dlr"}
+    assert (mean.adv_pred != labels).sum() >= (alone.adv_pred != labels).sum()
+    assert often > 5 * once
+    settings = {"attack": "autoattack", "version": "rand", "norm": "linf", "seed": 0}
+    assert "means of 20 passes" in attack_words(settings)
+    assert "from 3 starts" in attack_words({**settings, "attack": "apgd-ce", "restarts": 3})

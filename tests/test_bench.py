@@ -23,6 +23,7 @@ from sanrobust.bench.contender import Contender
 from sanrobust.bench.results import SAMPLE_COLUMNS, SUMMARY_COLUMNS, Results
 from sanrobust.bench.samples import (MOST_ROUNDS, Case, Sample, alternate, best_rate, healthy,
                                      summarise)
+from sanrobust.bench.unfold import attention_by
 from sanrobust.bench.settings import COMPILED, CONTENDERS, STEPS, Settings, Shape
 from sanrobust.cli import main
 
@@ -445,3 +446,12 @@ def test_a_contender_out_of_memory_is_noted_and_the_others_go_on() -> None:
     bench = _Bench(results, torch.device("cpu"), lambda: 1.0, print)
     assert bench._timer(CASE, Contender("ours", {"forward": full}, "")) is None
     assert results.refused == {(CASE, "ours"): "it does not fit into memory"}
+
+
+@pytest.mark.parametrize("model", ["san10-pair.untrained-small", "san10-patch.untrained-small"])
+def test_the_reference_that_is_compiled_computes_the_same(model: str) -> None:
+    classifier, pixels = models.load(model, TINY), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = classifier(pixels)
+        with attention_by(models._reference_attention, classifier.network):
+            torch.testing.assert_close(classifier(pixels), expected, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,8 @@ from sanrobust.data.loader import Batch
 from sanrobust.errors import DataError, SanrobustError, UsageError
 from sanrobust.evaluate import in_order
 from sanrobust.experiments.base import Columns
-from sanrobust.experiments.corrupt import (CORRUPT, CorruptMeasurement, corruption_errors,
+from sanrobust.experiments.corrupt import (CORRUPT, CorruptMeasurement, _severity_words, _wilson,
+                                           corruption_errors,
                                            corruption_summaries)
 from sanrobust.experiments.corruptions import heatmap, names, weather
 from sanrobust.experiments.corruptions.apply import corrupted
@@ -366,3 +367,15 @@ def test_settings_and_experiment_load_nothing_heavy() -> None:
             "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'scipy'}; "
             "sys.exit(bool(heavy & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(("severities", "words"), [
+    ((1, 2, 3, 4, 5), "severities 1 to 5"), ((1, 3), "severities 1 and 3"),
+    ((1, 2, 4), "severities 1, 2 and 4"), ((2,), "severity 2")])
+def test_severities_are_told_as_people_say_them(severities: tuple[int, ...], words: str) -> None:
+    assert _severity_words(severities) == words
+
+
+def test_no_images_have_no_interval() -> None:
+    assert all(np.isnan(each) for each in _wilson(0.5, 0))
+    assert _wilson(0.25, 40) == pytest.approx(wilson(10, 40))

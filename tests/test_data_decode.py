@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
+from sanrobust.data import decode as decoding
 from sanrobust.data.decode import ImageError, decode
 from image_files import noise, png_header_claiming, save_noise
 
@@ -166,3 +168,43 @@ def test_the_file_is_closed_after_decoding(tmp_path: Path) -> None:
         decode(bad)
     after = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
     assert len(after) == len(before)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_noise(tmp_path / "a.png", (12, 10))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 120)
+    assert decode(path).size == (12, 10)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 119)
+    with pytest.raises(ImageError, match="more than 119 pixels"):
+        decode(path)
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(("error", "full", "trouble"), [
+    (OSError(errno.EMFILE, "Too many open files"), False, "open files"),
+    (RuntimeError("can't start new thread"), False, "not enough processes and threads"),
+    (ValueError("a broken file"), True, "not enough memory"),
+    (MemoryError(), True, "not enough memory"),
+    (MemoryError(), False, None),  # the file asked for more than any image has
+    (ValueError("a broken file"), False, None)])
+def test_what_the_machine_lacks_is_told_from_what_is_in_the_file(
+        monkeypatch: pytest.MonkeyPatch, error: Exception, full: bool,
+        trouble: str | None) -> None:
+    if full:
+        monkeypatch.setattr(np, "empty", no_memory)
+    found = decoding._trouble(error, 100)
+    assert (found is None) == (trouble is None) and (trouble or "") in (found or "")
+
+
+def test_a_process_without_standard_error_decodes_tiff_too(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(number: int) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    noise((6, 4)).save(tmp_path / "a.tif")
+    monkeypatch.setattr(os, "dup", closed)
+    assert decode(tmp_path / "a.tif").size == (6, 4)

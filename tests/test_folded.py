@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sanrobust.errors import ModelError
 from sanrobust.kernels.backends import use_backend
-from sanrobust.kernels.native import library
+from sanrobust.kernels.native import attention_rows, library
 from sanrobust.zoo.build import build
 from sanrobust.zoo.folded import FoldedSan, UnchangingSan, accelerate, refusal
 from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config
@@ -238,3 +238,18 @@ def test_a_network_that_cannot_be_folded_says_why() -> None:
         assert refusal(san, CPU) == "backend reference was asked for"
     assert "float32" in str(refusal(san.double(), CPU))
     assert "train mode" in str(refusal(san.train(), CPU))
+
+
+@pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
+def test_weights_of_large_maps_are_computed_again_and_change_no_number(
+        arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = random_san(arch, small=True), some_images(3, 48, 48)
+    found = []
+    for pixels, size in ((1 << 30, 1), (40 * 40, 1), (40 * 40, 1 << 30)):
+        monkeypatch.setattr(attention_rows, "RECOMPUTED_PIXELS", pixels)
+        monkeypatch.setattr(attention_rows, "RECOMPUTED_BYTES", size)
+        found.append(logits_and_gradient(FoldedSan(network), images))
+    kept, *again = found
+    for each in again:
+        for one, two in zip(kept, each):
+            assert torch.equal(one, two)

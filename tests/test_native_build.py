@@ -284,3 +284,20 @@ def install(tmp_path):
                                         "[options]\npackages = find_namespace:\n")
     return subprocess.run([sys.executable, "setup.py", "-q", "build_py", "-d", "built"],
                           cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+
+
+def test_the_command_says_what_came_of_the_build(folder, monkeypatch, capsys):
+    folder.mkdir()
+    (folder / build.RECORD).write_text(json.dumps({"libraries": ["avx2", "generic"]}))
+    monkeypatch.setattr(build, "build", lambda: None)
+    assert build.main() == 0
+    assert capsys.readouterr().out.endswith(f"CPU kernels are in {folder}: avx2, generic\n")
+
+    def fail():
+        raise build.BuildError("g++ stopped", "line 1: no such thing")
+
+    monkeypatch.setattr(build, "build", fail)
+    assert build.main() == 1
+    said = capsys.readouterr()
+    assert not said.out and said.err.splitlines() == ["line 1: no such thing",
+                                                      "sanrobust: no CPU kernels: g++ stopped"]

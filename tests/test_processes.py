@@ -11,16 +11,20 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from conftest import SCRIPT, Command
+from sanrobust import processes
+from sanrobust.cli import group
 from sanrobust.cli.streams import patient_stderr
 from sanrobust.errors import MachineError, OutputError
 from sanrobust.files import atomic_write, require_writable, sweep, write_keeping
-from sanrobust.processes import STOPS, become_worker, stoppable, workers_ended_on_error
+from sanrobust.processes import (STOPS, become_worker, stoppable, stops_held, uninterrupted,
+                                 workers_ended_on_error)
 from sanrobust.trouble import lacking, machine_error
 
 FORK = multiprocessing.get_context("fork")
@@ -217,3 +221,75 @@ def test_a_command_notices_at_once_where_it_cannot_write(
     result = command(*argv, "--out", tmp_path / "file")
     assert result.exit_code == OutputError.exit_code and "must be writable" in result.output
     assert not re.search("to train|epoch|top-1|GFLOP|images/s|FLOPs", result.output)
+
+
+def test_off_the_main_thread_signals_are_left_to_others() -> None:
+    before, found = [signal.getsignal(number) for number in STOPS], []
+
+    def work() -> None:
+        with stoppable() as stop, uninterrupted():
+            found.append((stop.heard, [signal.getsignal(number) for number in STOPS]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+    assert found == [(None, before)]
+
+
+def test_a_system_without_masks_of_signals_holds_nothing_back(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    with stops_held():
+        pass
+
+
+def test_stops_wait_for_the_end_of_the_block() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(KeyboardInterrupt), stops_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        waited = signal.SIGINT in signal.sigpending()
+    assert waited and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.parametrize(("error", "printed"), [
+    (EOFError(), False), (ConnectionResetError(), False), (ValueError("a defect"), True)])
+def test_only_the_end_of_the_parent_is_no_traceback(
+        capsys: pytest.CaptureFixture[str], error: Exception, printed: bool) -> None:
+    processes._unless_parent_left(type(error), error, None)
+    assert ("a defect" in capsys.readouterr().err) == printed
+
+
+def test_the_system_is_asked_only_where_it_can_kill_with_the_parent(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not processes._killed_with_parent()
+
+
+def test_what_follows_a_parent_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        assert code == 1
+        raise Ended
+
+    worker = FORK.Process(target=time.sleep, args=(0.1,))
+    worker.start()
+    monkeypatch.setattr(os, "_exit", end)  # after the fork, or the worker would not end by itself
+    with pytest.raises(Ended):
+        processes._follow(worker)
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize(("heard", "error", "told"), [
+    (None, KeyboardInterrupt(), "it was stopped by an interrupt"),
+    ("SIGTERM", ValueError("of a library"), "it was stopped by SIGTERM"),
+    (None, OutputError("a rule", seen="a fact", hint="a hint"), "a rule, but a fact"),
+    (None, MemoryError(), "enough memory"), (None, ValueError("a defect"), None)])
+def test_a_command_tells_what_ended_it_but_defects_keep_their_traceback(
+        heard: str | None, error: BaseException, told: str | None) -> None:
+    stop = processes.Stop()
+    stop.heard = heard
+    problem = group._problem(error, stop)
+    assert (problem is None) == (told is None) and (told or "") in str(problem)

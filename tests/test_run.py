@@ -12,12 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import sanrobust
+from sanrobust import steady
 from attack_cases import require_torchattacks
 from conftest import Command
 from sanrobust.errors import Interrupted, ModelError
 from sanrobust.kernels.native import library
+from sanrobust.preprocessing import Preprocessing
 from sanrobust.runs import find_runs
 from sanrobust.run import SWITCHED_OFF
 
@@ -215,3 +221,29 @@ def test_stopped_politely_a_run_saves_says_how_to_go_on_and_exits_130(
     (run,) = find_runs(tmp_path, "pgd").runs
     assert run.header["status"] == "interrupted"
     assert 0 < run.records()["image"].nunique() < 400
+
+
+class Crowded(nn.Module):
+    """A network that finds no memory for more than two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+        features = F.adaptive_avg_pool2d(images, 2).flatten(1)
+        return self.scale * torch.cat((features, -features), 1)[:, :10]
+
+
+def test_what_does_not_fit_into_memory_is_measured_in_halves_and_exactly(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steady, "MOST_THREADS", 0)  # each pass has the images of its batch
+    numbers = []
+    for batch_size in (2, 64):
+        out = tmp_path / str(batch_size)
+        sanrobust.pgd(Crowded(), data="digits", budgets=((8, 2, 2),), batch_size=batch_size,
+                      out=out, preprocessing=Preprocessing(img_size=8))
+        numbers.append(records(out, "pgd"))
+    pd.testing.assert_frame_equal(*numbers)

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from conftest import Command
 from sanrobust.data.datasets import open_dataset
-from sanrobust.errors import DataError
+from sanrobust.errors import DataError, UsageError
 from sanrobust.files import sha256_file
-from sanrobust.train import Recipe, _torch_smoothing, random_shift, train_network
+from sanrobust.train import (Recipe, _check_recipe, _torch_smoothing, random_shift,
+                             train_network)
 from sanrobust.zoo.catalog import SMALL_PREPROCESSING, find
 from sanrobust.zoo.families.resnet import ResNetConfig
 
@@ -95,3 +96,17 @@ def test_a_folder_needs_a_held_out_one(command: Command, tmp_path: Path) -> None
         Image.new("RGB", (32, 32)).save(tmp_path / name / "x.png")
     result = command("train", "--data", tmp_path)
     assert result.exit_code == 2 and "--held-out FOLDER" in result.output
+
+
+@pytest.mark.parametrize(("recipe", "option"), [
+    (Recipe(lr=0), "--lr"), (Recipe(lr=float("nan")), "--lr"), (Recipe(shift=32), "--shift"),
+    (Recipe(seed=2**63), "--seed")])
+def test_a_recipe_that_cannot_be_followed_is_refused_by_its_option(recipe: Recipe,
+                                                                   option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} must be"):
+        _check_recipe(recipe, 32)
+
+
+def test_no_shift_moves_nothing() -> None:
+    pixels = torch.rand(2, 3, 8, 8)
+    assert random_shift(pixels, limit=0, generator=torch.Generator()) is pixels

@@ -176,3 +176,38 @@ def test_a_network_of_ones_own_that_fails_in_the_middle_is_a_sentence() -> None:
 
     with pytest.raises(ModelError, match="must take 2 float32 images .* 'batch'"):
         classifier(alone)(torch.zeros(2, 3, 8, 8))
+
+
+class Secretive(nn.Module):
+    """A network that does not give its state away."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    def get_extra_state(self) -> object:
+        raise RuntimeError("not yours")
+
+
+def test_weights_that_cannot_be_read_are_a_sentence() -> None:
+    with pytest.raises(ModelError, match="weights of toy must be readable, but .* not yours"):
+        Classifier(Secretive(), name="toy", preprocessing=PREPROCESSING, num_classes=3)
+
+
+@pytest.mark.parametrize("code", [None, ""])
+def test_an_error_in_a_librarys_network_keeps_its_traceback(code: str | None) -> None:
+    def answer(images: Tensor) -> Tensor:
+        raise ZeroDivisionError("in the network")
+
+    made = Classifier(Network(answer), name="toy", preprocessing=PREPROCESSING, num_classes=4,
+                      code=code)
+    expected = ZeroDivisionError if code is None else ModelError
+    with pytest.raises(expected, match="in the network"):
+        made(torch.rand(1, 3, 8, 8))
+
+
+def test_an_interrupt_within_a_network_is_one() -> None:
+    def answer(images: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier(answer, num_classes=4)(torch.rand(1, 3, 8, 8))

@@ -105,33 +105,6 @@ def _subtraction(*settings: Any, out_shape: Shape, **kwargs: Any) -> int:
     return prod(out_shape)
 
 
-def _pairwise(query: Shape, key: Shape, value: Shape, position: Shape, matrices: Sequence[Shape],
-              footprint: int, *settings: Any, **kwargs: Any) -> int:
-    """B * H * W * K2 * (subtraction + normalised and mapped twice + aggregation)."""
-    groups, hidden = matrices[2]
-    relations = query[1] + position[1]
-    per_pair = relations + _mapped(relations, hidden, groups) + value[1]
-    return _pixels(query) * footprint ** 2 * per_pair
-
-
-def _patchwise(query: Shape, key: Shape, value: Shape, matrices: Sequence[Shape], footprint: int,
-               *settings: Any, **kwargs: Any) -> int:
-    """B * H * W * (normalised and mapped twice + aggregation)."""
-    hidden, = matrices[4]
-    weights, = matrices[7]
-    mapped = _mapped(prod(matrices[2]) // hidden, hidden, weights)
-    return _pixels(query) * (mapped + footprint ** 2 * value[1])
-
-
-def _mapped(relations: int, hidden: int, weights: int) -> int:
-    """Normalisation and ReLU (3 per value) before each linear layer; the last has a bias."""
-    return relations * (3 + hidden) + hidden * (3 + weights) + weights
-
-
-def _pixels(maps: Shape) -> int:
-    return maps[0] * maps[2] * maps[3]
-
-
 def _vector_product(*args: Any, **kwargs: Any) -> int:
     """Multiply-adds of a product with a vector: as many as the largest operand has values."""
     return max(prod(shape) for shape in args if isinstance(shape, torch.Size))
@@ -151,8 +124,6 @@ _PAPER: Mapping[Any, Formula] = MappingProxyType({
     **dict.fromkeys(_ACTIVATIONS, _input_values),
     **dict.fromkeys(POOLS, _input_values),
     own.subtraction: _subtraction,
-    own.pairwise_attention: _pairwise,
-    own.patchwise_attention: _patchwise,
 })
 # Matrix products of features, which hooks on modules do not see.
 _UNSEEN = frozenset({
