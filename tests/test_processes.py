@@ -246,7 +246,8 @@ def test_a_system_without_masks_of_signals_holds_nothing_back(
 def test_stops_wait_for_the_end_of_the_block() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with pytest.raises(KeyboardInterrupt), stops_held():
-        os.kill(os.getpid(), signal.SIGINT)
+        # To this thread: of a signal to the process any thread may hear.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         waited = signal.SIGINT in signal.sigpending()
     assert waited and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
