@@ -8,8 +8,10 @@ import io
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,6 +25,9 @@ TEMPORARY_SUFFIX = ".tmp"
 UNFIT_FOR_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _PREFIX = ".sanrobust-"
+# Whose a temporary is: a host's name and a process there.
+_OWNED = re.compile(rf"{re.escape(_PREFIX)}(?P<host>.+)-(?P<pid>\d+)-[^-]+{TEMPORARY_SUFFIX}")
+_LONG_AGO_S = 3600.0
 
 
 class NameTaken(Exception):
@@ -63,18 +68,44 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
 def _temporary(folder: Path) -> tuple[int, Path]:
     """Open a new file that `sweep` leaves alone for as long as it is open."""
     while True:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=_PREFIX, suffix=TEMPORARY_SUFFIX)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f"{_PREFIX}{host()}-{os.getpid()}-",
+                                        suffix=TEMPORARY_SUFFIX)
         if not _lock(handle) or os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)  # swept by another process before it was locked
 
 
 def sweep(folder: Path) -> None:
-    """Remove from ``folder`` the temporaries of `atomic_write` whose process was killed."""
+    """Remove from ``folder`` the temporaries of `atomic_write` whose process was killed.
+
+    A lock alone does not tell: on some file systems it means nothing on another machine, and a new
+    file is locked a moment after it is there. What a living process, or one of another machine,
+    wrote of late is left.
+    """
     for path in folder.glob(f"{_PREFIX}*{TEMPORARY_SUFFIX}"):
         with suppress(OSError), path.open("rb") as stream:
-            if _lock(stream.fileno()):
+            if not _may_be_written(path) and _lock(stream.fileno()):
                 path.unlink(missing_ok=True)
+
+
+def host() -> str:
+    """Return this machine's name as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", socket.gethostname())[:60] or "host"
+
+
+def _may_be_written(temporary: Path) -> bool:
+    owned = _OWNED.fullmatch(temporary.name)
+    if owned is None or time.time() - temporary.stat().st_mtime > _LONG_AGO_S:
+        return False
+    if owned["host"] != host() or os.name == "nt":  # where the signal 0 is one
+        return True
+    try:
+        os.kill(int(owned["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @cache

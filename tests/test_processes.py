@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from conftest import SCRIPT, Command
-from sanrobust import processes
+from sanrobust import files, processes
 from sanrobust.cli import group
 from sanrobust.cli.streams import patient_stderr
 from sanrobust.errors import MachineError, OutputError
-from sanrobust.files import atomic_write, require_writable, sweep, write_keeping
+from sanrobust.files import atomic_write, host, require_writable, sweep, write_keeping
 from sanrobust.processes import (STOPS, become_worker, stoppable, stops_held, uninterrupted,
                                  workers_ended_on_error)
 from sanrobust.trouble import lacking, machine_error
@@ -186,16 +186,42 @@ def test_nobody_need_listen_to_the_progress(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(
         tmp_path: Path) -> None:
-    killed = tmp_path / ".sanrobust-abc.tmp"
-    users = tmp_path / "mine.tmp"
-    for path in (killed, users):
+    ended = FORK.Process(target=int)
+    ended.start()
+    ended.join()
+    killed = [tmp_path / name for name in (
+        ".sanrobust-abc.tmp", f".sanrobust-{host()}-{ended.pid}-a1_b.tmp",
+        ".sanrobust-else-where-7-long_ago.tmp")]
+    left = [tmp_path / name for name in ("mine.tmp", ".sanrobust-else-where-7-just_now.tmp")]
+    for path in (*killed, *left):
         path.write_text("half")
+    os.utime(killed[-1], (0, time.time() - 3601))
     with atomic_write(tmp_path / "a") as stream:  # the first write into the folder
-        assert not killed.exists()
-        sweep(tmp_path)
+        assert not any(path.exists() for path in killed)
+        with pytest.MonkeyPatch.context() as unlocked:  # a file system where locks mean nothing
+            unlocked.setattr(files, "_lock", lambda _: True)
+            sweep(tmp_path)
         stream.write(b"whole")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "a": "whole", "mine.tmp": "half"}
+        "a": "whole", **{path.name: "half" for path in left}}
+
+
+def test_a_file_that_is_swept_before_it_is_locked_is_left_to_its_writer(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("old")
+    lock = files._lock
+
+    def late(handle: int) -> bool:
+        monkeypatch.setattr(files, "_lock", lock)
+        sweep(tmp_path)
+        return False  # as if another thread's sweep had the lock at this moment
+
+    with atomic_write(tmp_path / "b"):  # the first write into the folder sweeps by itself
+        pass
+    monkeypatch.setattr(files, "_lock", late)
+    with atomic_write(tmp_path / "a") as stream:
+        stream.write(b"new")
+    assert (tmp_path / "a").read_text() == "new"
 
 
 def test_earlier_content_is_kept_under_its_own_name_at_every_moment(tmp_path: Path) -> None:
