@@ -23,8 +23,8 @@ from sanrobust.bench.contender import Contender
 from sanrobust.bench.results import SAMPLE_COLUMNS, SUMMARY_COLUMNS, Results
 from sanrobust.bench.samples import (MOST_ROUNDS, Case, Sample, alternate, best_rate, healthy,
                                      summarise)
-from sanrobust.bench.unfold import attention_by
 from sanrobust.bench.settings import COMPILED, CONTENDERS, STEPS, Settings, Shape
+from sanrobust.bench.unfold import attention_by
 from sanrobust.cli import main
 
 TINY = Shape(batch_size=2, img_size=32)
@@ -198,43 +198,6 @@ def test_both_resnets_are_the_same_function() -> None:
 def test_a_network_without_attention_has_no_other_formulations() -> None:
     assert [name for name in CONTENDERS if models.contends(name, nn.Linear(1, 1))] == [
         "ours", "resnet50", "resnet50-nhwc"]
-
-
-class Hungry(nn.Module):
-    """Keeps one tensor of the input's size for the gradient."""
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels * pixels
-
-
-def test_a_batch_that_cannot_fit_is_refused_before_it_ends_the_process(
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    hungry = Contender("unfold", {}, "", Hungry())
-    assert peak.too_large(hungry, "attack", TINY) is None
-    monkeypatch.setattr(peak, "free_memory", lambda _: 3 * 32 * 32 * 4)
-    reason = peak.too_large(hungry, "attack", TINY)
-    assert reason is not None and "are free" in reason
-
-
-# One tensor of 200 MB at a time, in place of a model's calls.
-PEAK = """
-import torch
-from sanrobust.bench import models, peak
-from sanrobust.bench.contender import Contender
-
-call = lambda: torch.ones(200 << 18).sum()
-models.contender = lambda *_: Contender("ours", {"forward": call}, "")
-print(peak.measure({"model": "%s", "step": "forward", "contender": "ours", "threads": 1,
-                    "shape": {"batch_size": 2, "img_size": 32}})["net"])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here")
-def test_peak_memory_is_that_of_the_calls() -> None:
-    done = subprocess.run([sys.executable, "-c", PEAK % MODEL], check=True, capture_output=True,
-                          text=True)
-    # The process may load a library or two during its first call.
-    assert 200 << 20 <= int(done.stdout) < 230 << 20
 
 
 def rows(path: Path) -> Iterator[dict[str, str]]:

@@ -23,8 +23,7 @@ from sanrobust.errors import DataError, SanrobustError, UsageError
 from sanrobust.evaluate import in_order
 from sanrobust.experiments.base import Columns
 from sanrobust.experiments.corrupt import (CORRUPT, CorruptMeasurement, _severity_words, _wilson,
-                                           corruption_errors,
-                                           corruption_summaries)
+                                           corruption_errors, corruption_summaries)
 from sanrobust.experiments.corruptions import heatmap, names, weather
 from sanrobust.experiments.corruptions.apply import corrupted
 from sanrobust.experiments.corruptions.names import ALEXNET_CLEAN, BY_NAME, COMMON, EXTRA
