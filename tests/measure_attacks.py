@@ -32,6 +32,7 @@ from sanrobust.attacks.suite import Strength, attack_until_broken
 from sanrobust.attacks.versions import MEMBERS, Version
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import batches
+from sanrobust.device import choose_device, exact
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
@@ -58,7 +59,8 @@ class AutoAttack:
     @property
     def _kept(self) -> dict[str, Any]:
         norm = {"linf": "Linf", "l2": "L2"}[self.problem.norm.name]
-        return {"eps": self.problem.radius, "norm": norm, "seed": 0, "device": "cpu"}
+        return {"eps": self.problem.radius, "norm": norm, "seed": 0,
+                "device": str(self.problem.images.device)}
 
     def survivors(self, name: str) -> Tensor:
         """Attack and return (B,) bool."""
@@ -131,7 +133,8 @@ class Foolbox(FixedSteps):
         foolbox = import_module("foolbox")
         attacks = foolbox.attacks
         kind = attacks.LinfPGD if self.problem.norm.name == "linf" else attacks.L2PGD
-        model = foolbox.PyTorchModel(self.problem.model, bounds=(0, 1), device="cpu")
+        model = foolbox.PyTorchModel(self.problem.model, bounds=(0, 1),
+                                     device=self.problem.images.device)
         return kind(abs_stepsize=step, steps=steps, random_start=False).run(
             model, self.problem.images, self.problem.labels, epsilon=self.problem.radius)
 
@@ -182,11 +185,13 @@ def _named(ids: Sequence[str], chosen: Tensor) -> str:
 
 
 def _problems(network: str, asked: argparse.Namespace) -> Iterator[Problem]:
-    classifier = create_model(network, tag=asked.tag, checkpoint=asked.checkpoint, say=print)
+    device = choose_device(asked.device)
+    classifier = create_model(network, tag=asked.tag, checkpoint=asked.checkpoint,
+                              say=print).to(device)
     images = open_dataset(asked.data, root=None, num_samples=asked.images)
     plan = [list(range(len(images.refs)))]
-    batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0)))
-    model = accelerate(classifier, torch.device("cpu"))[0].eval().requires_grad_(False)
+    batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0))).to(device)
+    model = accelerate(classifier, device)[0].eval().requires_grad_(False)
     for norm, radius in (("linf", asked.linf / LEVELS), ("l2", asked.l2)):
         with prepared(model, batch.pixels, batch.labels, batch.ids) as (pixels, labels):
             yield Problem(model, pixels, labels, batch.ids, model(pixels).detach(),
@@ -204,9 +209,11 @@ def _asked() -> argparse.Namespace:
     words.add_argument("--images", type=int, default=48)
     words.add_argument("--linf", type=float, default=8, help="radius in 1/255")
     words.add_argument("--l2", type=float, default=0.8)
+    words.add_argument("--device", default="cpu")
     return words.parse_args()
 
 
+@exact()
 def main() -> None:
     """Measure the networks asked for and write the table after each."""
     asked = _asked()

@@ -50,6 +50,12 @@ def test_the_normalisation_is_no_part_of_the_weights() -> None:
     assert set(Normalize((0.5,) * 3, (0.5,) * 3).state_dict()) == set()
 
 
+def test_another_computation_of_a_network_normalises_where_the_network_lies() -> None:
+    moved = classifier().to("meta")
+    other = moved.computed_by(nn.Flatten())
+    assert other.normalize.mean.device.type == other.normalize.std.device.type == "meta"
+
+
 def test_finds_the_number_of_classes_with_one_image() -> None:
     assert classifier().num_classes == 4
 

@@ -114,11 +114,16 @@ class Classifier(nn.Module):
         return logits
 
     def computed_by(self, network: nn.Module) -> Classifier:
-        """Return this classifier with another module that computes the same network."""
-        return Classifier(network, name=self.name, preprocessing=self.preprocessing,
-                          num_classes=self.num_classes, weights_digest=self.weights_digest,
-                          source=self.source, classes=self.classes, code=self.code,
-                          assumed=self.assumed)
+        """Return this classifier with another module that computes the same network.
+
+        They share the normalisation, which lies on this one's device.
+        """
+        other = Classifier(network, name=self.name, preprocessing=self.preprocessing,
+                           num_classes=self.num_classes, weights_digest=self.weights_digest,
+                           source=self.source, classes=self.classes, code=self.code,
+                           assumed=self.assumed)
+        other.normalize = self.normalize
+        return other
 
     def train(self, mode: bool = True) -> Classifier:
         """Stay in eval mode whatever is asked: batch statistics must never move here."""
