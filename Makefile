@@ -51,18 +51,20 @@ fuzz: $(VENV)/test.stamp
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights
 
-# Everything that needs a GPU: its tests, then speed and memory in each element type. BENCH adds
-# options of `sanrobust bench`, a formulation of your own for example.
+# Everything that needs a GPU: its tests, the families of kernels against each other, then speed and
+# memory in each element type. BENCH adds options of `sanrobust bench`, a formulation of your own for
+# example.
 gpu-check: SHELL := /bin/bash
 gpu-check: .SHELLFLAGS := -o pipefail -ec
 gpu-check: $(VENV)/test.stamp
 	$(PIP) install --quiet '.[$(GPU)]'
-	mkdir -p $(OUT)/bench
-	$(BIN)/sanrobust info | tee $(OUT)/bench/gpu-info.txt
-	$(BIN)/pytest -q -m gpu 2>&1 | tee $(OUT)/bench/gpu-tests.txt
+	mkdir -p $(OUT)/gpu
+	$(BIN)/sanrobust info | tee $(OUT)/gpu/info.txt
+	$(BIN)/pytest -q -m gpu tests/test_cuda_gpu.py 2>&1 | tee $(OUT)/gpu/tests.txt
+	$(BIN)/python tests/measure_cuda.py $(OUT)/gpu/families.csv
 	for dtype in float32 float16 bfloat16; do \
 	  $(BIN)/sanrobust bench --device cuda --dtype $$dtype --batch-size 128 --compile $(BENCH) \
-	    --out $(OUT)/bench/gpu-$$dtype 2>&1 | tee $(OUT)/bench/gpu-$$dtype.txt; \
+	    --out $(OUT)/gpu/$$dtype 2>&1 | tee $(OUT)/gpu/$$dtype.txt; \
 	done
 
 $(BIN)/python:

@@ -160,5 +160,3 @@ inline uint16_t float_to_half(float value) {
 }
 
 }  // namespace shim
-
-inline void atomicAdd(float *address, float value) { *address += value; }

@@ -2,10 +2,9 @@
 
 ``python tests/measure_cuda.py OUT.csv`` times every family that takes a shape, by name, alternated
 with the others on the same maps: ``narrow`` (one thread for a pixel), ``tuned`` (one block for a
-tile), ``scattered`` (tuned, the key's gradient by atomic additions) and ``general`` (scratch in
-device memory). Gradients are those of query, key and value. The first family of a shape is what
-calls get; ``ratio`` is a family's time over that one's. ``error`` is the largest difference to the
-general family in float64, over the largest value there.
+tile) and ``general`` (scratch in device memory). Gradients are those of query, key and value. The
+first family of a shape is what calls get; ``ratio`` is a family's time over that one's. ``error``
+is the largest difference to the general family in float64, over the largest value there.
 """
 
 from __future__ import annotations
@@ -62,8 +61,6 @@ class Maps:
             found["narrow"] = narrow(*self._given())
         if tuned.takes(self.device, self.maps, self.matrices, self.window):
             found["tuned"] = tuned(*self._given())
-            if self.kind == "pairwise":
-                found["scattered"] = TunedPairwise(*self._given(), scatter=True)
         found["general"] = general(*self._given())
         return {name: self._steps(attention) for name, attention in found.items()}
 

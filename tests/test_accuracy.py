@@ -20,7 +20,7 @@ from sanrobust import metrics
 from sanrobust.chunks import EXCLUDED
 from sanrobust.data.imageset import ArrayImages, ImageRef
 from sanrobust.data.loader import Batch, FailedImage
-from sanrobust.data.scoring import LabelSets, read_label_sets
+from sanrobust.experiments.accuracy.scoring import LabelSets, read_label_sets
 from sanrobust.errors import DataError, SanrobustError, UsageError
 from sanrobust.experiments.accuracy import (ACCURACY, AccuracyMeasurement, AccuracySettings,
                                             accuracy_summary, class_accuracies)

@@ -24,10 +24,10 @@ from sanrobust.evaluate import in_order
 from sanrobust.experiments.base import Columns
 from sanrobust.experiments.corrupt import (CORRUPT, CorruptMeasurement, _severity_words, _wilson,
                                            corruption_errors, corruption_summaries)
-from sanrobust.experiments.corruptions import heatmap, names, weather
-from sanrobust.experiments.corruptions.apply import corrupted
-from sanrobust.experiments.corruptions.names import ALEXNET_CLEAN, BY_NAME, COMMON, EXTRA
-from sanrobust.experiments.corruptions.settings import CorruptionSettings
+from sanrobust.experiments.corrupt import heatmap, names, weather
+from sanrobust.experiments.corrupt.apply import corrupted
+from sanrobust.experiments.corrupt.names import ALEXNET_CLEAN, BY_NAME, COMMON, EXTRA
+from sanrobust.experiments.corrupt.settings import CorruptionSettings
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.metrics import wilson
 from sanrobust.run import PROBED_IMAGES

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from sanrobust.errors import DataError
-from sanrobust.experiments.corruptions import names, weather
-from sanrobust.experiments.corruptions.apply import corrupted, formula
-from sanrobust.experiments.corruptions.names import BY_NAME, CORRUPTIONS
-from sanrobust.experiments.corruptions.parameters import PUBLISHED, strengths_for
+from sanrobust.experiments.corrupt import names, weather
+from sanrobust.experiments.corrupt.apply import corrupted, formula
+from sanrobust.experiments.corrupt.names import BY_NAME, CORRUPTIONS
+from sanrobust.experiments.corrupt.parameters import PUBLISHED, strengths_for
 
 SCRIPTS = Path(__file__).parent / "published" / "corruptions.npz"
 KEYS = {"CIFAR-10-C": "cifar", "Tiny ImageNet-C": "tiny", "ImageNet-C": "imagenet"}

@@ -179,17 +179,3 @@ def test_a_second_device_computes_the_same(kind: str) -> None:
     case = san_case(kind, 16, 9, 10)
     for one, two in zip(run(case, torch.float32), run(case, torch.float32, "cuda:1")):
         assert torch.equal(one.cpu(), two.cpu())
-
-
-@pytest.mark.parametrize("kind", ["pairwise"])
-def test_scattered_gradients_are_close_to_gathered_ones(kind: str) -> None:
-    from sanrobust.kernels.cuda.kernels import CupyKernels
-    case = san_case(kind, 32, 14, 14)
-    maps = [each.float().cuda() for each in (*case.maps, case.grad)]
-    matrices = case.matrices_of(torch.float32)
-    moved = type(matrices)(**{name: each.cuda() for name, each in vars(matrices).items()})
-    gathered, scattered = (
-        CupyKernels(scatter=scatter).pairwise_backward(maps[3], *maps[:3], moved, case.window)
-        for scatter in (False, True))
-    for one, two in zip(gathered, scattered):
-        assert (one - two).abs().max() <= 1e-5 * one.abs().max()

@@ -217,13 +217,6 @@ def test_tuned_attention_rounds_once_to_the_storage(kernels: CupyKernels, kind: 
     assert_close(case, run(kernels, case, dtype), dtype)
 
 
-@pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])
-def test_scattered_gradients_equal_gathered_ones(device: ShimDevice, padding_mode: str) -> None:
-    case = san_case("pairwise", 16, 3, padding_mode, 5, 6)
-    found = run(CupyKernels(device, scatter=True), case, torch.float32)
-    assert_close(case, found, torch.float32)
-
-
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 def test_layout_of_the_maps_changes_no_number(kernels: CupyKernels, kind: str) -> None:
     case = san_case(kind, 16, 3, "reflect", 5, 6)

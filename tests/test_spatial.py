@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import sanrobust
 from conftest import Command
-from sanrobust.attacks.spatial import STILL, Move, SpatialSettings, warped
+from sanrobust.experiments.spatial.attack import STILL, Move, SpatialSettings, warped
 from sanrobust.data.loader import Batch, FailedImage
 from sanrobust.errors import NonFiniteError, UsageError
 from sanrobust.evaluate import in_order

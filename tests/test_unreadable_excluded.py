@@ -11,7 +11,7 @@ import sanrobust
 from conftest import Command
 from grey_models import CLASSES, folders
 from sanrobust.errors import DataError, UsageError
-from sanrobust.data.scoring import read_label_sets
+from sanrobust.experiments.accuracy.scoring import read_label_sets
 from sanrobust.runs import find_runs
 
 RIGHT = "grey_models:right"

@@ -140,7 +140,11 @@ def _copy_rate(device: torch.device) -> float:
 
 def _gflops(operations: int, call: Callable[[], Tensor], device: torch.device,
             seconds: float) -> float:
-    """Return the best rate of ``call`` in 1e9 operations per second, trying for ``seconds``."""
+    """Return the best rate of ``call`` in 1e9 operations per second, trying for ``seconds``.
+
+    A first call is not counted: libraries choose an algorithm in it, which may take longer.
+    """
+    call()
     fastest, until = float("inf"), time.perf_counter() + seconds
     while True:
         fastest = min(fastest, seconds_of(call, device))

@@ -41,11 +41,11 @@ class PairwiseArgs(Structure):
 
     _fields_ = [*_fields(c_int64, "images height width"),
                 *_fields(c_int32, "relation hidden groups channels footprint padding slots "
-                                  "table_per_pixel tile_height tile_width strips scatter"),
+                                  "table_per_pixel tile_height tile_width strips unused"),
                 *_fields(Map, "query key value out"),
                 *_fields(c_void_p, "w1 w1t w2 w2t table scale shift alpha signs"),
                 *_fields(Map, "grad grad_query grad_key grad_value"),
-                *_fields(c_void_p, "logit_grad hidden_grad dots scattered")]
+                *_fields(c_void_p, "logit_grad hidden_grad dots")]
 
 
 class PatchwiseArgs(Structure):

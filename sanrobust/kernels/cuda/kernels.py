@@ -38,13 +38,10 @@ class CupyKernels:
 
     Args:
         find_device: what runs kernels on a tensor's device.
-        scatter: let the tuned pairwise kernels add the key's gradient by atomic additions, which
-            is less work; sums then have no fixed order, and results differ between runs.
     """
 
-    def __init__(self, find_device: FindDevice = _cupy_device, *, scatter: bool = False) -> None:
+    def __init__(self, find_device: FindDevice = _cupy_device) -> None:
         self._find_device = find_device
-        self._scatter = scatter
 
     def aggregation(self, value: Tensor, weight: Tensor, window: Window) -> Tensor:
         """Sum the neighbours under their weights."""
@@ -110,7 +107,7 @@ class CupyKernels:
         if NarrowPairwise.takes(maps, matrices.w2, window):
             return NarrowPairwise(device, maps, matrices, window)
         if TunedPairwise.takes(device, maps, matrices, window):
-            return TunedPairwise(device, maps, matrices, window, scatter=self._scatter)
+            return TunedPairwise(device, maps, matrices, window)
         return GeneralPairwise(device, maps, matrices, window)
 
     def _patchwise(self, maps: Maps, matrices: PatchwiseMatrices, window: Window) -> Attention:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sanrobust.kernels.cuda import elementary
 from sanrobust.kernels.cuda.arguments import PairwiseArgs, PatchwiseArgs
 from sanrobust.kernels.cuda.compiler import Device
 from sanrobust.kernels.cuda.launch import (ELEMENTS, PADDINGS, THREADS, Maps, aligned, kernel,
-                                           new_pixel_rows, pixel_rows, slot_weights, turns)
+                                           new_pixel_rows, pixel_rows, turns)
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.plain import Window
 
@@ -54,13 +53,11 @@ class TunedPairwise:
 
     Args:
         maps: query, key and value.
-        scatter: add the key's gradient by atomic additions: less work, but sums in no fixed
-            order.
     """
 
-    def __init__(self, device: Device, maps: Maps, matrices: PairwiseMatrices, window: Window, *,
-                 scatter: bool = False) -> None:
-        self._device, self._window, self._scatter = device, window, scatter
+    def __init__(self, device: Device, maps: Maps, matrices: PairwiseMatrices,
+                 window: Window) -> None:
+        self._device, self._window = device, window
         self._relation = maps[0].shape[1]
         self._names = ELEMENTS[maps[0].dtype], str(self._relation)
         self._slots = window.neighbours + (window.padding_mode == "zeros")
@@ -100,17 +97,9 @@ class TunedPairwise:
         for name, like in zip(("grad_query", "grad_key", "grad_value"), held):
             rows, described[name] = new_pixel_rows(like)
             grads.append(rows)
-        if self._scatter:
-            scratch["scattered"] = grad.new_zeros(_pixels(grad), self._relation,
-                                                  dtype=torch.float32)
         described |= {name: each.data_ptr() for name, each in scratch.items()}
-        self._run("pairwise_backward", ("false",), held[0], described)
-        if self._scatter:
-            grads[1].copy_(scratch["scattered"].view_as(held[1].permute(0, 2, 3, 1))
-                           .permute(0, 3, 1, 2))
-            self._value_grad(grad, scratch["alpha"], grads[2])
-        else:
-            self._run("pairwise_backward", ("true",), held[0], described)
+        for key in ("false", "true"):
+            self._run("pairwise_backward", (key,), held[0], described)
         return grads
 
     def _forward_again(self, held: Maps, described: dict[str, Any]) -> dict[str, Tensor]:
@@ -126,11 +115,6 @@ class TunedPairwise:
         self._run("pairwise_forward", (), held[0], described | kept | {"out": out})
         return scratch
 
-    def _value_grad(self, grad: Tensor, alpha: Tensor, out: Tensor) -> None:
-        clipped = Window(self._window.footprint, padding_mode="zeros")
-        inside = slot_weights(alpha[:, :self._window.neighbours], grad.shape[0])
-        elementary.aggregate_value_grad(self._device, grad, inside, clipped, out)
-
     def _run(self, name: str, more: tuple[str, ...], query: Tensor,
              described: dict[str, Any]) -> None:
         images, relation, height, width = query.shape
@@ -141,7 +125,7 @@ class TunedPairwise:
             groups=relation // 2, channels=4 * relation, footprint=self._window.footprint,
             padding=PADDINGS[self._window.padding_mode], slots=self._slots,
             table_per_pixel=int(self._matrices["table"].shape[0] > 1), tile_height=tile_height,
-            tile_width=_TILE, strips=strips, scatter=int(self._scatter), **described,
+            tile_width=_TILE, strips=strips, **described,
             **{name: each.data_ptr() for name, each in self._matrices.items()})
         which = kernel(f"{name}.cu", name, *self._names, *more)
         self._device.launch(which, images * tiles, THREADS, args,

@@ -41,7 +41,7 @@ struct PairwiseArgs {
   int64 images, height, width;
   int relation, hidden, groups, channels;
   int footprint, padding, slots, table_per_pixel;
-  int tile_height, tile_width, strips, scatter;   // of the tuned kernels
+  int tile_height, tile_width, strips, unused;   // of the tuned kernels
   Map query, key, value, out;
   const void *w1, *w1t;      // [hidden][relation], its transpose
   const void *w2, *w2t;      // [groups][hidden], its transpose
@@ -53,7 +53,6 @@ struct PairwiseArgs {
   void *logit_grad;          // [pixels][slots][groups]; general kernels
   void *hidden_grad;         // [pixels][slots][hidden]; general kernels
   void *dots;                // [pixels][groups]: sum over j of alpha times its gradient
-  void *scattered;           // [pixels][relation]: gradient of the key by atomic additions
 };
 
 // a = [relu(query_i), relu(key_j * key_scale + key_shift) for every j]; h = relu(b1 + w1 a);

@@ -178,14 +178,6 @@ SAN_INLINE void relation_grads(const PairwiseArgs &args, int64 image, const Memo
       sum += memory.panel[(e - start) * S::kPitch + r];
     memory.sums[i] = sum;
   }
-  if (!KEY && args.scatter)
-    for (int i = threadIdx.x; i < live * R; i += kThreads) {
-      const int neighbour = memory.pairs[start + i / R].neighbour;
-      if (neighbour < 0) continue;
-      const int64 pixel = image * args.height * args.width + neighbour;
-      atomicAdd(static_cast<float *>(args.scattered) + pixel * R + i % R,
-                -memory.panel[i / R * S::kPitch + i % R]);
-    }
   __syncthreads();
 }
 

@@ -1,7 +1,8 @@
 """How strong each corruption is at each severity, in the three published versions.
 
 The numbers are those of the scripts that made ImageNet-C, Tiny ImageNet-C and CIFAR-10-C
-(hendrycks/robustness, ImageNet-C/create_c). Lengths are in pixels of the published size, except
+(hendrycks/robustness, ImageNet-C/create_c): no package that is kept has them all as published, see
+`results/README.md` of the repository. Lengths are in pixels of the published size, except
 where a comment says otherwise.
 """
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sanrobust.experiments.corruptions.names import BY_NAME, SEVERITIES
+from sanrobust.experiments.corrupt.names import BY_NAME, SEVERITIES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,6 @@
 """Common corruptions (Hendrycks and Dietterich, ICLR 2019): 15 kinds, and 4 more, at 5 severities.
+
+The modules beside this one make them with NumPy, SciPy and Pillow, by the published formulae.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
-from sanrobust.experiments.corruptions.heatmap import draw
-from sanrobust.experiments.corruptions.names import (ALEXNET_CLEAN, BY_NAME, COMMON, GROUPS, SETS,
-                                                     SEVERITIES)
-from sanrobust.experiments.corruptions.parameters import PUBLISHED, strengths_for
-from sanrobust.experiments.corruptions.settings import Condition, CorruptionSettings
+from sanrobust.experiments.corrupt.heatmap import draw
+from sanrobust.experiments.corrupt.names import (ALEXNET_CLEAN, BY_NAME, COMMON, GROUPS,
+                                                 SETS, SEVERITIES)
+from sanrobust.experiments.corrupt.parameters import PUBLISHED, strengths_for
+from sanrobust.experiments.corrupt.settings import Condition, CorruptionSettings
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from sanrobust.data.imageset import ImageSet
     from sanrobust.data.loader import Batch, FailedImage
     from sanrobust.experiments.base import Model
-    from sanrobust.experiments.corruptions.files import CorruptedFiles
+    from sanrobust.experiments.corrupt.files import CorruptedFiles
     from sanrobust.metrics import Summary
     from sanrobust.preprocessing import Preprocessing
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 CLEAN: Condition = ("none", 0)
 FORMULAE = 1
-"""Raised when a change of `sanrobust.experiments.corruptions` changes an image."""
+"""Raised when a change of `sanrobust.experiments.corrupt` changes an image."""
 _BY_SEVERITY = tuple(f"error_{severity}" for severity in SEVERITIES)
 _GROUPS = {"mean_error": COMMON, **{f"{group}_error": SETS[group] for group in GROUPS}}
 _RATES = ("clean_top1", "clean_error", *_GROUPS, "error", *_BY_SEVERITY)
@@ -56,10 +58,10 @@ class CorruptMeasurement:
         self._preprocessing: Preprocessing | None = None
         self._is_imagenet = False
         if settings.corrupted is not None:
-            from sanrobust.experiments.corruptions import files
+            from sanrobust.experiments.corrupt import files
             self._files = files.CorruptedFiles(Path(settings.corrupted), settings.conditions)
         elif "frost" in settings.corruptions:
-            from sanrobust.experiments.corruptions.weather import frost_folder
+            from sanrobust.experiments.corrupt.weather import frost_folder
             frost_folder()
 
     def spec(self) -> Mapping[str, object]:
@@ -99,7 +101,7 @@ class CorruptMeasurement:
         """Yield the batch in each condition, made of its pixels in 8 bits."""
         import torch
 
-        from sanrobust.experiments.corruptions.apply import corrupted
+        from sanrobust.experiments.corrupt.apply import corrupted
         del reasons
         levels = (batch.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         for name, severity in self._settings.conditions:

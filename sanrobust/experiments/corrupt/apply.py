@@ -6,8 +6,8 @@ import numpy as np
 from numpy.random import RandomState
 
 from sanrobust.attacks.randomness import hashed
-from sanrobust.experiments.corruptions import blurs, pixels, spatter, weather
-from sanrobust.experiments.corruptions.parameters import Strengths, strengths_for
+from sanrobust.experiments.corrupt import blurs, pixels, spatter, weather
+from sanrobust.experiments.corrupt.parameters import Strengths, strengths_for
 
 FORMULAE = {**pixels.FORMULAE, **blurs.FORMULAE, **weather.FORMULAE, **spatter.FORMULAE}
 

@@ -10,7 +10,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sanrobust.experiments.corruptions.pixels import Floats, Formula, Levels, scaled
+from sanrobust.experiments.corrupt.pixels import Floats, Formula, Levels, scaled
 
 _LEAST_RADIUS = 8  # of the square in which a disk is drawn
 _FINE = 32  # an affine map looks pixels up at places rounded to this part of one, as OpenCV does

@@ -14,8 +14,8 @@ from numpy.random import RandomState
 from PIL import Image
 
 from sanrobust.errors import DataError, UsageError
-from sanrobust.experiments.corruptions.blurs import enlarged, smeared
-from sanrobust.experiments.corruptions.pixels import Floats, Formula, Levels, scaled
+from sanrobust.experiments.corrupt.blurs import enlarged, smeared
+from sanrobust.experiments.corrupt.pixels import Floats, Formula, Levels, scaled
 
 PACKAGE = "imagecorruptions"
 FROST = {

@@ -8,9 +8,10 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from sanrobust.attacks.spatial import FILLS, STILL, Answer, Answers, Move, SpatialSettings
 from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part
+from sanrobust.experiments.spatial.attack import (FILLS, STILL, Answer, Answers, Move,
+                                                  SpatialSettings)
 
 if TYPE_CHECKING:
     import pandas as pd

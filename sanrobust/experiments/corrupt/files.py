@@ -14,7 +14,7 @@ from sanrobust.data.contents import Contents
 from sanrobust.data.decode import ImageError, ImageTrouble, decode
 from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError
-from sanrobust.experiments.corruptions.settings import Condition
+from sanrobust.experiments.corrupt.settings import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sanrobust.experiments.corruptions.blurs import smooth
-from sanrobust.experiments.corruptions.pixels import Floats, Formula, Levels, scaled
+from sanrobust.experiments.corrupt.blurs import smooth
+from sanrobust.experiments.corrupt.pixels import Floats, Formula, Levels, scaled
 
 _WATER = np.array([175, 238, 238]) / 255
 _MUD = np.array([63, 42, 20]) / 255

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sanrobust.errors import UsageError, shown_value
-from sanrobust.experiments.corruptions.names import BY_NAME, CORRUPTIONS, EXTRA, SETS, SEVERITIES
+from sanrobust.experiments.corrupt.names import BY_NAME, CORRUPTIONS, EXTRA, SETS, SEVERITIES
 from sanrobust.options import Whole, option, setting
 from sanrobust.registry import unknown_name
 

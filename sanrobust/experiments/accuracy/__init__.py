@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sanrobust.chunks import EXCLUDED
-from sanrobust.data.scoring import (FILE, PRESENT, ClassChoice, checked_classes, checked_file,
-                                    classes_in_words, digest_in_words, read_label_sets)
-from sanrobust.errors import DataError, UsageError, shortened, shown_value
+from sanrobust.errors import DataError, UsageError, shown_value
+from sanrobust.experiments.accuracy.diagrams import BINS, draw, variant
+from sanrobust.experiments.accuracy.scoring import (FILE, PRESENT, ClassChoice, checked_classes,
+                                                    checked_file, classes_in_words,
+                                                    digest_in_words, read_label_sets)
 from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part, Listing
-from sanrobust.files import printable
 from sanrobust.options import Whole, option, setting
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from sanrobust.data.imageset import ImageSet
     from sanrobust.data.loader import Batch, FailedImage
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from sanrobust.metrics import Summary
     from sanrobust.preprocessing import Preprocessing
 
-BINS, MOST_BINS, _WORST_TOLD = 15, 1000, 1.0  # _WORST_TOLD in nats
+MOST_BINS, _WORST_TOLD = 1000, 1.0  # _WORST_TOLD in nats
 NLL_SHARE = 0.5
 """Part of the NLL beyond which an image that makes it up alone is told of."""
 _CLASSES_SHOWN, _WRONG_SHOWN = 5, 3
@@ -251,13 +250,6 @@ def _legend(known: Container[str]) -> str:
             "better.")
 
 
-def _variant(facts: Facts) -> str:
-    number, bins = facts.get("num_classes"), facts.get("bins", BINS)
-    words = f"{number} classes" if "classes" in facts and number else "all classes"
-    more = ["ReaL labels"] if "real_labels" in facts else []
-    return ", ".join([words, *more, *([f"{bins} bins"] if bins != BINS else [])])
-
-
 def _done(facts: Facts) -> str:
     """Say among which classes and by which labels the images were scored."""
     if "bins" not in facts:
@@ -324,46 +316,6 @@ def _taken(counts: Mapping[str, int]) -> str:
     return ", ".join([*told, f"{more} more"] if more else told)
 
 
-def _draw(rows: pd.DataFrame) -> Figure | None:
-    """Draw the reliability diagram of each row."""
-    from matplotlib.figure import Figure
-    shown = [row for row in rows.to_dict(orient="records")
-             if isinstance(row.get("reliability"), str) and row["reliability"] != "[]"]
-    if not shown:
-        return None
-    across = math.ceil(math.sqrt(len(shown)))
-    down = math.ceil(len(shown) / across)
-    figure = Figure(figsize=(max(2.6 * across, 4.5), 2.6 * down + 0.4), layout="constrained")
-    panels = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat]
-    for row, panel in zip(shown, panels):
-        _draw_one(panel, {str(name): value for name, value in row.items()}, rows)
-    for panel in panels[len(shown):]:
-        panel.set_axis_off()
-    figure.supxlabel("confidence in % (the darker, the more images)", fontsize=9)
-    figure.supylabel("accuracy in %", fontsize=9)
-    return figure
-
-
-def _draw_one(panel: Axes, row: Mapping[str, Any], rows: pd.DataFrame) -> None:
-    bars = json.loads(row["reliability"])
-    most = max(bar["n"] for bar in bars)
-    panel.bar([bar["low"] for bar in bars], [bar["accuracy"] for bar in bars],
-              [bar["high"] - bar["low"] for bar in bars], align="edge", edgecolor="#1f4e79",
-              color=[(0.12, 0.47, 0.71, 0.1 + 0.9 * math.sqrt(bar["n"] / most)) for bar in bars])
-    panel.plot([0, 100], [0, 100], color="#c44e52", linewidth=1)
-    panel.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
-    panel.tick_params(labelsize=8)
-    several = [name for name in ("data", "classes", "real_labels", "bins")
-               if name in rows and rows[name].nunique(dropna=False) > 1]
-    facts = {name: row[name] for name in ("num_classes", "classes", "real_labels")
-             if isinstance(row.get(name), str | int)}
-    words = [shortened(printable(str(row["model"])), 34),
-             *([f"on {shortened(printable(str(row['data'])), 30)}"] if "data" in several else []),
-             *([_variant(facts)] if {"classes", "real_labels"} & {*several} else []),
-             f"ECE {row['ece']:.1f} %, {row['n']} images"]
-    panel.set_title("\n".join(words), fontsize=8, parse_math=False)
-
-
 ACCURACY = Experiment(
     name="accuracy",
     files="accuracy",
@@ -390,11 +342,11 @@ ACCURACY = Experiment(
         values=("top1", "top5", "ece", "nll", "nll_low", "nll_high", "brier", "brier_low",
                 "brier_high"),
         extra=("nll_worst", "reliability", "per_class"),
-        clean="top1", heads=_heads, title=_title, legend=_legend, variant=_variant,
+        clean="top1", heads=_heads, title=_title, legend=_legend, variant=variant,
         variant_noun="Scoring", done=_done, notes=_notes, listings=_listings,
         units="Rates and ECE in percent, NLL in nats.",
         intervals="95 % intervals (Wilson's for rates, Student's for means)",
         excluded_as="Images without a label that is scored, and so in no number",
         as_reported=_as_reported),
-    plots=(Plot(suffix="", draw=_draw),),
+    plots=(Plot(suffix="", draw=draw),),
 )
