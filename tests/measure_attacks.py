@@ -1,10 +1,15 @@
 """Our attacks against other people's code, image by image, from the same starts.
 
-``python tests/measure_attacks.py OUT.csv`` measures the nine networks on the digits and writes
-OUT.csv after each. The others are imported where they can be: ``autoattack``, the published code of
-AutoAttack (https://github.com/fra31/auto-attack; name its folder in ``--path``, it is read and
-never copied), ``torchattacks`` and ``foolbox``. Auto-PGD starts at our random points on both sides,
-PGD at the clean image; Square draws its own squares on both.
+``python tests/measure_attacks.py OUT.csv`` measures the nine networks on the digits, writes OUT.csv
+after each and prints all networks together. The others are imported where they can be:
+``autoattack``, the published code of AutoAttack (https://github.com/fra31/auto-attack; name its
+folder in ``--path``, it is read and never copied), ``torchattacks`` and ``foolbox``. Auto-PGD
+starts at our random points on both sides, PGD at the clean image; Square draws its own squares on
+both.
+
+Images that one side alone breaks are attacked once more by both, each by itself: where sides agree
+then, it was the rounding of sums, whose order depends on the other images of a batch. Images whose
+logits are not finite on the way are left out of a row and counted.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from sanrobust.attacks.versions import MEMBERS, Version
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, exact
+from sanrobust.errors import NonFiniteError
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
@@ -144,7 +150,19 @@ OTHERS: dict[str, Callable[[Problem], Any]] = {
 
 
 def ours(problem: Problem, name: str) -> Tensor:
-    """Attack and return which images keep their label, (B,) bool."""
+    """Attack and return for each image (B,) 1 where it keeps its label, 0 where not, nan where its
+    logits are not finite."""
+    try:
+        return _ours(problem, name).float()
+    except NonFiniteError:
+        count = len(problem.ids)
+        if count == 1:
+            return torch.full((1,), torch.nan, device=problem.images.device)
+        halves = torch.arange(count, device=problem.images.device).chunk(2)
+        return torch.cat([ours(problem.part(half), name) for half in halves])
+
+
+def _ours(problem: Problem, name: str) -> Tensor:
     if name not in FIXED:
         found = attack_until_broken(problem, Version((name,), {}), STRENGTH)
         return found.logits.argmax(1) == problem.labels
@@ -167,12 +185,14 @@ def compare(problem: Problem, others: Sequence[str]) -> Iterator[dict[str, objec
         for name in theirs.attacks:
             mine, seconds = _timed(lambda name=name: ours(problem, name))
             kept, their_seconds = _timed(lambda name=name: theirs.survivors(name))
+            good = mine.isfinite()
+            clean = problem.clean_logits.argmax(1) == problem.labels
             yield {"norm": problem.norm.name, "radius": round(problem.radius, 5),
-                   "against": other, "attack": name, "images": len(problem.ids),
-                   "clean": _percent(problem.clean_logits.argmax(1) == problem.labels),
-                   "ours": _percent(mine), "theirs": _percent(kept),
-                   "only ours breaks": _named(problem.ids, ~mine & kept),
-                   "only theirs breaks": _named(problem.ids, mine & ~kept),
+                   "against": other, "attack": name, "images": int(good.sum()),
+                   "no numbers": int((~good).sum()), "clean": _percent(clean[good]),
+                   "ours": _percent(mine[good]), "theirs": _percent(kept[good]),
+                   "only ours breaks": _alone(problem, (mine == 0) & kept, other, name),
+                   "only theirs breaks": _alone(problem, (mine == 1) & ~kept, other, name),
                    "CPU s ours": round(seconds, 1), "CPU s theirs": round(their_seconds, 1)}
 
 
@@ -180,8 +200,26 @@ def _percent(right: Tensor) -> float:
     return round(100 * float(right.float().mean()), 2)
 
 
-def _named(ids: Sequence[str], chosen: Tensor) -> str:
-    return " ".join(ids[place] for place in chosen.nonzero().flatten().tolist())
+def _alone(problem: Problem, chosen: Tensor, other: str, name: str) -> str:
+    """Name images, and in brackets who breaks each of them when it is attacked by itself."""
+    words = []
+    for place in chosen.nonzero():
+        image = problem.part(place)
+        broken = [side for side, kept in (("ours", ours(image, name)),
+                                          ("theirs", OTHERS[other](image).survivors(name)))
+                  if not bool(kept)]
+        words.append(f"{image.ids[0]} ({'+'.join(broken) or 'nobody'})")
+    return " ".join(words)
+
+
+def totals(rows: list[dict[str, object]]) -> pd.DataFrame:
+    """Return what is left of the images of all networks, in percent."""
+    table = pd.DataFrame(rows)
+    sides = ["clean", "ours", "theirs"]
+    table[sides] = table[sides].mul(table["images"], axis=0)
+    found = table.groupby(["norm", "against", "attack"], sort=False)[["images", *sides]].sum()
+    found[sides] = found[sides].div(found["images"], axis=0).round(2)
+    return found.reset_index()
 
 
 def _problems(network: str, asked: argparse.Namespace) -> Iterator[Problem]:
@@ -225,6 +263,7 @@ def main() -> None:
         for problem in _problems(network, asked):
             rows += [{"model": network, **row} for row in compare(problem, others)]
             pd.DataFrame(rows).to_csv(asked.out, index=False)
+    print(totals(rows).to_string(index=False))
 
 
 if __name__ == "__main__":
