@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sanrobust.errors import UsageError, shown_value
+from sanrobust.shards import Shard
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,6 +104,7 @@ class RunConfig:
         max_failed: part of a run's images that may fail before the command counts as failed; the
             table is the same.
         save_adversarial: keep the images that an experiment makes, in the folder of its run.
+        shard: which part of the images is measured, see `sanrobust.shards`.
         command: what the user typed, for messages that say how to go on; empty from Python.
 
     Raises UsageError for a value of another kind or out of its range.
@@ -119,6 +121,7 @@ class RunConfig:
     fold: bool = True
     max_failed: float = 0.05
     save_adversarial: bool = False
+    shard: Shard = Shard()
     command: str = ""
 
     def __post_init__(self) -> None:

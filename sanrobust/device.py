@@ -39,8 +39,13 @@ def cuda_refusal() -> str | None:
     return None
 
 
-def choose_device(name: str | torch.device) -> torch.device:
+def choose_device(name: str | torch.device, local: int | None = None) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:i`` into a device that is present.
+
+    Args:
+        name: as the user gives it.
+        local: which of its machine's processes this is, for ``auto`` to give each its own device;
+            None where there are no others.
 
     Raises UsageError for another name and BackendError for a device that is not there.
     """
@@ -50,7 +55,11 @@ def choose_device(name: str | torch.device) -> torch.device:
                          seen=f"it is {shown_value(name)}", hint="type for example --device cpu")
     refusal = cuda_refusal()
     if name == "auto":
-        return torch.device("cpu" if refusal else "cuda")
+        if refusal:
+            return torch.device("cpu")
+        # A launcher may show each process its own device alone, which is then the first.
+        return torch.device("cuda" if local is None
+                            else f"cuda:{local % torch.cuda.device_count()}")
     if name != "cpu":
         count = 0 if refusal else torch.cuda.device_count()
         # By name: an index may have more digits than Python turns into a number.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,7 +22,7 @@ from sanrobust.data.replayed import SavedImages
 from sanrobust.device import choose_device, device_name, environment, exact, versions
 from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
                               SanrobustError, UsageError, first_line)
-from sanrobust.evaluate import evaluate
+from sanrobust.evaluate import Loop
 from sanrobust.experiments.base import Experiment, Maker, Measurement
 from sanrobust.files import require_writable
 from sanrobust.header import missing, started
@@ -30,12 +32,12 @@ from sanrobust.memory import default_batch, fit_batch
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.probe import probe
 from sanrobust.processes import stoppable
-from sanrobust.progress import Reporter, download_lines
-from sanrobust.records import RunStore
+from sanrobust.progress import Progress, Reporter, download_lines
+from sanrobust.records import RunStore, Share, Start
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.summary import Summary, summarise
+from sanrobust.summary import Summary, summarise, unfinished
 from sanrobust.tables import table_files
 from sanrobust.trouble import machine_error, out_of_memory
 from sanrobust.zoo import catalog
@@ -58,6 +60,19 @@ MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """What a process has to say that measured its part while others were not ready.
+
+    Attributes:
+        lines: what is missing, and who prints the table.
+        problem: why a part of what was asked for was not measured; None when all was.
+    """
+
+    lines: tuple[str, ...]
+    problem: SanrobustError | None
+
+
 def run(experiment: Experiment, settings: object, models: ModelConfig,
         data: Sequence[DataConfig], how: RunConfig, reporter: Reporter) -> Summary:
     """Measure models in an experiment and write its table of them.
@@ -70,14 +85,37 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
         reporter: who is told what happens.
 
     Returns the table of the models asked for; its problem says which could not be measured. Raises
-    a deliberate error when none could, or nothing may be computed at all.
+    a deliberate error when none could, or nothing may be computed at all, or another process has
+    not finished what it measures.
     """
+    done = run_part(experiment, settings, models, data, how, reporter)
+    if isinstance(done, Summary):
+        return done
+    raise done.problem or OutputError("a table must have whole runs", seen=done.lines[0],
+                                      hint="wait for who measures the rest, and ask again")
+
+
+def run_part(experiment: Experiment, settings: object, models: ModelConfig,
+             data: Sequence[DataConfig], how: RunConfig, reporter: Reporter
+             ) -> Summary | Unfinished:
+    """Do as `run` for the part of the images that ``how`` names.
+
+    The table is made by each process that finds all parts measured when its own is.
+    """
+    folders, failed = measure_part(experiment, settings, models, data, how, reporter)
+    return tabulate(folders, failed, how)
+
+
+def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
+                 data: Sequence[DataConfig], how: RunConfig, reporter: Reporter
+                 ) -> tuple[tuple[Path, ...], dict[str, SanrobustError]]:
+    """Measure what `run_part` does; return the runs' folders and the errors by model."""
     measurement = experiment.prepare(settings)
     for note in measurement.notes:
         reporter.say(note)
-    jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how,
-                 choose_device(how.device), reporter,
-                 f" with {each.data}" if len(data) > 1 else "")
+    device = choose_device(how.device, how.shard.local)
+    jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how, device,
+                 reporter, f" with {each.data}" if len(data) > 1 else "")
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
         job.say_what_is_measured(is_default=each.data is None)
@@ -95,11 +133,22 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
         raise Interrupted("a command must end by itself to write its tables",
                           seen="it was stopped before it measured an image of the next model",
                           hint="type the same command again; what was measured is saved") from None
+    return tuple(folders), failed
+
+
+def tabulate(folders: Sequence[Path], failed: Mapping[str, SanrobustError], how: RunConfig
+             ) -> Summary | Unfinished:
+    """Return the table of runs, or what is missing of them; raises where there is no run."""
     if not folders:
         raise _summed_up(failed)
-    summary = summarise([open_run(folder) for folder in folders], how.out,
-                        max_failed=how.max_failed)
-    return replace(summary, problem=_summed_up(failed)) if failed else summary
+    problem = _summed_up(failed) if failed else None
+    runs = [open_run(folder) for folder in folders]
+    lines = [f"no table yet: {unfinished(each)}" for each in runs if not each.complete]
+    if lines:
+        return Unfinished((*lines, "the part that ends last writes the table; sanrobust table "
+                           f"--out {shlex.quote(str(how.out))} does so at any time"), problem)
+    summary = summarise(runs, how.out, max_failed=how.max_failed)
+    return replace(summary, problem=problem) if problem else summary
 
 
 def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
@@ -132,7 +181,7 @@ def _tag(data: DataConfig, images: ImageSet) -> str:
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG
 
 
-def _summed_up(failed: dict[str, SanrobustError]) -> SanrobustError:
+def _summed_up(failed: Mapping[str, SanrobustError]) -> SanrobustError:
     first = next(iter(failed.values()))
     if len(failed) == 1:
         return first
@@ -164,6 +213,9 @@ class _Job:
         if is_default:
             self.reporter.say("no --data: measuring on the held-out part of "
                               f"{DATASETS.get(DEFAULT_DATA).description}")
+        if self.how.shard.source and self.how.shard.count > 1:
+            self.reporter.say(f"part {self.how.shard.index + 1} of {self.how.shard.count}, by "
+                              f"{self.how.shard.source}; --shard 1/1 is everything")
         images = self.images
         made = f", {images.made}" if isinstance(images, SavedImages) else ""
         self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
@@ -221,18 +273,32 @@ class _Job:
                                              preprocessing=classifier.preprocessing):
             self.reporter.say(remark)
         ids = [ref.id for ref in self.images.refs]
-        with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
+        with RunStore(self.how.out, self._spec(classifier), fresh=self._is_fresh(),
+                      launch=self.how.shard.launch) as store:
             lacking = missing(store, ids)
             keeper = self._keeper(store, classifier)
-            if store.header().get("status") == COMPLETE:
+            is_complete = store.header().get("status") == COMPLETE
+            if is_complete:
                 self._say_what_is_there(store, classifier.name, lacking)
             if self.how.retry_failed:
                 lacking += self._say_what_failed(store, classifier.name)
-            if lacking or store.header().get("status") != COMPLETE:
+            if lacking or not is_complete:
                 self._fill(store, classifier, ids, keeper)
+            elif keeper is not None and not keeper.is_finished:
+                keeper.finish(ids)
         if keeper is not None:
             self.reporter.say(f"{classifier.name}: adversarial images are in {keeper.folder}")
         return store.folder
+
+    def _is_fresh(self) -> bool:
+        """Return whether to start anew; raises UsageError for parts that would not meet."""
+        shard = self.how.shard
+        if self.how.fresh and shard.count > 1 and shard.launch is None:
+            raise UsageError("--fresh must go with parts that were started together",
+                             seen=f"part {shard} was started by itself",
+                             hint="use --processes or a launcher with an id (torchrun --rdzv-id), "
+                                  "or give all parts another --out")
+        return self.how.fresh
 
     def _keeper(self, store: RunStore, classifier: Classifier) -> Keeper | None:
         """Return who keeps the images that are made, if the user wants them."""
@@ -248,7 +314,8 @@ class _Job:
                       classes=self.images.classes)
 
     def _say_what_failed(self, store: RunStore, name: str) -> int:
-        failed = len(store.recorded() - store.recorded(but_failed=True))
+        own = filter(self.how.shard.owns, range(store.plan.blocks))
+        failed = sum(store.failing(own).values())
         if failed:
             self.reporter.say(f"{name}: measuring {failed} image{'s'[:failed != 1]} again that "
                               f"{'is' if failed == 1 else 'are'} recorded as failed")
@@ -311,14 +378,16 @@ class _Job:
             "batch_size": batch_size, "workers": self.how.workers,
             "environment": environment(self.device), "not_folded": not_folded,
         }
-        progress = self.reporter.progress
-        model.register_forward_hook(lambda *_: progress.beat())
-        with started(store, ids, facts=facts, remarks=remarks):
-            evaluate(model, self.images, keeper or self.measurement, store,
-                     preprocessing=classifier.preprocessing, batch_size=batch_size,
-                     workers=self.how.workers, device=self.device, progress=progress,
-                     retry_failed=self.how.retry_failed)
-            if keeper is not None:
+        progress, shard = self.reporter.progress, self.how.shard
+        with started(store, ids, facts=facts, remarks=remarks, batch_size=batch_size,
+                     shard=shard) as start:
+            for each in (progress, start):
+                model.register_forward_hook(partial(_beat, each))
+            loop = Loop(model, self.images, keeper or self.measurement, store, start,
+                        classifier.preprocessing, batch_size, self.how.workers, self.device,
+                        progress)
+            loop.measure(Share(store, start, shard, retry=self.how.retry_failed))
+            if keeper is not None and not store.missing():
                 keeper.finish(ids)
 
     def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
@@ -355,6 +424,10 @@ class _Job:
         fitted = fit_batch(classifier, size, self.device, gradient=self.measurement.gradient)
         self.reporter.say(f"{classifier.name}: {fitted} images per batch fit into memory")
         return fitted
+
+
+def _beat(told: Progress | Start, *_: object) -> None:
+    told.beat()
 
 
 def _other_versions(run: Run) -> str:

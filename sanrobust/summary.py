@@ -193,7 +193,7 @@ def _provenance(run: Run, experiment: Experiment) -> Row:
     return {
         **shown, "data_digest": spec["data_digest"], "precision": spec.get("precision"),
         "preprocessing": json.dumps(spec["preprocessing"]), "code": spec.get("code"),
-        "source": run.last_start.get("weights_source"),
+        "source": run.source,
         "remarks": json.dumps(remarks, ensure_ascii=False) if remarks else "",
         "weights": spec["weights"], "run_id": run.name,
     }
@@ -259,22 +259,24 @@ def _unchosen(runs: Sequence[Run], asked: Sequence[Run]) -> Iterator[str]:
 
 
 def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if run.complete:
-            continue
-        try:
-            done = f"{run.records(())['image'].nunique()} of {run.spec['images']} images"
-        except OutputError as error:
-            done = f"records that do not read back ({error.seen})"
-        if run.is_being_written():
-            yield f"not in the table: {run.name} is being measured now, {done} so far"
-        else:
-            status = str(run.header.get("status", "running"))
-            ended = {"running": "was killed", "failed": "ended with an error"}.get(
-                status, f"was {status}")
-            reason = run.header.get("problem")
-            yield (f"not in the table: {run.name} {ended} after {done}"
-                   f"{f' ({reason})' if reason else ''}; {run.again()} to go on")
+    return (f"not in the table: {unfinished(run)}" for run in runs if not run.complete)
+
+
+def unfinished(run: Run) -> str:
+    """Say how far a run is, and how it goes on where nobody measures it."""
+    try:
+        done = f"{run.state.recorded} of {run.spec['images']} images"
+    except OutputError as error:
+        done = f"records that do not read back ({error.seen})"
+    if run.is_being_written():
+        return f"{run.name} is being measured now, {done} so far"
+    last = run.starts[-1].facts if run.starts else run.header
+    status = str(last.get("status", "running"))
+    ended = {"running": "was killed", "failed": "ended with an error",
+             "done": "waits for its other parts"}.get(status, f"was {status}")
+    reason = last.get("problem")
+    return (f"{run.name} {ended} after {done}{f' ({reason})' if reason else ''}; {run.again()} "
+            "to go on")
 
 
 def _damage(damaged: Sequence[OutputError]) -> SanrobustError | None:

@@ -14,6 +14,7 @@ from sanrobust.cli.group import typed
 from sanrobust.errors import UsageError, shortened
 from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
 from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
+from sanrobust.shards import Shard, find_shard
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -102,6 +103,11 @@ def run_options(command: Command) -> Command:
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
         click.option("--fold/--no-fold", default=True, show_default=True,
                      help="Compute a SAN as a whole where the native kernels can."),
+        click.option("--shard", metavar="i/n",
+                     help="Measure part i of n of the images, i from 1; run all n in any order, "
+                          "at once or not. [default: what torchrun or SLURM says]"),
+        click.option("--processes", type=Whole(1, MOST_PROCESSES), default=1, show_default=True,
+                     metavar="N", help="Processes of this machine that share the images."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
         click.option("--retry-failed", is_flag=True,
@@ -165,10 +171,23 @@ def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
     return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
+def take_shard(values: dict[str, Any]) -> Shard:
+    """Take which part of the images to measure out of a command's parameters.
+
+    Raises UsageError where ``--shard`` stands beside ``--processes``.
+    """
+    text = values.pop("shard")
+    if text is not None and values["processes"] > 1:
+        raise UsageError("--shard must stand without --processes", seen="both are given",
+                         hint="leave out one: --processes makes the parts itself")
+    return find_shard(text, os.environ) if values["processes"] == 1 else Shard()
+
+
 def take_how(values: dict[str, Any]) -> RunConfig:
     """Take the values of `run_options` out of a command's parameters."""
     fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh",
               "retry_failed", "fold",
               "max_failed")
-    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed(),
+    shard = take_shard(values)
+    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed(), shard=shard,
                      save_adversarial=values.pop("save_adversarial", False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -64,7 +64,7 @@ class Batch:
 
 
 def batches(images: ImageSet, preprocessing: Preprocessing, *, plan: Sequence[Sequence[int]],
-            workers: int) -> Iterator[Batch]:
+            workers: int) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each list of indices in ``plan``, in that order.
 
     The batches do not depend on ``workers``, the number of processes that decode (0: this one).
@@ -123,7 +123,8 @@ class _Pixels(Dataset[_Item]):
         )
 
 
-def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
+def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int
+             ) -> Generator[Batch, None, None]:
     loader = DataLoader(
         pixels,
         batch_sampler=[list(indices) for indices in plan],
