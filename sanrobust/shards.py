@@ -49,9 +49,9 @@ class Shard:
 def find_shard(typed: str | None, environment: Mapping[str, str]) -> Shard:
     """Return the part that was typed as ``i/n``, i from 1, or that a launcher's environment names.
 
-    In the environment of torchrun it is ``RANK`` of ``WORLD_SIZE``, in that of srun ``SLURM_PROCID``
-    of ``SLURM_NTASKS``, and in a SLURM array the task's number; in an array of several tasks each,
-    both. What was typed goes before all of them, torchrun before SLURM. Raises UsageError for what
+    In the environment of torchrun it is ``RANK`` of ``WORLD_SIZE``, in that of srun
+    ``SLURM_PROCID`` of ``SLURM_NTASKS``, and in a SLURM array the task's number; in an array of
+    several tasks each, both. What was typed goes before all of them, torchrun before SLURM. Raises UsageError for what
     is no part of a whole.
     """
     local = _number(environment, "LOCAL_RANK")

@@ -26,7 +26,7 @@ _UNKNOWN = b"0" * hashlib.sha256().digest_size * 2
 
 
 def write_sealed(path: Path, table: pa.Table, facts: Facts) -> None:
-    """Write a table and facts of it to ``path``, whole or not at all, in the place of what is there.
+    """Write a table and facts of it to ``path``, whole or not at all, over what is there.
 
     Raises OutputError when the disk refuses it.
     """

@@ -97,7 +97,8 @@ class Start:
         self._recent.append((self._written, self._images))
         while len(self._recent) > 2 and self._written - self._recent[1][0] > _RECENT_SECONDS:
             self._recent.popleft()
-        (then, images), seconds = self._recent[0], self._written - self._recent[0][0]
+        then, images = self._recent[0]
+        seconds = self._written - then
         return round((self._images - images) / seconds, 3) if seconds > 0 else 0.0
 
     def _replace(self, content: bytes) -> None:

@@ -118,7 +118,13 @@ class RunStore:
         Reads what lies outside of whole blocks; of those it reads nothing. Raises OutputError for
         damage, and for records of images that are not the run's.
         """
-        size = self.header().get(BLOCK_SIZE) or self._size_found() or max(len(ids), 1)
+        header, listing = self.header(), files_in(self._records)
+        if header and SEALED_FROM not in header and (listing.blocks or listing.parts):
+            raise OutputError("a run's header must hold its hash, as the files beside it do",
+                              seen=f"{self.folder / HEADER_NAME} has lost it",
+                              hint="restore it, or delete it and run the same command again, "
+                                   "which goes on with the run's records")
+        size = header.get(BLOCK_SIZE) or self._size_found() or max(len(ids), 1)
         assert isinstance(size, int)
         self._plan = Plan(ids, size)
         self._outside = patiently(self.folder, self._outcomes)
