@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from sanrobust import allocator
 from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.errors import MachineError, SanrobustError
 from sanrobust.experiments.base import Experiment
@@ -137,6 +138,7 @@ def _work(said: Connection, name: str, settings: object, models: ModelConfig,
           data: Sequence[DataConfig], how: RunConfig) -> None:
     """Be one of the processes: measure a part and send what is to be told."""
     become_worker()
+    allocator.tune()
     reporter = Reporter(say=lambda text: said.send(("say", text)), progress=_Far(said))
     try:
         said.send(("measured", measure_part(EXPERIMENTS.get(name), settings, models, data, how,

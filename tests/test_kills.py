@@ -239,7 +239,7 @@ class Shards:
         for part in chance.sample(range(1, PARTS + 1), PARTS):
             assert self._commands.wait(self._start(part)) == 0, self._said(part)
         assert sharded_content(self._here) == self.expected
-        left = {path.name for path in self._here.rglob("*") if path.is_file()
+        left = {path.name for path in (self._here / "o").rglob("*") if path.is_file()
                 and not re.fullmatch(r"block-\d{6}\.parquet|run\.json|[0-9a-f]{16}\.json|pgd\.\w+|"
                                      r"tables\.lock|\d", path.name)}
         assert not left

@@ -17,7 +17,7 @@ from sanrobust.errors import OutputError
 from sanrobust.experiments.pgd import PGD
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.header import missing
-from sanrobust.records import RunStore, ids_digest, read_records
+from sanrobust.records import Plan, RunStore, ids_digest, read_records
 from sanrobust.runs import open_run
 from sanrobust.spec import RunSpec
 
@@ -72,7 +72,7 @@ def test_an_image_of_two_blocks_is_an_error(tmp_path: Path) -> None:
     with RunStore(tmp_path, SPEC) as store:
         opened(store, 2)
         store.append(0, rows("ab"))
-        store.plan.ids = ("c", "d", "b", "c")  # type: ignore[misc, attr-defined]
+        store._plan = Plan(("a", "b", "b", "c"), 2)
         store.append(1, rows("bc"))
     with pytest.raises(OutputError, match="b stands twice"):
         images(store)

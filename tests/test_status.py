@@ -83,7 +83,7 @@ def test_a_damaged_run_hides_no_other_and_is_named_at_the_end(command: Command,
     (bad.folder / "run.json").unlink()
     (path,) = record_files(good)
     path.write_bytes(b"")
-    assert f"{path.name} does not" in command("status", tmp_path).stderr
+    assert f"{path.name} does not" in command("status", tmp_path).output
 
 
 @pytest.mark.parametrize(("seconds", "words"), [

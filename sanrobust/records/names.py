@@ -107,11 +107,11 @@ def files_in(folder: Path) -> Listing:
             parts.append(Part(int(found[1]), int(found[2]), int(found[3]), folder / name))
         elif found := _CHUNK.fullmatch(name):
             chunks.append(Chunk(int(found[1]), int(found[2] or found[1]), folder / name))
+    chunks = [chunk for chunk in chunks if chunk.first <= chunk.last]
     merged = [chunk for chunk in chunks if chunk.merged]
     gone = {chunk for chunk in chunks if any(each.covers(chunk) for each in merged)}
     return Listing(dict(sorted(blocks.items())),
                    tuple(sorted(part for part in parts if part.block not in blocks)),
-                   tuple(sorted(chunk for chunk in chunks if chunk not in gone
-                                and chunk.first <= chunk.last)),
+                   tuple(sorted(chunk for chunk in chunks if chunk not in gone)),
                    tuple(sorted(part for part in parts if part.block in blocks)),
                    tuple(sorted(chunk.path for chunk in gone)))

@@ -275,4 +275,6 @@ def coded(columns: Mapping[str, Sequence[object]], experiment: str) -> pa.Table:
 
 def outcomes(table: pa.Table) -> dict[str, bool]:
     """Return of each image in a table whether it failed."""
-    return dict(zip(table.column("image").to_pylist(), failed(table).to_pylist()))
+    images = table.column("image")
+    bad = set(images.filter(failed(table)).unique().to_pylist())
+    return {image: image in bad for image in images.unique().to_pylist()}
