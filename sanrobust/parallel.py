@@ -22,9 +22,9 @@ from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.processes import become_worker, stops_held, workers_ended_on_error
 from sanrobust.progress import Reporter
-from sanrobust.run import Unfinished, measure_part, tabulate
+from sanrobust.run import measure_part, tabulate
 from sanrobust.shards import Shard
-from sanrobust.summary import Summary
+from sanrobust.summary import Summary, Unfinished
 from sanrobust.trouble import machine_error
 
 PATIENCE_S = 30.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,10 @@ from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import ADVICE, fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet, subset
-from sanrobust.data.loader import batches
 from sanrobust.data.replayed import SavedImages
 from sanrobust.device import choose_device, device_name, environment, exact, versions
-from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
-                              SanrobustError, UsageError, first_line)
+from sanrobust.errors import (BackendError, Interrupted, ModelError, OutputError, SanrobustError,
+                              UsageError, first_line)
 from sanrobust.evaluate import Loop
 from sanrobust.experiments.base import Experiment, Maker, Measurement
 from sanrobust.files import require_writable
@@ -30,16 +28,16 @@ from sanrobust.keeping import Keeper, left_off
 from sanrobust.kernels.backends import requested, use_backend
 from sanrobust.memory import default_batch, fit_batch
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.probe import probe
+from sanrobust.probe import probe_first
 from sanrobust.processes import stoppable
 from sanrobust.progress import Progress, Reporter, download_lines
 from sanrobust.records import RunStore, Share, Start
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
 from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.summary import Summary, summarise, unfinished
+from sanrobust.summary import Summary, Unfinished, summarise_parts
 from sanrobust.tables import table_files
-from sanrobust.trouble import machine_error, out_of_memory
+from sanrobust.trouble import machine_error
 from sanrobust.zoo import catalog
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
@@ -58,19 +56,6 @@ PROBED_IMAGES = 8
 # Libraries whose version may change a number though the specification is the same.
 MAKE_NUMBERS = ("torch", "torchvision", "timm")
 SWITCHED_OFF = "it was switched off"
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """What a process has to say that measured its part while others were not ready.
-
-    Attributes:
-        lines: what is missing, and who prints the table.
-        problem: why a part of what was asked for was not measured; None when all was.
-    """
-
-    lines: tuple[str, ...]
-    problem: SanrobustError | None
 
 
 def run(experiment: Experiment, settings: object, models: ModelConfig,
@@ -102,8 +87,7 @@ def run_part(experiment: Experiment, settings: object, models: ModelConfig,
 
     The table is made by each process that finds all parts measured when its own is.
     """
-    folders, failed = measure_part(experiment, settings, models, data, how, reporter)
-    return tabulate(folders, failed, how)
+    return tabulate(*measure_part(experiment, settings, models, data, how, reporter), how)
 
 
 def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
@@ -139,16 +123,11 @@ def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
 def tabulate(folders: Sequence[Path], failed: Mapping[str, SanrobustError], how: RunConfig
              ) -> Summary | Unfinished:
     """Return the table of runs, or what is missing of them; raises where there is no run."""
-    if not folders:
-        raise _summed_up(failed)
     problem = _summed_up(failed) if failed else None
-    runs = [open_run(folder) for folder in folders]
-    lines = [f"no table yet: {unfinished(each)}" for each in runs if not each.complete]
-    if lines:
-        return Unfinished((*lines, "the part that ends last writes the table; sanrobust table "
-                           f"--out {shlex.quote(str(how.out))} does so at any time"), problem)
-    summary = summarise(runs, how.out, max_failed=how.max_failed)
-    return replace(summary, problem=problem) if problem else summary
+    if problem is not None and not folders:
+        raise problem
+    return summarise_parts([open_run(folder) for folder in folders], how.out,
+                           max_failed=how.max_failed, problem=problem)
 
 
 def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
@@ -395,24 +374,12 @@ class _Job:
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
                    "left_out": [f"{self.images.name}: {each}" for each in self.images.left_out],
                    "probe": [f"{classifier.name}: {each}"
-                             for each in self._probed(classifier, model, PROBED_IMAGES)]}
+                             for each in probe_first(
+                                 model, self.images, classifier.preprocessing, self.device,
+                                 gradient=self.measurement.gradient, most=PROBED_IMAGES)]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)
         return remarks
-
-    def _probed(self, classifier: Classifier, model: torch.nn.Module,
-                images: int) -> Sequence[str]:
-        """Look at the first images of the set: the same ones whatever the batch size."""
-        sample = range(min(images, len(self.images.refs)))
-        batch = next(batches(self.images, classifier.preprocessing, plan=[sample], workers=0))
-        try:
-            return probe(model, batch.pixels.to(self.device), gradient=self.measurement.gradient)
-        except NonFiniteError:
-            return ()  # the records will say so, image by image
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or images < 4:
-                raise
-        return self._probed(classifier, model, images // 2)
 
     def _batch_size(self, classifier: Classifier) -> int:
         asked = self.how.batch_size

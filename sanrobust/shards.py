@@ -51,8 +51,8 @@ def find_shard(typed: str | None, environment: Mapping[str, str]) -> Shard:
 
     In the environment of torchrun it is ``RANK`` of ``WORLD_SIZE``, in that of srun
     ``SLURM_PROCID`` of ``SLURM_NTASKS``, and in a SLURM array the task's number; in an array of
-    several tasks each, both. What was typed goes before all of them, torchrun before SLURM. Raises UsageError for what
-    is no part of a whole.
+    several tasks each, both. What was typed goes before all of them, torchrun before SLURM.
+    Raises UsageError for what is no part of a whole.
     """
     local = _number(environment, "LOCAL_RANK")
     if local is None:

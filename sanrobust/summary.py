@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,31 @@ def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Sum
         files = _write(table, out)
     return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
                    _too_many_failed(table, max_failed))
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a process has to say that measured its part while others were not ready.
+
+    Attributes:
+        lines: what is missing, and who prints the table.
+        problem: why a part of what was asked for was not measured; None when all was.
+    """
+
+    lines: tuple[str, ...]
+    problem: SanrobustError | None
+
+
+def summarise_parts(runs: Sequence[Run], out: Path, *, max_failed: float,
+                    problem: SanrobustError | None) -> Summary | Unfinished:
+    """Do as `summarise` if every run is complete, else say which are not; ``problem`` goes first.
+    """
+    lines = [f"no table yet: {unfinished(each)}" for each in runs if not each.complete]
+    if lines:
+        return Unfinished((*lines, "the part that ends last writes the table; sanrobust table "
+                           f"--out {shlex.quote(str(out))} does so at any time"), problem)
+    summary = summarise(runs, out, max_failed=max_failed)
+    return replace(summary, problem=problem) if problem else summary
 
 
 def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),

@@ -60,7 +60,8 @@ def make_run(out: Path, *parts: Sequence[str], spec: RunSpec = SPEC, fresh: bool
     A new run is cut into blocks of so many images, by default of as many as the first part has.
     """
     spec = replace(spec, images=len(ids))
-    with RunStore(out, spec, fresh=fresh) as store, blocks_of(block or len(parts[0] if parts else ids)):
+    size = block or len(parts[0] if parts else ids)
+    with RunStore(out, spec, fresh=fresh) as store, blocks_of(size):
         with started(store, ids, facts={"command": COMMAND}, remarks={"probe": ["it is odd"]}):
             for part in parts:
                 append(store, rows(part))
