@@ -51,6 +51,7 @@ def append(store: RunStore, columns: dict[str, list[object]]) -> None:
         if places:
             store.append(block, {name: [values[place] for place in places]
                                  for name, values in columns.items()})
+            store.finish(block)
 
 
 def make_run(out: Path, *parts: Sequence[str], spec: RunSpec = SPEC, fresh: bool = False,

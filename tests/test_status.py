@@ -87,7 +87,7 @@ def test_a_damaged_run_hides_no_other_and_is_named_at_the_end(command: Command,
 
 
 @pytest.mark.parametrize(("seconds", "words"), [
-    (3, "3 s"), (59, "1 min"), (3600, "1 h 0 min"), (5400, "1 h 30 min"), (100_000, "1 d 4 h")])
+    (3, "3 s"), (59, "1 min"), (3600, "1 h 0 min"), (5400, "1 h 30 min"), (100_000, "1 d 3 h")])
 def test_times_are_told_as_people_say_them(seconds: float, words: str) -> None:
     assert _duration(seconds) == words
 

@@ -222,27 +222,30 @@ class RunStore:
         table = coded(columns, self.spec.experiment)
         self._rows.append(table)
         measured = {image for rows in self._rows for image in outcomes(rows)}
-        if measured.issuperset(self.plan.ids_of(block)) or self._is_known(block, measured):
-            self.finish(block)
-        else:
+        if not (self._is_known(block, measured) and self.finish(block)):
             self._save_part(block, table)
 
     def _is_known(self, block: int, measured: set[str]) -> bool:
         return block_path(self._records, block).exists() or all(
             image in measured or image in self._outside for image in self.plan.ids_of(block))
 
-    def finish(self, block: int) -> None:
-        """Write a block if all of its images have records, and delete its parts."""
+    def finish(self, block: int) -> bool:
+        """Write a block if all of its images have records, and delete its parts.
+
+        Returns whether it is there.
+        """
         own = self._rows if block == self._open else []
         path = block_path(self._records, block)
         if not path.exists() or (own and self.failing([block])):
             table = chosen([*self._before(block, own), *own])
-            if outcomes(table).keys() < set(self.plan.ids_of(block)):
-                return
+            if not outcomes(table).keys() >= set(self.plan.ids_of(block)):
+                return False
             self._write(path, self._in_order(table, block), block)
+            self._open = None
         for part in files_in(self._records).superseded:
             if part.block == block:
                 part.path.unlink(missing_ok=True)
+        return True
 
     def _before(self, block: int, own: Sequence[pa.Table]) -> list[pa.Table]:
         """Return what other processes, or earlier ones, have measured of a block.
