@@ -100,7 +100,9 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 def _follow(workers: Sequence[_Worker], reporter: Reporter) -> list[Measured]:
     """Pass on what processes say until all have measured their part; raises the first error."""
-    together, told, measured = _Together(reporter, len(workers)), set[str](), {}
+    together = _Together(reporter, len(workers))
+    told: set[str] = set()
+    measured: dict[int, Measured] = {}
     open_ends = {worker.said: number for number, worker in enumerate(workers)}
     try:
         while open_ends:

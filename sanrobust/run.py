@@ -193,8 +193,7 @@ class _Job:
             self.reporter.say("no --data: measuring on the held-out part of "
                               f"{DATASETS.get(DEFAULT_DATA).description}")
         if self.how.shard.source and self.how.shard.count > 1:
-            self.reporter.say(f"part {self.how.shard.index + 1} of {self.how.shard.count}, by "
-                              f"{self.how.shard.source}; --shard 1/1 is everything")
+            self.reporter.say(self.how.shard.told)
         images = self.images
         made = f", {images.made}" if isinstance(images, SavedImages) else ""
         self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
@@ -360,8 +359,7 @@ class _Job:
         progress, shard = self.reporter.progress, self.how.shard
         with started(store, ids, facts=facts, remarks=remarks, batch_size=batch_size,
                      shard=shard) as start:
-            for each in (progress, start):
-                model.register_forward_hook(partial(_beat, each))
+            model.register_forward_hook(partial(_beat, progress, start))
             loop = Loop(model, self.images, keeper or self.measurement, store, start,
                         classifier.preprocessing, batch_size, self.how.workers, self.device,
                         progress)
@@ -393,8 +391,9 @@ class _Job:
         return fitted
 
 
-def _beat(told: Progress | Start, *_: object) -> None:
-    told.beat()
+def _beat(progress: Progress, start: Start, *_: object) -> None:
+    progress.beat()
+    start.beat()
 
 
 def _other_versions(run: Run) -> str:

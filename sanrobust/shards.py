@@ -42,6 +42,13 @@ class Shard:
         """Return whether a block is one of its own."""
         return block % self.count == self.index
 
+    @property
+    def told(self) -> str:
+        """Which part it is and from where it knows, for people."""
+        part = f"part {self.index + 1} of {self.count}, by {self.source}"
+        is_typed = self.source.startswith("--shard")
+        return part if is_typed else f"{part}; --shard 1/1 measures everything"
+
     def __str__(self) -> str:
         return f"{self.index + 1}/{self.count}"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from sanrobust.header import started
 from sanrobust.records import RunStore, Share, Start, starts, starts_of
 from sanrobust.runs import find_runs
 from sanrobust.shards import Shard, find_shard
+from warm_commands import alive
 
 SAN, RESNET = "san10-pair.untrained-small", "resnet26.untrained-small"
 SMALL = ("--num-samples", "40", "-b", "4")
@@ -179,7 +182,30 @@ def test_processes_share_the_images_and_print_one_table(command: Command, tmp_pa
     require_same(tmp_path / "o", tmp_path / "whole", "rotate")
 
 
-def test_an_error_of_one_process_is_told_in_one_sentence(process: object, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_one_signal_stops_all_processes_and_the_same_command_goes_on(
+        command: Command, tmp_path: Path, number: signal.Signals) -> None:
+    ask = ("pgd", "-m", RESNET, "--num-samples", "200", "-b", "4", "--out")
+    child = subprocess.Popen([sys.executable, "-m", "sanrobust", *ask, str(tmp_path / "o"),
+                              "--processes", "2"], text=True, start_new_session=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while child.poll() is None and not list(tmp_path.glob("o/runs/*/records/*")):
+        time.sleep(0.01)
+    child.send_signal(number)
+    said, _ = child.communicate(timeout=120)
+    assert child.returncode == (-number if number == signal.SIGKILL else 130), said
+    assert "Traceback" not in said
+    until = time.monotonic() + 10
+    while alive(child.pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(child.pid)
+    assert command(*ask, tmp_path / "o").exit_code == 0
+    command(*ask, tmp_path / "whole")
+    require_same(tmp_path / "o", tmp_path / "whole", "pgd")
+
+
+def test_an_error_of_one_process_is_told_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "sanrobust", "rotate", "-m", "no_such_module:make",
                            *SMALL, "--processes", "2", "--out", tmp_path], text=True,
                           capture_output=True)

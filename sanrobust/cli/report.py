@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import click
 
@@ -25,8 +24,9 @@ def show(experiment: Experiment, settings: object, models: ModelConfig,
     from sanrobust.parallel import run_in_processes
     from sanrobust.run import run_part
     allocator.tune()
-    run = run_part if processes == 1 else partial(run_in_processes, processes)
-    done = run(experiment, settings, models, data, how, Reporter(say=say, progress=progress()))
+    reporter = Reporter(say=say, progress=progress())
+    done = (run_part(experiment, settings, models, data, how, reporter) if processes == 1 else
+            run_in_processes(processes, experiment, settings, models, data, how, reporter))
     if isinstance(done, Summary):
         print_summary(done)
         return

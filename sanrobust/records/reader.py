@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from sanrobust.errors import OutputError
 from sanrobust.experiments.catalog import EXPERIMENTS
@@ -229,7 +230,7 @@ def _not_among(table: pa.Table, whole: pa.Table) -> pa.ChunkedArray:
     return pc.invert(pc.is_in(table.column("image").cast(pa.string()), value_set=there))
 
 
-def _indices(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _indices(table: pa.Table) -> npt.NDArray[np.int32]:
     """Return a number for the image of each row."""
     return np.concatenate([part.indices.to_numpy() for part in table.column("image").chunks])
 
