@@ -16,6 +16,7 @@ import pytest
 from conftest import Command
 from grey_models import CLASSES, folders
 from made_runs import IDS, SPEC, append, rows
+from sanrobust import device
 from sanrobust.errors import UsageError
 from sanrobust.header import started
 from sanrobust.records import RunStore, Share, Start, starts, starts_of
@@ -321,3 +322,13 @@ def test_a_part_that_ends_first_is_done_and_the_last_one_completes_the_run(tmp_p
     assert [each.facts["status"] for each in starts_of(store.folder)] == ["done", "complete"]
     (run,) = find_runs(tmp_path, "rotate").runs
     assert run.complete and len(run.records()) == 20
+
+
+@pytest.mark.parametrize(("local", "there", "index"), [(0, 4, 0), (3, 4, 3), (3, 1, 0)])
+def test_each_process_of_a_machine_takes_a_device_of_its_own(
+        monkeypatch: pytest.MonkeyPatch, local: int, there: int, index: int) -> None:
+    monkeypatch.setattr(device, "cuda_refusal", lambda: None)
+    monkeypatch.setattr(device.torch.cuda, "device_count", lambda: there)
+    assert str(device.choose_device("auto", local)) == f"cuda:{index}"
+    assert str(device.choose_device("auto")) == "cuda"
+    assert str(device.choose_device("cpu", local)) == "cpu"
