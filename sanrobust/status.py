@@ -31,8 +31,8 @@ def status_lines(out: Path) -> Iterator[str]:
             yield from _of_run(run)
         except OutputError as error:
             damaged.append(error)
-    for error in damaged[1:]:
-        yield str(error)
+    for other in damaged[1:]:
+        yield str(other)
     if damaged:
         raise damaged[0]
 

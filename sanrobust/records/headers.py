@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sanrobust.errors import OutputError, UnknownNameError
 from sanrobust.experiments.catalog import EXPERIMENTS
@@ -28,7 +29,7 @@ def read_header(path: Path) -> dict[str, object]:
     holds no hash, and no number of the first chunk that does.
     """
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(header, dict) or not isinstance(header.get("spec"), dict):
             raise ValueError("no specification in it")
         lacking = _SPEC_KEYS - set(header["spec"])
