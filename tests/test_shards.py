@@ -70,7 +70,7 @@ def test_a_part_says_which_it_is_what_is_missing_and_who_prints_the_table(
     assert "waits for its other parts after 16 of 40 images" in told
     assert "the part that ends last writes the table; sanrobust table --out" in told
     command(*ask, "--shard", "1/3")
-    assert "none" in command(*ask, "--shard", "3/3").stdout
+    assert "no rotation" in command(*ask, "--shard", "3/3").stdout
     assert "already complete" in command(*ask, "--shard", "3/3").output
 
 
