@@ -47,7 +47,7 @@ def read_header(path: Path) -> dict[str, object]:
     return header
 
 
-def unsealed(facts: dict[str, object]) -> dict[str, object]:
+def unsealed(facts: dict[str, Any]) -> dict[str, Any]:
     """Return facts without their hash; raises ValueError where it is not theirs."""
     if facts.pop(_SEAL, None) != digest_of(facts):
         raise ValueError("it was changed after it was written")
