@@ -100,7 +100,7 @@ def test_a_run_with_a_damaged_block_is_not_declared_complete(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("status", "running"), ("ids_digest", "00"), ("probe", []), ("order", 7), ("block_size", 4),
+    ("status", "running"), ("ids_digest", "00"), ("probe", []), ("order", 7), ("block_size", 7),
     ("sealed_from", 2), ("command", "other"), ("seconds", 1.0), ("new", 1), ("sha256", "0" * 64)])
 def test_a_changed_fact_of_a_header_is_noticed(tmp_path: Path, key: str, value: object) -> None:
     path = make_run(tmp_path, "abcd").folder / "run.json"
@@ -167,8 +167,7 @@ def test_files_that_were_renamed_swapped_doubled_or_cut_are_named(tmp_path: Path
     for read in (run.records, lambda: sound(run)):
         with pytest.raises(OutputError, match="block-000000.parquet does not"):
             read()
-    for name in ("000002.parquet", "0.parquet", "000000-000001.parquet", "block-0000001.parquet",
-                 "block-000002.parquet"):
+    for name in ("000002.parquet", "0.parquet", "000000-000001.parquet", "block-000002.parquet"):
         run, first, second = tampered(f"doubled as {name}")
         shutil.copy(first, first.with_name(name))
         for read in (run.records, lambda: sound(run)):

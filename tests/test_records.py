@@ -63,7 +63,7 @@ def test_recorded_images_survive_reopening_and_leftovers_are_swept(tmp_path: Pat
 
 def test_an_image_that_stands_twice_in_a_file_is_an_error(tmp_path: Path) -> None:
     with RunStore(tmp_path, SPEC) as store:
-        append(opened(store, 4), rows("aa"))
+        opened(store, 4).append(0, rows("aa"))
         with pytest.raises(OutputError, match="a stands twice"):
             missing(store, IDS)
 

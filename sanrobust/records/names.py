@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_BLOCK = re.compile(r"block-([0-9]{6,})\.parquet")
+_BLOCK = re.compile(r"block-([0-9]{6}|[1-9][0-9]{6,})\.parquet")
 _PART = re.compile(r"block-([0-9]{6,})\.([0-9]{6,})-([0-9]{6,})\.([0-9a-f]+)\.parquet")
 _CHUNK = re.compile(r"([0-9]+)(?:-([0-9]+))?\.parquet")
 
