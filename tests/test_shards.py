@@ -145,8 +145,8 @@ main()
 """
 
 
-def test_two_processes_on_the_same_part_without_locks_make_the_same(command: Command,
-                                                                   tmp_path: Path) -> None:
+def test_two_processes_on_the_same_part_without_locks_make_the_same(
+        command: Command, tmp_path: Path) -> None:
     ask = ("pgd", "-m", RESNET, *SMALL, "--out")
     command(*ask, tmp_path / "whole")
     started_at_once([(*ask, tmp_path / "o", "--shard", "1/1")] * 2, [{}] * 2, UNLOCKED)
