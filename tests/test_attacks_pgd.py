@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sanrobust.attacks.budget import TABLE10, Budget
-from sanrobust.attacks.pgd import pgd
+from sanrobust.attacks.pgd import pgd, targeted_pgd
 from sanrobust.attacks.randomness import symmetric_noise
 from sanrobust.attacks.result import BudgetResult
 from sanrobust.attacks.targets import parse_rule
@@ -31,6 +31,10 @@ class Counting:
 
     def _count(self, gradient: Tensor) -> None:
         self.backward += 1
+
+
+def test_scripts_may_use_the_first_name_of_the_attack() -> None:
+    assert targeted_pgd is pgd
 
 
 @pytest.mark.parametrize("budget", TABLE10, ids=str)

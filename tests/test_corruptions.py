@@ -41,6 +41,22 @@ def picture(side: int) -> np.ndarray:
     return np.where(rows < columns, wave, blocks).astype(np.uint8)
 
 
+@pytest.mark.parametrize("name", ["gaussian_blur", "glass_blur", "defocus_blur", "motion_blur"])
+def test_no_image_depends_on_the_last_bit_of_numpys_exponential(
+        name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.full((32, 32, 3), 77, np.uint8)
+    image[5:20, 9:30] = 200
+
+    def made() -> list[np.ndarray]:
+        return [formula(PUBLISHED[-1], image, name, severity, np.random.RandomState(severity))
+                for severity in names.SEVERITIES]
+
+    before, exponential = made(), np.exp
+    monkeypatch.setattr(np, "exp", lambda value: np.nextafter(exponential(value), 2))
+    for one, two in zip(before, made(), strict=True):
+        assert np.array_equal(one, two)
+
+
 @pytest.mark.parametrize("version", PUBLISHED, ids=lambda each: each.name)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_images_are_those_of_the_published_scripts(version, name: str) -> None:  # type: ignore

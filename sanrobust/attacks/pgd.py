@@ -78,6 +78,10 @@ def pgd(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str], *
         return [walk.attacked(budget, begin) for budget in budgets]
 
 
+targeted_pgd = pgd
+"""The name that `pgd` had in version 0.1.0."""
+
+
 def _chosen(targets: TargetRule | Tensor | None, ids: Sequence[str], labels: Tensor,
             logits: Tensor, seed: int) -> Tensor | None:
     """Return a wrong class for each image; None where none is aimed at."""

@@ -13,6 +13,7 @@ from scipy import ndimage
 from sanrobust.experiments.corrupt.pixels import Floats, Formula, Levels, scaled
 
 _LEAST_RADIUS = 8  # of the square in which a disk is drawn
+_NO_WIDTH = 1e-15  # of a Gaussian that leaves pixels as they are
 _FINE = 32  # an affine map looks pixels up at places rounded to this part of one, as OpenCV does
 
 
@@ -63,8 +64,7 @@ def _disk(radius: float, sigma: float) -> Floats:
     line = np.arange(-reach, reach + 1)
     disk = (line[:, None] ** 2 + line ** 2 <= radius ** 2).astype(np.float32)
     edge = np.arange(-1, 2) if radius <= _LEAST_RADIUS else np.arange(-2, 3)
-    weights = np.exp(-edge ** 2 / (2 * sigma ** 2))
-    weights /= weights.sum()
+    weights = _weights(-edge ** 2 / (2 * sigma ** 2))
     disk /= disk.sum()
     for axis in (0, 1):
         disk = ndimage.correlate1d(disk, weights, axis, mode="mirror")
@@ -83,8 +83,7 @@ def smeared(levels: NDArray[np.uint8], radius: float, sigma: float, degrees: flo
     the border are those on it.
     """
     steps = np.arange(2 * math.ceil(radius) + 1)
-    weights = np.exp(-steps ** 2 / (2 * sigma ** 2))
-    weights /= weights.sum()
+    weights = _weights(-steps ** 2 / (2 * sigma ** 2))
     down, right = (np.ceil(steps * part - 0.5).astype(int)
                    for part in (math.sin(math.radians(degrees)), math.cos(math.radians(degrees))))
     rows, columns = (np.arange(side) for side in levels.shape[:2])
@@ -137,7 +136,7 @@ def elastic_transform(levels: Levels, draws: RandomState, reach: float, sigma: f
 
 def _displacement(draws: RandomState, side: int, reach: float, sigma: float) -> Floats:
     noise = draws.uniform(-1, 1, size=(side, side))
-    soft = ndimage.gaussian_filter(noise, sigma * side, mode="reflect", truncate=3)
+    soft = smooth(noise, sigma * side, mode="reflect", truncate=3)
     moved: Floats = (soft * (reach * side)).astype(np.float32)
     return moved
 
@@ -164,11 +163,27 @@ def _looked_up(pixels: Floats, rows: Floats, columns: Floats, *, mode: str) -> F
     return moved
 
 
-def smooth(pixels: Floats, sigma: float) -> Floats:
-    """Convolve (S, S) or (S, S, C) with a Gaussian of four ``sigma``; borders repeat."""
-    each: tuple[float, ...] = (sigma, sigma, 0)
-    soft: Floats = ndimage.gaussian_filter(pixels, each[:pixels.ndim], mode="nearest")
-    return soft
+def smooth(pixels: Floats, sigma: float, *, mode: str = "nearest", truncate: float = 4) -> Floats:
+    """Convolve (S, S) or (S, S, C) with a Gaussian that ends at ``truncate`` times ``sigma``.
+
+    As `scipy.ndimage.gaussian_filter` does, whose ``mode`` says how borders go on.
+    """
+    reach = int(truncate * sigma + 0.5)
+    weights = _weights(-0.5 / max(sigma, _NO_WIDTH) ** 2 * np.arange(-reach, reach + 1) ** 2)
+    for axis in (0, 1):
+        pixels = ndimage.correlate1d(pixels, weights, axis, mode=mode)
+    return pixels
+
+
+def _weights(exponents: Floats) -> Floats:
+    """Return the exponentials over their sum.
+
+    Those of the C library: NumPy's depend on the instructions of the processor in their last bit,
+    which moves levels where an image is even.
+    """
+    values = np.array([math.exp(exponent) for exponent in exponents])
+    weights: Floats = values / values.sum()
+    return weights
 
 
 FORMULAE: Mapping[str, Formula] = {each.__name__: each for each in (
