@@ -57,7 +57,7 @@ def fit_sides(images: ImageSet, preprocessing: Preprocessing) -> tuple[str, ...]
         raise DataError(f"float pixels must be {side}x{side} for this model, or 8-bit levels over "
                         "255", seen=f"in {images.name} {error}",
                         hint="resize and crop them, or give uint8 levels") from error
-    if first.shape[-2:] != (side, side):
+    if first.shape[-2:] != (side, side) or preprocessing.resize_size == side:
         return ()
     return (f"{images.name}: float pixels of {side}x{side} are taken as the model's input, neither "
             "resized nor cropped",)

@@ -113,7 +113,7 @@ def as_pixels(item: object) -> Pixels:
     reason = misfit(values[np.newaxis])
     if reason is not None:
         raise ImageError(reason)
-    return arranged(values[np.newaxis])[0]
+    return np.asarray(arranged(values[np.newaxis])[0])
 
 
 def as_array(value: object) -> Pixels | None:
@@ -125,8 +125,7 @@ def as_array(value: object) -> Pixels | None:
             or value.is_quantized:
         return None
     try:
-        values: Pixels = value.detach().cpu().numpy()
-        return values
+        return np.asarray(value.detach().cpu().numpy())
     except (TypeError, RuntimeError):  # bfloat16, or a tensor without data
         return None
 

@@ -262,7 +262,7 @@ def _require_tar(shard: str, stream: BinaryIO) -> None:
                         "one", seen=f"{shard} is", hint=f"unpack it with {packed[start]}")
 
 
-def _require_ended(stream: io.BufferedReader, end: int) -> None:
+def _require_ended(stream: BinaryIO, end: int) -> None:
     """Raise TarError unless zeros alone follow the last member, a block of them at least."""
     stream.seek(end)
     rest = stream.read(_BLOCK)
