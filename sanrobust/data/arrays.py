@@ -66,9 +66,9 @@ def array_images(images: object, labels: object, *, name: str, where: str, ids: 
         error: what is raised for anything else.
     """
     pixels = as_array(images)
-    reason = f"it is {described(images)}" if pixels is None else misfit(pixels)
+    reason = described(images) if pixels is None else misfit(pixels)
     if pixels is None or reason is not None:
-        raise error("images must be " + FORMS, seen=f"of {where} {reason}", hint=_hint(pixels))
+        raise error("images must be " + FORMS, seen=f"{where} has {reason}", hint=_hint(pixels))
     found = _labels(labels, len(pixels), where, error)
     names = ([str(place) for place in range(len(pixels))] if ids is None
              else _texts("ids", ids, where, error))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sanrobust.data.decode import ImageError
+from sanrobust.data.decode import ImageError, ImageTrouble
 from sanrobust.data.items import ItemImages
 from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError
@@ -36,8 +36,8 @@ def fitted(image: Image.Image | Tensor, preprocessing: Preprocessing) -> Tensor:
         return image
     levels = torch.round(image * LEVELS)
     if not torch.allclose(levels / LEVELS, image, rtol=0, atol=1e-6):
-        raise ImageError(f"float pixels of {image.shape[-2]}x{image.shape[-1]} lie between 8-bit "
-                         f"levels, which cannot be resized to {side}")
+        raise ImageError(f"float pixels of {image.shape[-2]}x{image.shape[-1]} between 8-bit levels, "
+                         f"which cannot be resized to {side}")
     pixels = levels.to(torch.uint8).permute(1, 2, 0).numpy()
     return to_pixels(Image.fromarray(np.ascontiguousarray(pixels)), preprocessing)
 
@@ -53,9 +53,12 @@ def fit_sides(images: ImageSet, preprocessing: Preprocessing) -> tuple[str, ...]
         if not isinstance(first, torch.Tensor):
             return ()
         fitted(first, preprocessing)
+    except ImageTrouble as error:
+        raise DataError("a dataset must give the same images each time", seen=f"{images.name} did "
+                        f"not ({error})", hint="leave random transforms out") from error
     except ImageError as error:
         raise DataError(f"float pixels must be {side}x{side} for this model, or 8-bit levels over "
-                        "255", seen=f"in {images.name} {error}",
+                        "255", seen=f"{images.name} has {error}",
                         hint="resize and crop them, or give uint8 levels") from error
     if first.shape[-2:] != (side, side) or preprocessing.resize_size == side:
         return ()

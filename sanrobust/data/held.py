@@ -36,7 +36,7 @@ def open_held(data: Any, *, name: str | None) -> ImageSet:
         if data.collate_fn is not default_collate:
             left_out = ("the loader's own collate_fn is not used, its dataset's items are",)
         data = _behind(data)
-    if isinstance(data, (tuple, list)):
+    if isinstance(data, (tuple, list, Mapping)):
         return _open_arrays(data, name)
     if type(data).__module__.partition(".")[0] == "datasets":
         from sanrobust.data.hub import open_table
@@ -47,8 +47,8 @@ def open_held(data: Any, *, name: str | None) -> ImageSet:
     return replace(_read_through(data, chosen), left_out=left_out)
 
 
-def _open_arrays(data: tuple[Any, ...] | list[Any], name: str | None) -> ItemImages:
-    if len(data) not in (2, 3) or isinstance(data[0], str):
+def _open_arrays(data: Any, name: str | None) -> ItemImages:
+    if isinstance(data, Mapping) or len(data) not in (2, 3) or isinstance(data[0], str):
         raise UsageError(f"data must be a name, a path, {_KINDS}",
                          seen=f"it is a {type(data).__name__} of {len(data)}",
                          hint="give for example data=(images, labels)")
@@ -157,7 +157,7 @@ def _pixels(image: object, place: int) -> Any:
         return as_pixels(image)
     except ImageError as error:
         raise UsageError("each image of a dataset must be one of Pillow, uint8 levels, or float32 "
-                         "in [0, 1] with channels first", seen=f"of item {place}, {error}",
+                         "in [0, 1] with channels first", seen=f"item {place} has {error}",
                          hint="leave normalisation out of its transform; it belongs to the model"
                          ) from error
 

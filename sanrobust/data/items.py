@@ -80,8 +80,8 @@ class ItemImages:
         position = self.positions[index]
         pixels = as_pixels(self.items[position])
         if self.sums.get(position) not in (None, sum_of(pixels)):
-            raise ImageTrouble("the dataset gave another image than at the start: switch off what "
-                               "it does at random")
+            raise ImageTrouble("another image than at the start, as of a dataset with random "
+                               "transforms")
         if pixels.dtype == np.uint8:
             return Image.fromarray(pixels)
         import torch
@@ -109,7 +109,7 @@ def as_pixels(item: object) -> Pixels:
             return np.asarray(to_rgb(item))
     values = as_array(item)
     if values is None or values.ndim not in (2, 3):
-        raise ImageError(f"it is {described(item)}, no image of Pillow, array or tensor")
+        raise ImageError(f"{described(item)}, no image of Pillow, array or tensor")
     reason = misfit(values[np.newaxis])
     if reason is not None:
         raise ImageError(reason)
@@ -131,20 +131,20 @@ def as_array(value: object) -> Pixels | None:
 
 
 def misfit(images: Pixels) -> str | None:
-    """Say why an array (N, ...) cannot hold images of `FORMS`; None: it can."""
+    """Say what an array (N, ...) has that images of `FORMS` have not; None: it is of them."""
     if images.dtype == np.uint8:
         reason = _misfit_of_levels(images)
     elif images.dtype == np.float32:
         reason = (None if images.ndim == 4 and images.shape[1] in CHANNELS
-                  else f"it is float32 {images.shape}, where channels come before height and width")
+                  else f"float32 {images.shape}, where channels come before height and width")
     else:
-        reason = f"it is {images.dtype}"
+        reason = f"{images.dtype} {images.shape}"
     if reason is None and (0 in images.shape or images[0].size > 3 * MAX_PIXELS):
-        reason = f"it is {images.shape}"
+        reason = f"{images.dtype} {images.shape}"
     if reason is None and images.dtype == np.float32:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # nan fails too
-            reason = f"its values go from {low:.4g} to {high:.4g}, where pixels lie in [0, 1]"
+            reason = f"values from {low:.4g} to {high:.4g}, where pixels lie in [0, 1]"
     return reason
 
 
@@ -152,9 +152,9 @@ def _misfit_of_levels(images: Pixels) -> str | None:
     if images.ndim == 3:
         return None
     if images.ndim != 4 or not {images.shape[1], images.shape[3]}.intersection(CHANNELS):
-        return f"it is uint8 {images.shape}"
+        return f"uint8 {images.shape}"
     if images.shape[1] in CHANNELS and images.shape[3] in CHANNELS:
-        return f"it is uint8 {images.shape}, in which channels may be the second or the last"
+        return f"uint8 {images.shape}, in which channels may be the second or the last"
     return None
 
 
