@@ -172,7 +172,7 @@ class Streamed:
     ((levels(), [0.5] * 8), "has 0.5"),
     ((levels(), [-1] * 8), "has -1"),
     ((levels(), [True] * 8), "has True"),
-    ((levels().astype("float64") / 255, LABELS), r"float64 \(8, 40, 40, 3\): turn them into float32"),
+    ((levels() / 255.0, LABELS), r"float64 \(8, 40, 40, 3\): turn them into float32"),
     ((levels().astype("float32"), LABELS), "where channels come before"),
     ((floats() * 2 - 1, LABELS), "values from -0.9"),
     ((floats() * float("nan"), LABELS), "from nan"),

@@ -7,6 +7,7 @@ and ``classes``, text. Letters as in `sanrobust.data.items`.
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -161,7 +162,9 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Any:
 def _read_pt(path: Path) -> dict[str, Any]:
     import torch
     _require_memory(path, path.stat().st_size)
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = dict(zip(NAMES[0], found))
     if not isinstance(found, dict):

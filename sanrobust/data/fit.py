@@ -36,8 +36,8 @@ def fitted(image: Image.Image | Tensor, preprocessing: Preprocessing) -> Tensor:
         return image
     levels = torch.round(image * LEVELS)
     if not torch.allclose(levels / LEVELS, image, rtol=0, atol=1e-6):
-        raise ImageError(f"float pixels of {image.shape[-2]}x{image.shape[-1]} between 8-bit levels, "
-                         f"which cannot be resized to {side}")
+        raise ImageError(f"float pixels of {image.shape[-2]}x{image.shape[-1]} between 8-bit "
+                         f"levels, which cannot be resized to {side}")
     pixels = levels.to(torch.uint8).permute(1, 2, 0).numpy()
     return to_pixels(Image.fromarray(np.ascontiguousarray(pixels)), preprocessing)
 

@@ -71,20 +71,14 @@ def open_table(table: Any, *, name: str, where: str) -> FileImages:
                          seen=f"{where} is a {type(table).__name__}",
                          hint="give one of its splits, loaded without streaming")
     features = table.features
-    images = [each for each, kind in features.items() if isinstance(kind, library.Image)]
-    if len(images) != 1:
-        raise DataError("a dataset must have one column of images",
-                        seen=f"{where} has {', '.join(images) or 'none'} among "
-                             f"{', '.join(features)}"[:300],
-                        hint="cast or remove columns with the package datasets, save it with "
-                             "save_to_disk and give that folder to --data")
+    column = _image_column(library, features, where)
     label = _label_column(library, features, where)
     table = table.with_format(None)
     labels = _labels(list(table[label]), where, label)
     classes = getattr(features[label], "names", None)
     ids = _ids(table, features)
     require_fit_ids(ids)
-    rows = _Rows(table.cast_column(images[0], library.Image(decode=False)), images[0],
+    rows = _Rows(table.cast_column(column, library.Image(decode=False)), column,
                  {each: place for place, each in enumerate(ids)})
     refs = tuple(ImageRef(each, index) for each, index in zip(ids, labels, strict=True))
     if not refs:
@@ -165,6 +159,17 @@ def _test_split(splits: Sequence[str], where: str) -> str:
                      seen=f"{where} has {', '.join(splits)}",
                      hint="name one as in --data hf:NAME:train, or save it alone with "
                           "save_to_disk")
+
+
+def _image_column(library: Any, features: Mapping[str, Any], where: str) -> str:
+    images = [each for each, kind in features.items() if isinstance(kind, library.Image)]
+    if len(images) == 1:
+        return images[0]
+    raise DataError("a dataset must have one column of images",
+                    seen=f"{where} has {', '.join(images) or 'none'} among "
+                         f"{', '.join(features)}"[:300],
+                    hint="cast or remove columns with the package datasets, save it with "
+                         "save_to_disk and give that folder to --data")
 
 
 def _label_column(library: Any, features: Mapping[str, Any], where: str) -> str:
