@@ -39,7 +39,7 @@ class Result:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """What was recorded of each image, in the runs of the table; ``run_id`` tells them apart.
+        """What was recorded of each image, in the table's runs, which ``run_id`` tells apart.
 
         Raises OutputError where a run does not read back.
         """
