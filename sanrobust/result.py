@@ -147,9 +147,9 @@ def _records(run: Run) -> pd.DataFrame:
     for column in records.columns:
         if records[column].dtype == "category":  # as text is held on disk
             records[column] = records[column].astype(object)
-    told: Any
-    for place, (column, told) in enumerate((("run_id", run.name), ("model", run.spec["model"]),
-                                             ("data", run.spec["data"]))):
+    names: dict[str, Any] = {"run_id": run.name, "model": run.spec["model"],
+                             "data": run.spec["data"]}
+    for place, (column, told) in enumerate(names.items()):
         if column not in records.columns:
             records.insert(place, column, told)
     return records
