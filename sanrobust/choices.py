@@ -28,19 +28,21 @@ class DataConfig:
     """Which images; None for ``data`` means the embedded digits.
 
     Attributes:
-        data: registered name or folder.
+        data: registered name, or a path, pattern or ``hf:NAME`` as ``--data`` takes it. From
+            Python also ``(images, labels)`` as arrays or tensors, with ids as a third if need be,
+            a ``torch.utils.data.Dataset`` of ``(image, label)``, or its ``DataLoader``.
         labels: CSV ``file,class_index`` of a flat folder.
         class_map: CSV ``folder,class_index`` of an ImageFolder.
         root: where registered datasets lie.
         download: fetch a registered dataset that is not there.
         num_samples: size of a fixed subset; None for all images.
-        name: what tables call a folder; ``imagenet`` for one that holds ImageNet's validation
+        name: what tables call images of the user's own; ``imagenet`` for ImageNet's validation
             images puts the paper's values beside ours.
 
     Paths may be given as text. Raises UsageError for a value of another kind.
     """
 
-    data: str | None = None
+    data: Any = None
     labels: Path | None = None
     class_map: Path | None = None
     root: Path | None = None
@@ -49,7 +51,8 @@ class DataConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _take_text(self, "data", "--data")
+        if not _may_hold_images(self.data):
+            _take_text(self, "data", "--data")
         _take_text(self, "name", "--data-name")
         if self.name is not None and not self.name.isprintable():
             raise _wrong("--data-name", "a name of printable characters", self.name)
@@ -139,6 +142,12 @@ class RunConfig:
             raise UsageError("save_adversarial must be True or False",
                              seen=f"it is {shown_value(self.save_adversarial)}",
                              hint="leave it out for False")
+
+
+def _may_hold_images(data: object) -> bool:
+    """Say whether a value has items; opening it will tell of what kind they are."""
+    return not isinstance(data, (str, bytes, os.PathLike)) \
+        and any(hasattr(type(data), each) for each in ("__getitem__", "__iter__"))
 
 
 def _take_text(choice: object, name: str, option: str) -> None:

@@ -14,7 +14,8 @@ import torch
 from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import ADVICE, fit_classes
-from sanrobust.data.datasets import open_dataset
+from sanrobust.data.datasets import as_named, open_dataset
+from sanrobust.data.fit import fit_sides
 from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.replayed import SavedImages
 from sanrobust.device import choose_device, device_name, environment, exact, versions
@@ -138,25 +139,36 @@ def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
     if experiment.opens is not None:
         _refuse_no_folder(data, experiment)
         return subset(experiment.opens(Path(str(data.data))), data.num_samples)
+    if not isinstance(data.data, str | None):
+        from sanrobust.data.held import open_held
+        _refuse_options(data, "held by a program", "labels", "class_map", "root", "download")
+        return subset(as_named(open_held(data.data, name=data.name), data.name), data.num_samples)
     return open_dataset(data.data or DEFAULT_DATA, root=data.root, labels=data.labels,
                         class_map=data.class_map, download=data.download,
                         num_samples=data.num_samples, name=data.name)
 
 
 def _refuse_no_folder(data: DataConfig, experiment: Experiment) -> None:
-    for name in ("labels", "class_map", "root", "download", "name"):
-        if getattr(data, name):
-            raise UsageError(f"{name} must go with a dataset",
-                             seen=f"{experiment.name} takes folders of its own kind",
-                             hint="leave it out")
-    if data.data is None:
-        raise UsageError(f"{experiment.name} must be given a folder", seen="there is none",
+    _refuse_options(data, f"those that {experiment.name} takes", "labels",
+                    "class_map", "root", "download", "name")
+    if not isinstance(data.data, str):
+        raise UsageError(f"{experiment.name} must be given a folder",
+                         seen="there is none" if data.data is None else "it is no path",
                          hint=f"see sanrobust {experiment.name} --help")
+
+
+def _refuse_options(data: DataConfig, given: str, *names: str) -> None:
+    for name in names:
+        if getattr(data, name):
+            raise UsageError(f"{name} must go with a dataset", seen=f"the images are {given}",
+                             hint="leave it out")
 
 
 def _tag(data: DataConfig, images: ImageSet) -> str:
     """Return the weights that a bare architecture name means on the chosen data."""
-    word = images.name if isinstance(images, SavedImages) else data.data or DEFAULT_DATA
+    is_named = isinstance(data.data, str | None)
+    word = images.name if isinstance(images, SavedImages) or not is_named else (
+        data.data or DEFAULT_DATA)
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG
 
 
@@ -247,6 +259,8 @@ class _Job:
 
     def _measure(self, classifier: Classifier) -> Path:
         """Measure a model on images labelled with its class indices."""
+        for remark in fit_sides(self.images, classifier.preprocessing):
+            self.reporter.say(remark)
         for remark in self.measurement.check(self.images, num_classes=classifier.num_classes,
                                              preprocessing=classifier.preprocessing):
             self.reporter.say(remark)

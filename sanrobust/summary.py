@@ -39,12 +39,14 @@ class Summary:
         files: the files written.
         remarks: what a reader should know besides, a sentence each.
         problem: why the table, though true, is not all that was asked for; None when it is.
+        runs: those whose rows it has, of a command's own table.
     """
 
     table: Table
     files: tuple[Path, ...]
     remarks: tuple[str, ...]
     problem: SanrobustError | None = None
+    runs: tuple[Run, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -87,7 +89,7 @@ def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Sum
         table = _table(EXPERIMENTS.get(runs[0].experiment), rows)
         files = _write(table, out)
     return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
-                   _too_many_failed(table, max_failed))
+                   _too_many_failed(table, max_failed), tuple(runs))
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def test_rates_are_those_of_the_images_counted_one_by_one(made: Path, tmp_path: 
         table = sanrobust.replay("grey_models:wrong", data=run.folder, out=tmp_path / name)
         there = run.records()
         images = open_saved(run.folder)
-        for _, row in table.iterrows():
+        for _, row in table.table.iterrows():
             own = there[(there["eps"] == row["eps"]) & (there["iters"] == row["iters"])]
             right = hit = moved = broken = 0
             for _, record in own.iterrows():
@@ -292,7 +292,7 @@ def test_the_folder_alone_is_enough(made: Path, tmp_path: Path) -> None:
     assert here["run_id"].tolist() == there["run_id"].tolist()
     both = sanrobust.replay("grey_models:wrong", data=[folder, source(made, "pgd").folder],
                             out=tmp_path / "o")
-    assert len(both) == 4 and both["source_settings"].nunique() == 2
+    assert len(both.table) == 4 and both["source_settings"].nunique() == 2
 
 
 def test_one_folder_that_does_not_fit_costs_no_other(made: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_torchscript_network_is_attacked_like_its_source(
     torch.manual_seed(0)
     network = Net()
     tables = [sanrobust.pgd(model, data=_data(tmp_path), preprocessing=Preprocessing(img_size=8),
-                            out=tmp_path / out, budgets=[(8, 2, 4)])
+                            out=tmp_path / out, budgets=[(8, 2, 4)]).table
               for model, out in ((network, "plain"), (compiled(network), "compiled"))]
     assert tables[0]["model"].tolist() == ["Net"]
     plain, after = [table.select_dtypes("number").to_csv(index=False) for table in tables]

@@ -46,15 +46,18 @@ def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Com
 def data_options(command: Command) -> Command:
     """Add the options that choose images and labels."""
     return _stack(
-        click.option("--data", envvar="SANROBUST_DATA", metavar="NAME|FOLDER",
-                     help="Registered name, ImageFolder, or flat folder with --labels. "
+        click.option("--data", envvar="SANROBUST_DATA", metavar="NAME|PATH",
+                     help="Registered name, ImageFolder, flat folder with --labels, tar shards "
+                          "(file, folder or pattern), NPZ, PT or safetensors with images and "
+                          "labels, hf:NAME[:SPLIT] or a saved dataset. "
                           "[env: SANROBUST_DATA; default: the embedded digits]"),
         click.option("--labels", type=PATH, metavar="FILE",
                      help="CSV with file,class_index for a flat folder."),
         click.option("--class-map", type=PATH, metavar="FILE",
                      help="CSV with folder,class_index for an ImageFolder."),
         click.option("--data-name", metavar="NAME",
-                     help="What tables call a folder; imagenet for ILSVRC's validation images."),
+                     help="What tables call your own images; imagenet for ILSVRC's validation "
+                          "images."),
         click.option("--data-root", type=PATH, envvar="SANROBUST_DATA_ROOT", metavar="FOLDER",
                      help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]"),
         click.option("--download/--no-download", default=False,

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sanrobust.data.decode import ImageError, ImageTrouble
+from sanrobust.data.fit import fitted
 from sanrobust.data.imageset import ImageRef, ImageSet
-from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError, UsageError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.processes import become_worker, stops_held, workers_ended_on_error
@@ -90,10 +90,7 @@ class _Pixels(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         ref = self.images.refs[index]
         try:
-            image = self.images.load(index)
-            if isinstance(image, Tensor):  # pixels that a model saw before
-                return ref, image
-            return ref, to_pixels(image, self.preprocessing)
+            return ref, fitted(self.images.load(index), self.preprocessing)
         except ImageError as error:
             return ref, error
         except (MemoryError, RuntimeError) as error:  # the transform's
