@@ -112,7 +112,8 @@ def evaluate(model: Model, images: ImageSet, measurement: Measurement, store: Ru
                    done=len(done))
     with buffer:
         try:
-            loaded = batches(images, preprocessing, plan=plan, workers=workers)
+            loaded = batches(images, preprocessing, plan=plan, workers=workers,
+                             pinned=device.type == "cuda")
             for indices, batch in zip(plan, loaded, strict=True):
                 tables = _measure_batch(model, batch, measurement, device)
                 if tables:

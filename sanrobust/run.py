@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from sanrobust.choices import DataConfig, ModelConfig, RunConfig
+from sanrobust.choices import FLOAT32, TF32, DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import ADVICE, fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.loader import batches
 from sanrobust.data.replayed import SavedImages
-from sanrobust.device import choose_device, device_name, environment, exact, versions
+from sanrobust.device import (choose_device, default_workers, device_name, environment, exact,
+                              require_tf32, versions)
 from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
                               SanrobustError, UsageError, first_line)
 from sanrobust.evaluate import evaluate
@@ -34,16 +35,16 @@ from sanrobust.progress import Reporter, download_lines
 from sanrobust.records import RunStore
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
-from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.steady import FixedSizeBatches
 from sanrobust.summary import Summary, summarise
 from sanrobust.tables import table_files
 from sanrobust.trouble import machine_error, out_of_memory
 from sanrobust.zoo import catalog
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.code import added_code
 from sanrobust.zoo.external import as_classifier, is_external
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 from sanrobust.zoo.switches import kept
 
@@ -55,7 +56,6 @@ DEFAULT_TAG = "in1k"
 PROBED_IMAGES = 8
 # Libraries whose version may change a number though the specification is the same.
 MAKE_NUMBERS = ("torch", "torchvision", "timm")
-SWITCHED_OFF = "it was switched off"
 
 
 def run(experiment: Experiment, settings: object, models: ModelConfig,
@@ -81,6 +81,8 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
         job.say_what_is_measured(is_default=each.data is None)
+    if models.precision == TF32:
+        require_tf32(choose_device(how.device))
     chosen = use_backend(requested(how.backend))
     for job in jobs:
         job.refuse_unfit()
@@ -166,8 +168,10 @@ class _Job:
                               f"{DATASETS.get(DEFAULT_DATA).description}")
         images = self.images
         made = f", {images.made}" if isinstance(images, SavedImages) else ""
+        precision = self.models.precision
         self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
-                          f"{device_name(self.device)}")
+                          f"{device_name(self.device)}"
+                          + ("" if precision == FLOAT32 else f", networks in {precision}"))
         for remark in images.left_out:
             self.reporter.say(f"{images.name}: {remark}")
 
@@ -229,7 +233,8 @@ class _Job:
             if self.how.retry_failed:
                 lacking += self._say_what_failed(store, classifier.name)
             if lacking or store.header().get("status") != COMPLETE:
-                self._fill(store, classifier, ids, keeper)
+                with exact(tf32=self.models.precision == TF32):
+                    self._fill(store, classifier, ids, keeper)
         if keeper is not None:
             self.reporter.say(f"{classifier.name}: adversarial images are in {keeper.folder}")
         return store.folder
@@ -287,7 +292,7 @@ class _Job:
             experiment=self.experiment.name, model=classifier.name,
             weights=classifier.weights_digest, preprocessing=classifier.preprocessing,
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
-            settings={**self.measurement.spec(), **self._added()},
+            settings={**self.measurement.spec(), **self._added()}, precision=self.models.precision,
             record_schema=self.experiment.records.version, code=classifier.code)
 
     def _added(self) -> dict[str, object]:
@@ -297,26 +302,26 @@ class _Job:
 
     def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str],
               keeper: Keeper | None) -> None:
-        not_folded: str | None = SWITCHED_OFF
-        if self.how.fold:
-            # Bound to the same name, so that the unfolded weights can be freed.
-            classifier, not_folded = accelerate(classifier, self.device)
+        made = accelerate(classifier, self.device, precision=self.models.precision,
+                          fold=self.how.fold)
+        classifier = made.classifier  # the same name, so that the weights as written can be freed
         batch_size = self._batch_size(classifier)
-        size = (pass_size(classifier.preprocessing.img_size, self.device)
-                if not_folded and self.measurement.batched else None)
+        size = (made.pass_size(classifier.preprocessing.img_size, self.device)
+                if self.measurement.batched else None)
         model = FixedSizeBatches(classifier, size)
         remarks = self._remarks(classifier, model)
         facts = {
             "command": self.how.command, "weights_source": classifier.source,
-            "batch_size": batch_size, "workers": self.how.workers,
-            "environment": environment(self.device), "not_folded": not_folded,
+            "batch_size": batch_size, "workers": self._workers,
+            "environment": environment(self.device), "computed_by": made.computed_by,
+            "not_folded": made.reason,
         }
         progress = self.reporter.progress
         model.register_forward_hook(lambda *_: progress.beat())
         with started(store, ids, facts=facts, remarks=remarks):
             evaluate(model, self.images, keeper or self.measurement, store,
                      preprocessing=classifier.preprocessing, batch_size=batch_size,
-                     workers=self.how.workers, device=self.device, progress=progress,
+                     workers=self._workers, device=self.device, progress=progress,
                      retry_failed=self.how.retry_failed)
             if keeper is not None:
                 keeper.finish(ids)
@@ -344,6 +349,11 @@ class _Job:
             if not out_of_memory(error) or images < 4:
                 raise
         return self._probed(classifier, model, images // 2)
+
+    @property
+    def _workers(self) -> int:
+        asked = self.how.workers
+        return default_workers(self.device) if asked is None else asked
 
     def _batch_size(self, classifier: Classifier) -> int:
         asked = self.how.batch_size
