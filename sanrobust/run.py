@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -51,6 +51,8 @@ from sanrobust.zoo.switches import kept
 if TYPE_CHECKING:
     from sanrobust.choices import Model
 
+Watch = Callable[[FixedSizeBatches], torch.nn.Module]
+
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
 PROBED_IMAGES = 8
@@ -59,7 +61,8 @@ MAKE_NUMBERS = ("torch", "torchvision", "timm")
 
 
 def run(experiment: Experiment, settings: object, models: ModelConfig,
-        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter) -> Summary:
+        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+        watched: Watch = lambda model: model) -> Summary:
     """Measure models in an experiment and write its table of them.
 
     Args:
@@ -68,6 +71,7 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
         models, how: of which models, and how it is computed.
         data: on which images, each set by itself.
         reporter: who is told what happens.
+        watched: returns the model that computes as the loop is to call it, the same or around it.
 
     Returns the table of the models asked for; its problem says which could not be measured. Raises
     a deliberate error when none could, or nothing may be computed at all.
@@ -76,7 +80,7 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
     for note in measurement.notes:
         reporter.say(note)
     jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how,
-                 choose_device(how.device), reporter,
+                 choose_device(how.device), reporter, watched,
                  f" with {each.data}" if len(data) > 1 else "")
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
@@ -154,6 +158,7 @@ class _Job:
     how: RunConfig
     device: torch.device
     reporter: Reporter
+    watched: Watch
     among: str = ""  # which of several sets of images it measures
 
     @property
@@ -308,7 +313,7 @@ class _Job:
         batch_size = self._batch_size(classifier)
         size = (made.pass_size(classifier.preprocessing.img_size, self.device)
                 if self.measurement.batched else None)
-        model = FixedSizeBatches(classifier, size)
+        model = self.watched(FixedSizeBatches(classifier, size))
         remarks = self._remarks(classifier, model)
         facts = {
             "command": self.how.command, "weights_source": classifier.source,
