@@ -95,7 +95,13 @@ def default_workers(device: torch.device) -> int:
 
     A CPU that computes has no time to spare; one that feeds a CUDA device has little else to do.
     """
-    return min(_MOST_WORKERS, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
+    return min(_MOST_WORKERS, cores() - 1) if device.type == "cuda" else 0
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""Batch norms folded into convolutions, channels last: the plain network's numbers but for rounding.
-"""
+"""Batch norms folded into convolutions, channels last: numbers move by rounding alone."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -20,7 +19,7 @@ from sanrobust.bench.samples import Case, alternate, healthy
 from sanrobust.bench.settings import (ATTACKS, LOOP, MEMORY, MODELS, OPERATORS, OWN, STEPS,
                                       Settings)
 from sanrobust.data.datasets import open_dataset
-from sanrobust.device import choose_device, environment, exact
+from sanrobust.device import choose_device, cores, environment, exact
 from sanrobust.errors import UsageError
 from sanrobust.files import require_writable
 from sanrobust.trouble import out_of_memory
@@ -73,11 +72,11 @@ def _checked(settings: Settings) -> Settings:
     if device.type == "cpu" and settings.shape.dtype != "float32":
         raise UsageError("--dtype must be float32 on a CPU", seen=f"it is {settings.shape.dtype}",
                          hint="leave it out, or add --device cuda")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if settings.threads is not None and settings.threads > (cores or 1):
+    most = cores()
+    if settings.threads is not None and settings.threads > most:
         raise UsageError("--threads must be at most the cores of this process",
-                         seen=f"it is {settings.threads} of {cores}",
-                         hint=f"type --threads {cores}")
+                         seen=f"it is {settings.threads} of {most}",
+                         hint=f"type --threads {most}")
     if ATTACKS in settings.parts:
         attacks.check(settings)
     if LOOP in settings.parts:

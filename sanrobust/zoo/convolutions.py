@@ -168,9 +168,9 @@ def _rewritten(network: nn.Module, images: Tensor, fold: bool, channels_last: bo
     if channels_last:
         other = ChannelsLast(other)
         words.append("channels last")
-    error, norm = float((other.eval()(images) - plain).norm()), float(plain.norm())
-    if not error <= ROUNDING * norm:  # nor where either is no number
-        return Rewritten(network, "", f"its logits, of norm {norm:.2g}, would move by {error:.2g}")
+    error, size = float((other.eval()(images) - plain).norm()), float(plain.norm())
+    if not error <= ROUNDING * size:  # nor where either is no number
+        return Rewritten(network, "", f"its logits, of norm {size:.2g}, would move by {error:.2g}")
     return Rewritten(other.requires_grad_(False), ", ".join(words), None)
 
 
