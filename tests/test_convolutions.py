@@ -147,11 +147,9 @@ def patched() -> nn.Module:
     (lambda: torchvision.models.resnet18(weights=None).eval().double(), "torch.float64"),
     (lambda: create_model("sasa26.untrained-small").network, "attention"),
     (hooked, "a hook in layer1"), (patched, "a function forward in layer1"),
-    (lambda: torch.jit.trace(torchvision.models.resnet18(weights=None).eval(), some_images(1, 32)),
-     "RecursiveScriptModule|TopLevelTracedModule|no batch norms"),
 ])
 def test_a_network_that_must_stay_says_why(build: Callable[[], nn.Module], words: str) -> None:
-    assert any(word in str(refusal(build())) for word in words.split("|"))
+    assert words in str(refusal(build()))
 
 
 def classifier(network: nn.Module, side: int) -> Classifier:
@@ -203,9 +201,8 @@ def test_no_bit_depends_on_the_batch(side: int, precision: str, threads: int) ->
     network = randomised(create_model("resnet26.untrained-small").network)
     made = accelerate(classifier(network, side), CPU, precision=precision)
     model = FixedSizeBatches(made.classifier, made.pass_size(side, CPU))
-    pixels = some_images(11, side).sigmoid()
+    pixels = some_images(5, side).sigmoid()
     whole = logits_and_gradient(model, pixels)
-    for batch in (1, 4):
-        parts = [logits_and_gradient(model, part) for part in pixels.split(batch)]
-        for one, two in zip(whole, zip(*parts)):
-            assert torch.equal(one, torch.cat(two)), f"batches of {batch}, {threads} threads"
+    parts = [logits_and_gradient(model, part) for part in pixels.split((1, 3, 1))]
+    for one, two in zip(whole, zip(*parts)):
+        assert torch.equal(one, torch.cat(two)), f"{threads} threads"
