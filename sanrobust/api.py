@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sanrobust.choices import DataConfig, ModelConfig, RunConfig
+from sanrobust.choices import FLOAT32, DataConfig, ModelConfig, RunConfig
 from sanrobust.errors import FailedImagesError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.options import settings_docs
@@ -41,9 +41,11 @@ Args:
     data: {data}
     checkpoint: file with the weights of the one model named.
     preprocessing: how images become the models' pixels; None for each model's own.
+    precision: what networks are computed in: ``float32``, ``tf32`` (needs a GPU), ``bfloat16`` or
+        ``float16``; pixels and attacks stay float32.
 {settings}    out: folder of records and tables.
     batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
-    workers: processes that decode images.
+    workers: processes that decode images; None for none on a CPU and up to 8 for a GPU.
     device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
     threads: of the CPU; None for torch's own number.
     fresh: measure again beside earlier runs.
@@ -80,15 +82,16 @@ def function_of(experiment: Experiment) -> Callable[..., Result]:
 
 def _measured(experiment: Experiment, settings: object, models: Models | None = None, *,
               data: Data = None, checkpoint: str | Path | None = None,
-              preprocessing: Preprocessing | None = None, out: str | Path = "results",
-              batch_size: int | Literal["auto"] | None = None, workers: int = 0,
+              preprocessing: Preprocessing | None = None, precision: str = FLOAT32,
+              out: str | Path = "results",
+              batch_size: int | Literal["auto"] | None = None, workers: int | None = None,
               device: str = "auto", threads: int | None = None, fresh: bool = False,
               retry_failed: bool = False, progress: bool | None = None,
               save_adversarial: bool = False) -> Result:
     how = RunConfig(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                     threads=threads, fresh=fresh, retry_failed=retry_failed,
                     save_adversarial=save_adversarial)
-    return _result(run(experiment, settings, _models(models, checkpoint, preprocessing),
+    return _result(run(experiment, settings, _models(models, checkpoint, preprocessing, precision),
                        _data(data, experiment), how, reporter(progress)))
 
 
@@ -124,7 +127,7 @@ def _result(summary: Summary) -> Result:
 
 
 def _models(models: Models | None, checkpoint: str | Path | None,
-            preprocessing: Preprocessing | None) -> ModelConfig:
+            preprocessing: Preprocessing | None, precision: str) -> ModelConfig:
     several = (models,) if isinstance(models, (str, nn.Module)) else (models or ())
     if not isinstance(several, Sequence) or not all(isinstance(each, (str, nn.Module))
                                                     for each in several):
@@ -139,7 +142,7 @@ def _models(models: Models | None, checkpoint: str | Path | None,
                          hint="give for example sanrobust.Preprocessing(img_size=32)")
     overrides = {} if preprocessing is None else dict(vars(preprocessing))
     return ModelConfig(models=tuple(several), checkpoint=_as_path(checkpoint),
-                       overrides=overrides)
+                       overrides=overrides, precision=precision)
 
 
 def _data(data: Data, experiment: Experiment) -> tuple[DataConfig, ...]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 MOST_PROCESSES = 512
 """Processes that one command may start; more are a slip of the keyboard."""
+FLOAT32, TF32 = "float32", "tf32"
+PRECISIONS = (FLOAT32, TF32, "bfloat16", "float16")
+"""In what networks can be computed; pixels, logits and attacks are float32 in all of them."""
 LARGEST_RATE = 1e38
 """Largest learning rate that float32 holds."""
 
@@ -72,14 +75,20 @@ class ModelConfig:
         checkpoint: weights for the one model named.
         use_ema: take the averaged weights of a checkpoint that holds both.
         overrides: fields of `Preprocessing` that replace the entry's own.
+        precision: in what they are computed, one of `PRECISIONS`.
+
+    Raises UsageError for a value of another kind.
     """
 
     models: tuple[Model, ...] = ()
     checkpoint: Path | None = None
     use_ema: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise _wrong("--precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         _take_path(self, "checkpoint", "--checkpoint")
         if self.checkpoint is not None and len(self.models) != 1:
             raise UsageError("--checkpoint must come with exactly one --model",
@@ -97,13 +106,15 @@ class RunConfig:
     Attributes:
         out: folder of records and tables.
         batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
-        workers: processes that decode images; 0 decodes in this one.
+        workers: processes that decode images; 0 decodes in this one, None takes some where a CUDA
+            device computes and 0 elsewhere.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         threads: of the CPU; None for torch's own number.
         backend: name of the attention kernels; None for the best that can run.
         fresh: start a new attempt beside earlier ones.
         retry_failed: measure images again that are recorded as failed.
-        fold: compute a SAN as a whole by the native kernels where they can.
+        fold: compute a SAN as a whole by the native kernels where they can, and fold the batch
+            norms of a convolution network into its convolutions.
         max_failed: part of a run's images that may fail before the command counts as failed; the
             table is the same.
         save_adversarial: keep the images that an experiment makes, in the folder of its run.
@@ -115,7 +126,7 @@ class RunConfig:
 
     out: Path = Path("results")
     batch_size: int | Literal["auto"] | None = None
-    workers: int = 0
+    workers: int | None = None
     device: str = "auto"
     threads: int | None = None
     backend: str | None = None
@@ -131,7 +142,8 @@ class RunConfig:
         _take_path(self, "out", "--out", required=True)
         if self.batch_size not in (None, "auto"):
             _require_whole("--batch-size", self.batch_size, least=1, other="or auto")
-        _require_whole("--workers", self.workers, least=0, most=MOST_PROCESSES)
+        if self.workers is not None:
+            _require_whole("--workers", self.workers, least=0, most=MOST_PROCESSES)
         if self.threads is not None:
             _require_whole("--threads", self.threads, least=1)
         if not isinstance(self.device, str):

@@ -149,8 +149,8 @@ class Loop:
         cut = {block: [*batches_of(share.todo(block), self.store.plan.positions(block),
                                    self.batch_size)] for block in blocks}
         plan = [indices for several in cut.values() for indices in several]
-        with closing(batches(self.images, self.preprocessing, plan=plan,
-                             workers=self.workers)) as loaded:
+        with closing(batches(self.images, self.preprocessing, plan=plan, workers=self.workers,
+                             pinned=self.device.type == "cuda")) as loaded:
             for block, several in cut.items():
                 if share.take(block):
                     self._measure_block(block, several, loaded, unread)

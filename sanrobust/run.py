@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from sanrobust.choices import DataConfig, ModelConfig, RunConfig
+from sanrobust.choices import FLOAT32, TF32, DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import ADVICE, fit_classes
 from sanrobust.data.datasets import as_named, open_dataset
 from sanrobust.data.fit import fit_sides
 from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.replayed import SavedImages
-from sanrobust.device import choose_device, device_name, environment, exact, versions
+from sanrobust.device import (choose_device, default_workers, device_name, environment, exact,
+                              require_tf32, versions)
 from sanrobust.errors import (BackendError, Interrupted, ModelError, OutputError, SanrobustError,
                               UsageError, first_line)
 from sanrobust.evaluate import Loop
@@ -35,32 +36,38 @@ from sanrobust.progress import Progress, Reporter, download_lines
 from sanrobust.records import RunStore, Share, Start
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
-from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.steady import FixedSizeBatches
 from sanrobust.summary import Summary, Unfinished, summarise_parts
 from sanrobust.tables import table_files
 from sanrobust.trouble import machine_error
 from sanrobust.zoo import catalog
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.code import added_code
 from sanrobust.zoo.external import as_classifier, is_external
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 from sanrobust.zoo.switches import kept
 
 if TYPE_CHECKING:
     from sanrobust.choices import Model
 
+Watch = Callable[[FixedSizeBatches], torch.nn.Module]
+
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
 PROBED_IMAGES = 8
 # Libraries whose version may change a number though the specification is the same.
 MAKE_NUMBERS = ("torch", "torchvision", "timm")
-SWITCHED_OFF = "it was switched off"
+
+
+def _unwatched(model: FixedSizeBatches) -> torch.nn.Module:
+    return model
 
 
 def run(experiment: Experiment, settings: object, models: ModelConfig,
-        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter) -> Summary:
+        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+        watched: Watch = _unwatched) -> Summary:
     """Measure models in an experiment and write its table of them.
 
     Args:
@@ -69,12 +76,13 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
         models, how: of which models, and how it is computed.
         data: on which images, each set by itself.
         reporter: who is told what happens.
+        watched: returns the model that computes as the loop is to call it, the same or around it.
 
     Returns the table of the models asked for; its problem says which could not be measured. Raises
     a deliberate error when none could, or nothing may be computed at all, or another process has
     not finished what it measures.
     """
-    done = run_part(experiment, settings, models, data, how, reporter)
+    done = run_part(experiment, settings, models, data, how, reporter, watched=watched)
     if isinstance(done, Summary):
         return done
     raise done.problem or OutputError("a table must have whole runs", seen=done.lines[0],
@@ -82,17 +90,19 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
 
 
 def run_part(experiment: Experiment, settings: object, models: ModelConfig,
-             data: Sequence[DataConfig], how: RunConfig, reporter: Reporter
-             ) -> Summary | Unfinished:
+             data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+             watched: Watch = _unwatched) -> Summary | Unfinished:
     """Do as `run` for the part of the images that ``how`` names.
 
     The table is made by each process that finds all parts measured when its own is.
     """
-    return tabulate(*measure_part(experiment, settings, models, data, how, reporter), how)
+    return tabulate(*measure_part(experiment, settings, models, data, how, reporter,
+                                  watched=watched), how)
 
 
 def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
-                 data: Sequence[DataConfig], how: RunConfig, reporter: Reporter
+                 data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+                 watched: Watch = _unwatched
                  ) -> tuple[tuple[Path, ...], dict[str, SanrobustError]]:
     """Measure what `run_part` does; return the runs' folders and the errors by model."""
     measurement = experiment.prepare(settings)
@@ -100,10 +110,12 @@ def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
         reporter.say(note)
     device = choose_device(how.device, how.shard.local)
     jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how, device,
-                 reporter, f" with {each.data}" if len(data) > 1 else "")
+                 reporter, watched, f" with {each.data}" if len(data) > 1 else "")
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
         job.say_what_is_measured(is_default=each.data is None)
+    if models.precision == TF32:
+        require_tf32(choose_device(how.device))
     chosen = use_backend(requested(how.backend))
     for job in jobs:
         job.refuse_unfit()
@@ -192,6 +204,7 @@ class _Job:
     how: RunConfig
     device: torch.device
     reporter: Reporter
+    watched: Watch
     among: str = ""  # which of several sets of images it measures
 
     @property
@@ -208,8 +221,10 @@ class _Job:
             self.reporter.say(self.how.shard.told)
         images = self.images
         made = f", {images.made}" if isinstance(images, SavedImages) else ""
+        precision = self.models.precision
         self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
-                          f"{device_name(self.device)}")
+                          f"{device_name(self.device)}"
+                          + ("" if precision == FLOAT32 else f", networks in {precision}"))
         for remark in images.left_out:
             self.reporter.say(f"{images.name}: {remark}")
 
@@ -275,7 +290,8 @@ class _Job:
             if self.how.retry_failed:
                 lacking += self._say_what_failed(store, classifier.name)
             if lacking or not is_complete:
-                self._fill(store, classifier, ids, keeper)
+                with exact(tf32=self.models.precision == TF32):
+                    self._fill(store, classifier, ids, keeper)
             elif keeper is not None and not keeper.is_finished:
                 keeper.finish(ids)
         if keeper is not None:
@@ -346,7 +362,7 @@ class _Job:
             experiment=self.experiment.name, model=classifier.name,
             weights=classifier.weights_digest, preprocessing=classifier.preprocessing,
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
-            settings={**self.measurement.spec(), **self._added()},
+            settings={**self.measurement.spec(), **self._added()}, precision=self.models.precision,
             record_schema=self.experiment.records.version, code=classifier.code)
 
     def _added(self) -> dict[str, object]:
@@ -356,26 +372,26 @@ class _Job:
 
     def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str],
               keeper: Keeper | None) -> None:
-        not_folded: str | None = SWITCHED_OFF
-        if self.how.fold:
-            # Bound to the same name, so that the unfolded weights can be freed.
-            classifier, not_folded = accelerate(classifier, self.device)
+        made = accelerate(classifier, self.device, precision=self.models.precision,
+                          fold=self.how.fold)
+        classifier = made.classifier  # the same name, so that the weights as written can be freed
         batch_size = self._batch_size(classifier)
-        size = (pass_size(classifier.preprocessing.img_size, self.device)
-                if not_folded and self.measurement.batched else None)
-        model = FixedSizeBatches(classifier, size)
+        size = (made.pass_size(classifier.preprocessing.img_size, self.device)
+                if self.measurement.batched else None)
+        model = self.watched(FixedSizeBatches(classifier, size))
         remarks = self._remarks(classifier, model)
         facts = {
             "command": self.how.command, "weights_source": classifier.source,
-            "batch_size": batch_size, "workers": self.how.workers,
-            "environment": environment(self.device), "not_folded": not_folded,
+            "batch_size": batch_size, "workers": self._workers,
+            "environment": environment(self.device), "computed_by": made.computed_by,
+            "not_folded": made.reason,
         }
         progress, shard = self.reporter.progress, self.how.shard
         with started(store, ids, facts=facts, remarks=remarks, batch_size=batch_size,
                      shard=shard) as start:
             model.register_forward_hook(partial(_beat, progress, start))
             loop = Loop(model, self.images, keeper or self.measurement, store, start,
-                        classifier.preprocessing, batch_size, self.how.workers, self.device,
+                        classifier.preprocessing, batch_size, self._workers, self.device,
                         progress)
             loop.measure(Share(store, start, shard, retry=self.how.retry_failed))
             if keeper is not None and not store.missing():
@@ -392,6 +408,11 @@ class _Job:
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)
         return remarks
+
+    @property
+    def _workers(self) -> int:
+        asked = self.how.workers
+        return default_workers(self.device) if asked is None else asked
 
     def _batch_size(self, classifier: Classifier) -> int:
         asked = self.how.batch_size

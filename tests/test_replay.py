@@ -27,8 +27,8 @@ from sanrobust.data.replayed import open_saved
 from sanrobust.errors import DataError, SanrobustError, UsageError
 from sanrobust.experiments.replay import replay_summaries
 from sanrobust.runs import Run, find_runs
-from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.zoo.folded import accelerate
+from sanrobust.steady import FixedSizeBatches
+from sanrobust.zoo.accelerate import accelerate
 from tampering import HOSTILE
 from test_table_sequences import stop_after
 
@@ -87,8 +87,9 @@ def test_the_source_itself_answers_as_it_did(name: str, how: tuple[str, ...], ma
 @pytest.mark.parametrize("eps", [8, 8.5])
 def test_logits_of_saved_images_are_the_same_bit_for_bit(model: str, eps: float) -> None:
     classifier = sanrobust.create_model(model)
-    folded, not_folded = accelerate(classifier, torch.device("cpu"))
-    network = FixedSizeBatches(folded, pass_size(32, torch.device("cpu")) if not_folded else None)
+    cpu = torch.device("cpu")
+    fast = accelerate(classifier, cpu)
+    network = FixedSizeBatches(fast.classifier, fast.pass_size(32, cpu))
     batch = next(batches(open_digits("test"), classifier.preprocessing, plan=[range(9)], workers=0))
     settings = AttackSettings(budgets=[(eps, 2, 4)] if eps == 8 else
                               (sanrobust.Budget(eps, 2, 4),))

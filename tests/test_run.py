@@ -25,7 +25,7 @@ from sanrobust.errors import Interrupted, ModelError
 from sanrobust.kernels.native import library
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.runs import find_runs
-from sanrobust.run import SWITCHED_OFF
+from sanrobust.zoo.accelerate import SWITCHED_OFF
 
 SMALL = "resnet26.untrained-small"
 ATTENTION = "san10-pair.untrained-small"

@@ -196,8 +196,8 @@ def test_networks_that_cannot_be_measured_are_a_sentence_without_wrong_advice(
 def test_another_precision_is_said_and_recorded(made: Callable[[object], str]) -> None:
     said: list[str] = []
     model = create_external(made(lambda: Net().half()), say=said.append)
-    assert said == ["made_by_tests:make: measured in float32 instead of float16, the precision "
-                    "of every run"]
+    assert said == ["made_by_tests:make: its weights are taken in float32 instead of float16; "
+                    "--precision says what is computed in"]
     assert model.source.endswith("in float32 instead of float16")
 
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from sanrobust.choices import MOST_PROCESSES, DataConfig, ModelConfig, RunConfig, is_utf8
+from sanrobust.choices import (FLOAT32, MOST_PROCESSES, PRECISIONS, DataConfig, ModelConfig,
+                               RunConfig, is_utf8)
 from sanrobust.cli.group import typed
 from sanrobust.errors import UsageError, shortened
 from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
@@ -88,6 +89,10 @@ def model_options(command: Command) -> Command:
         click.option("--std", type=Triple(), help="Normalisation deviation per channel."),
         click.option("--no-normalize", is_flag=True,
                      help="The model takes pixels in [0, 1]: mean 0, deviation 1."),
+        click.option("--precision", type=click.Choice(PRECISIONS), default=FLOAT32,
+                     show_default=True,
+                     help="What networks are computed in; pixels and attacks stay float32. tf32 "
+                          "needs a GPU."),
     )(command)
 
 
@@ -98,14 +103,16 @@ def run_options(command: Command) -> Command:
                      metavar="FOLDER", help="Folder of records and tables."),
         click.option("-b", "--batch-size", type=BatchSize(),
                      help="Images per batch; auto fits it to memory. [default: by image size]"),
-        click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), default=0, show_default=True,
-                     metavar="N", help="Processes that decode images."),
+        click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), metavar="N",
+                     help="Processes that decode images. [default: none on a CPU, up to 8 for a "
+                          "GPU]"),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
         click.option("--threads", type=Whole(1), metavar="N",
                      help="Threads of the CPU. [default: torch's own number]"),
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
         click.option("--fold/--no-fold", default=True, show_default=True,
-                     help="Compute a SAN as a whole where the native kernels can."),
+                     help="Compute a SAN as a whole where the native kernels can, and other "
+                          "networks with batch norms inside their convolutions."),
         click.option("--shard", metavar="i/n",
                      help="Measure part i of n of the images, i from 1; run all n in any order, "
                           "at once or not. [default: what torchrun or SLURM says]"),
@@ -162,7 +169,8 @@ def take_models(values: dict[str, Any]) -> ModelConfig:
     if values.pop("no_normalize"):
         given |= _unnormalised(given)
     return ModelConfig(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
-                       use_ema=values.pop("use_ema"), overrides=given)
+                       use_ema=values.pop("use_ema"), overrides=given,
+                       precision=values.pop("precision"))
 
 
 def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:

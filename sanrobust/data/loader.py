@@ -49,8 +49,17 @@ class Batch:
     failures: tuple[FailedImage, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch with its tensors on a device."""
-        return replace(self, labels=self.labels.to(device), pixels=self.pixels.to(device))
+        """Return the same batch with its tensors on a device.
+
+        Pinned ones are copied while the CPU goes on; what the device computes with them waits.
+        """
+        on_its_way = device.type == "cuda"
+        return replace(self, labels=self.labels.to(device, non_blocking=on_its_way),
+                       pixels=self.pixels.to(device, non_blocking=on_its_way))
+
+    def pin_memory(self) -> Batch:
+        """Return the same batch in memory that a GPU reads by itself; torch's loader calls it."""
+        return replace(self, labels=self.labels.pin_memory(), pixels=self.pixels.pin_memory())
 
     def part(self, positions: Sequence[int]) -> Batch:
         """Return the decoded images at ``positions``, none of the failed ones."""
@@ -64,17 +73,19 @@ class Batch:
 
 
 def batches(images: ImageSet, preprocessing: Preprocessing, *, plan: Sequence[Sequence[int]],
-            workers: int) -> Generator[Batch, None, None]:
+            workers: int, pinned: bool = False) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each list of indices in ``plan``, in that order.
 
-    The batches do not depend on ``workers``, the number of processes that decode (0: this one).
+    The batches do not depend on ``workers``, the number of processes that decode (0: this one), nor
+    on whether they lie in ``pinned`` memory, from which a GPU copies without the CPU.
     Closing the generator ends the processes. Raises UsageError for a negative number of workers,
     and DataError when a worker process dies or has no memory to hand its images over.
     """
     if workers < 0:
         raise UsageError("--workers must be 0 or more", seen=f"it is {workers}",
                          hint="give 0 to decode in the main process")
-    return _batches(_Pixels(images, preprocessing), plan=plan, workers=workers)
+    return _batches(_Pixels(images, preprocessing), plan=plan, workers=min(workers, len(plan)),
+                    pinned=pinned)
 
 
 _Item = tuple[ImageRef, Tensor | ImageError]
@@ -120,13 +131,14 @@ class _Pixels(Dataset[_Item]):
         )
 
 
-def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int
+def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int, pinned: bool
              ) -> Generator[Batch, None, None]:
     loader = DataLoader(
         pixels,
         batch_sampler=[list(indices) for indices in plan],
         collate_fn=pixels.collate,
         num_workers=workers,
+        pin_memory=pinned,
         worker_init_fn=_start_worker,
         # Its own generator, because a loader without one draws from torch's global one.
         generator=torch.Generator().manual_seed(0),
