@@ -267,8 +267,8 @@ def stop_shards(commands: WarmCommands, folder: Path, kills: int) -> Counter[str
     counts: Counter[str] = Counter()
     kinds = [SHARD_KINDS[number % len(SHARD_KINDS)] for number in range(kills)]
     chance.shuffle(kinds)
-    for number in range(0, kills, 2):
-        counts += shards.stop(kinds[number:number + 2], chance, number)
+    for number, kind in enumerate(kinds):  # a new run for each: what is left of one is soon done
+        counts += shards.stop([kind], chance, number)
     return counts
 
 
