@@ -50,6 +50,7 @@ def test_networks_compute_in_16_bits_between_float32_pixels_and_logits(
     made = accelerate(plain, CPU, precision=precision, fold=fold)
     assert isinstance(made.classifier.network, Autocast) and made.reason is not None
     assert made.computed_by.endswith(f"in {precision}")
+    assert made.words == f"{made.computed_by}: {made.reason}"
     assert not any(isinstance(module, FoldedSan) for module in made.classifier.modules())
     assert made.classifier.weights_digest == plain.weights_digest
     assert {each.dtype for each in made.classifier.parameters()} == {torch.float32}
@@ -66,7 +67,7 @@ def test_folded_sans_are_refused_in_16_bits_with_the_reason() -> None:
     if library.load() is None:
         pytest.skip(f"no native kernels: {library.refusal()}")
     made = accelerate(create_model("san10-pair.digits"), CPU, precision="bfloat16")
-    assert made.reason == "it is computed in bfloat16, and folded networks compute in float32"
+    assert made.reason == "networks are folded in float32 alone"
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
