@@ -76,6 +76,8 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
     Returns the table of the models asked for; its problem says which could not be measured. Raises
     a deliberate error when none could, or nothing may be computed at all.
     """
+    if models.precision == TF32:
+        require_tf32(choose_device(how.device))
     measurement = experiment.prepare(settings)
     for note in measurement.notes:
         reporter.say(note)
@@ -85,8 +87,6 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
         job.say_what_is_measured(is_default=each.data is None)
-    if models.precision == TF32:
-        require_tf32(choose_device(how.device))
     chosen = use_backend(requested(how.backend))
     for job in jobs:
         job.refuse_unfit()

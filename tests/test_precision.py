@@ -133,15 +133,15 @@ def test_precisions_are_runs_of_their_own_told_on_screen_and_below(
     for precision in HALVES:
         text = " ".join(shown[precision].output.split())
         assert f"4 images, cpu, networks in {precision}" in text
-        assert (f"Networks computed in {precision}, under torch's autocast where it has 16 bits; "
-                "pixels and attacks in float32.") in text
+        assert (f"Networks computed in {precision}, 16-bit types by torch's autocast; pixels "
+                "and attacks in float32.") in text
     headers = [json.loads(path.read_text()) for path in out.glob("runs/*/run.json")]
     assert {header["spec"]["precision"] for header in headers} == {"float32", *HALVES}
     assert len({header["spec_digest"] for header in headers}) == 3
     table = pandas.read_csv(out / f"{'rotation' if experiment == 'rotate' else 'pgd'}.csv")
     assert set(table["precision"]) == {"float16"}
     everything = " ".join(command("table", experiment, "--out", out).output.split())
-    assert "Networks computed in bfloat16 (" in everything
+    assert "Networks computed in float32, bfloat16, float16, 16-bit" in everything
     assert "Not the same in all rows: precision" not in everything
     assert everything.count("precision float16)") >= 1
 
