@@ -105,17 +105,17 @@ def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
                  watched: Watch = _unwatched
                  ) -> tuple[tuple[Path, ...], dict[str, SanrobustError]]:
     """Measure what `run_part` does; return the runs' folders and the errors by model."""
+    device = choose_device(how.device, how.shard.local)
+    if models.precision == TF32:
+        require_tf32(device)
     measurement = experiment.prepare(settings)
     for note in measurement.notes:
         reporter.say(note)
-    device = choose_device(how.device, how.shard.local)
     jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how, device,
                  reporter, watched, f" with {each.data}" if len(data) > 1 else "")
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
         job.say_what_is_measured(is_default=each.data is None)
-    if models.precision == TF32:
-        require_tf32(choose_device(how.device))
     chosen = use_backend(requested(how.backend))
     for job in jobs:
         job.refuse_unfit()

@@ -50,6 +50,7 @@ def test_networks_compute_in_16_bits_between_float32_pixels_and_logits(
     made = accelerate(plain, CPU, precision=precision, fold=fold)
     assert isinstance(made.classifier.network, Autocast) and made.reason is not None
     assert made.computed_by.endswith(f"in {precision}")
+    assert made.words == f"{made.computed_by}: {made.reason}"
     assert not any(isinstance(module, FoldedSan) for module in made.classifier.modules())
     assert made.classifier.weights_digest == plain.weights_digest
     assert {each.dtype for each in made.classifier.parameters()} == {torch.float32}
@@ -66,7 +67,7 @@ def test_folded_sans_are_refused_in_16_bits_with_the_reason() -> None:
     if library.load() is None:
         pytest.skip(f"no native kernels: {library.refusal()}")
     made = accelerate(create_model("san10-pair.digits"), CPU, precision="bfloat16")
-    assert made.reason == "it is computed in bfloat16, and folded networks compute in float32"
+    assert made.reason == "networks are folded in float32 alone"
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
@@ -132,15 +133,15 @@ def test_precisions_are_runs_of_their_own_told_on_screen_and_below(
     for precision in HALVES:
         text = " ".join(shown[precision].output.split())
         assert f"4 images, cpu, networks in {precision}" in text
-        assert (f"Networks computed in {precision}, under torch's autocast where it has 16 bits; "
-                "pixels and attacks in float32.") in text
+        assert (f"Networks computed in {precision}, 16-bit types by torch's autocast; pixels "
+                "and attacks in float32.") in text
     headers = [json.loads(path.read_text()) for path in out.glob("runs/*/run.json")]
     assert {header["spec"]["precision"] for header in headers} == {"float32", *HALVES}
     assert len({header["spec_digest"] for header in headers}) == 3
     table = pandas.read_csv(out / f"{'rotation' if experiment == 'rotate' else 'pgd'}.csv")
     assert set(table["precision"]) == {"float16"}
     everything = " ".join(command("table", experiment, "--out", out).output.split())
-    assert "Networks computed in bfloat16 (" in everything
+    assert "Networks computed in float32, bfloat16, float16, 16-bit" in everything
     assert "Not the same in all rows: precision" not in everything
     assert everything.count("precision float16)") >= 1
 

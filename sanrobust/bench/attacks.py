@@ -135,7 +135,7 @@ def arena(name: str, settings: Settings) -> Arena:
     plan = [list(range(threat.images))]
     batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0)))
     size = made.pass_size(batch.pixels.shape[-1], device)
-    return Arena(name, network, size, made.computed_by, batch.to(device), threat, device)
+    return Arena(name, network, size, made.words, batch.to(device), threat, device)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class _Within(nn.Module):
 
 def _ours(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
     made = accelerate(classifier, torch.device(shape.device))
-    return made.classifier, made.computed_by
+    return made.classifier, made.words
 
 
 def _plain(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:

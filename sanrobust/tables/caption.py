@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from sanrobust import paper
-from sanrobust.choices import FLOAT32
+from sanrobust.choices import FLOAT32, TF32
 from sanrobust.experiments.layout import Entry, Layout
 from sanrobust.tables.entries import entries, short
 from sanrobust.tables.grid import Grid
@@ -97,10 +97,13 @@ def _data_sentence(members: Sequence[Entry]) -> str:
 
 def _precision_sentence(members: Sequence[Entry]) -> str:
     """Say in what networks were computed, where any was in another precision than float32."""
-    if all(entry.facts.get("precision", FLOAT32) == FLOAT32 for entry in members):
+    found = dict.fromkeys(str(entry.facts.get("precision", FLOAT32)) for entry in members)
+    if set(found) == {FLOAT32}:
         return ""
-    return (f"Networks computed in {_values(members, 'precision')}, under torch's "
-            "autocast where it has 16 bits; pixels and attacks in float32.")
+    said = all("precision " in entry.label for entry in members)
+    values = ", ".join(found) if said else _values(members, "precision")
+    how = "" if set(found) <= {FLOAT32, TF32} else ", 16-bit types by torch's autocast"
+    return f"Networks computed in {values}{how}; pixels and attacks in float32."
 
 
 def _failed_sentences(members: Sequence[Entry], layout: Layout) -> Iterator[str]:

@@ -15,6 +15,7 @@ from sanrobust.zoo.precision import Autocast, autocast_type
 from sanrobust.zoo.san import San
 
 SWITCHED_OFF = "it was switched off"
+_IN_FLOAT32 = "networks are folded in float32 alone"
 
 
 class Accelerated(NamedTuple):
@@ -32,6 +33,11 @@ class Accelerated(NamedTuple):
     computed_by: str
     reason: str | None
     steady: bool = False
+
+    @property
+    def words(self) -> str:
+        """What computes it, with the reason."""
+        return self.computed_by if self.reason is None else f"{self.computed_by}: {self.reason}"
 
     def pass_size(self, img_size: int, device: torch.device) -> int | None:
         """Return how many images each of its passes must have, see `sanrobust.steady.pass_size`."""
@@ -52,7 +58,7 @@ def accelerate(classifier: Classifier, device: torch.device, *, precision: str =
         precision: one of `sanrobust.choices.PRECISIONS`.
         fold: False leaves the network as it is written.
     """
-    made = _in_float32(classifier, device, precision) if fold else _plain(classifier, SWITCHED_OFF)
+    made = _folded(classifier, device, precision) if fold else _plain(classifier, SWITCHED_OFF)
     dtype = autocast_type(precision)
     if dtype is None:
         return made
@@ -61,19 +67,19 @@ def accelerate(classifier: Classifier, device: torch.device, *, precision: str =
                          computed_by=f"{made.computed_by}, in {precision}")
 
 
-def _in_float32(classifier: Classifier, device: torch.device, precision: str) -> Accelerated:
+def _folded(classifier: Classifier, device: torch.device, precision: str) -> Accelerated:
     network = classifier.network
     if not isinstance(network, San):
         return _convolutions(classifier, device, precision)
     reason = folded.refusal(network, device)
     if reason is None and autocast_type(precision) is not None:
-        reason = f"it is computed in {precision}, and folded networks compute in float32"
+        reason = _IN_FLOAT32
     if reason is None:
         return Accelerated(classifier.computed_by(FoldedSan(network)), "folded network", None,
                            steady=True)
     if device.type != "cpu" and not network.training:
         return Accelerated(classifier.computed_by(UnchangingSan(network)),
-                           f"mappings folded once: {reason}", reason)
+                           "network with its mappings folded once", reason)
     return _plain(classifier, reason)
 
 
@@ -86,9 +92,9 @@ def _convolutions(classifier: Classifier, device: torch.device, precision: str) 
                                 or precision not in (FLOAT32, TF32))
     if made.reason is not None:
         return _plain(classifier, made.reason)
-    reason = None if fold else f"it is computed in {precision}"
-    return Accelerated(classifier.computed_by(made.network), made.computed_by, reason)
+    return Accelerated(classifier.computed_by(made.network), made.computed_by,
+                       None if fold else _IN_FLOAT32)
 
 
 def _plain(classifier: Classifier, reason: str) -> Accelerated:
-    return Accelerated(classifier, f"plain network: {reason}", reason)
+    return Accelerated(classifier, "plain network", reason)
