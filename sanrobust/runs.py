@@ -302,12 +302,14 @@ def select(runs: Sequence[Run], *, names: Sequence[str] = (), models: Sequence[s
            data: Sequence[str] = ()) -> tuple[Run, ...]:
     """Return the runs whose folder, model and data are among those named; none named means any.
 
-    A folder may be named by its beginning or its digest, a model by its full name or by its
-    architecture alone.
+    A folder may be named by its beginning or its digest, which later attempts share, a model by its
+    full name or by its architecture alone.
     """
     def wanted(run: Run) -> bool:
         model = str(run.spec.get("model"))
-        return (_any(names, lambda each: run.name.startswith(each) or each in run.name.split("-"))
+        digest = run.name.rpartition("-")[2]
+        return (_any(names, lambda each: run.name.startswith(each)
+                     or each in (digest, digest.partition(".")[0]))
                 and _any(models, lambda each: model == each or model.startswith(f"{each}."))
                 and _any(data, lambda each: each == run.spec.get("data")))
     return tuple(run for run in runs if wanted(run))

@@ -186,6 +186,10 @@ def test_runs_are_selected_by_folder_model_and_data() -> None:
     assert select(both, data=["e"]) == (second,)
     assert select(both, names=[first.name]) == select(both, names=[SPEC.digest[:12]]) == (first,)
     assert select(both, models=["m.t"], data=["e"]) == ()
+    again = replace(first, folder=first.folder.with_name(f"{first.name}.2"))
+    assert select((first, again), names=[SPEC.digest[:12]]) == (first, again)
+    assert select((first, again), names=[f"{SPEC.digest[:12]}.2"]) == (again,)
+    assert select(both, names=["m.t", str(SPEC.data)]) == ()
 
 
 def test_a_run_is_being_written_while_a_process_measures_it(tmp_path: Path) -> None:

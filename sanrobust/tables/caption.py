@@ -30,7 +30,7 @@ def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
         table.layout.units,
         *_done_sentences(members, table.layout),
         table.layout.legend(_known(table)),
-        "Bold: best of its group." if bold else "",
+        _best_sentence(members) if bold else "",
         _data_sentence(members),
         _precision_sentence(members),
         *_failed_sentences(members, table.layout),
@@ -44,6 +44,11 @@ def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
         " ".join(table.note.split()),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _best_sentence(members: Sequence[Entry]) -> str:
+    alike = len({entry.comparable for entry in members}) < 2
+    return f"Bold: best of its group{'' if alike else ' among rows that are measured alike'}."
 
 
 def title(table: Table) -> str:
