@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
-
     from sanrobust.attacks.budget import Budget
     from sanrobust.choices import DataConfig
     from sanrobust.errors import SanrobustError
     from sanrobust.preprocessing import Preprocessing
+    from sanrobust.result import Result
     from sanrobust.zoo.classifier import Classifier
     from sanrobust.zoo.resolve import create_model
 
     from sanrobust.tensors import Attacked, attack
 
-    pgd: Callable[..., pd.DataFrame]
-    rotate: Callable[..., pd.DataFrame]
+    pgd: Callable[..., Result]
+    rotate: Callable[..., Result]
 
-__all__ = ["Attacked", "Budget", "Classifier", "DataConfig", "Preprocessing", "SanrobustError",
-           "attack", "create_model", "pgd", "rotate"]
+__all__ = ["Attacked", "Budget", "Classifier", "DataConfig", "Preprocessing", "Result",
+           "SanrobustError", "attack", "create_model", "pgd", "rotate"]
 
 _HOMES = {
     "Attacked": "sanrobust.tensors",
@@ -35,6 +34,7 @@ _HOMES = {
     "Budget": "sanrobust.attacks.budget",
     "DataConfig": "sanrobust.choices",
     "Preprocessing": "sanrobust.preprocessing",
+    "Result": "sanrobust.result",
     "SanrobustError": "sanrobust.errors",
     "Classifier": "sanrobust.zoo.classifier",
     "create_model": "sanrobust.zoo.resolve",

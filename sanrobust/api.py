@@ -1,4 +1,4 @@
-"""The experiments as functions for scripts and notebooks; each returns its table."""
+"""The experiments as functions for scripts and notebooks; each returns its `Result`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 from torch import nn
 
-from sanrobust.choices import DataConfig, ModelConfig, RunConfig
+from sanrobust.choices import FLOAT32, DataConfig, ModelConfig, RunConfig
 from sanrobust.errors import FailedImagesError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.options import settings_docs
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.progress import Reporter
+from sanrobust.progress import reporter
 from sanrobust.registry import unknown_name
+from sanrobust.result import Result, result_of
 from sanrobust.run import run
 from sanrobust.summary import Summary
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Model = str | nn.Module
 Models = Model | Sequence[Model]
-Folder = str | os.PathLike[str] | DataConfig
-Data = Folder | Sequence[Folder] | None
+Data = Any
+"""What ``_DATA`` says; of an experiment that takes folders, one or several of them."""
 
-_DATA = "registered name, folder, or a `DataConfig`; None for the embedded digits."
+_DATA = """registered name, path, ``(images, labels)`` as arrays or tensors, a torch dataset of
+        ``(image, label)`` or its loader, or a `DataConfig`, which names them; None for the embedded
+        digits. Float pixels lie in [0, 1] and are not normalised."""
 _FOLDERS = "folder, or several of them."
 _SAVING = "    save_adversarial: keep the images that are made in OUT/runs/RUN/adversarial.\n"
 _DOC = """{help}
@@ -41,28 +41,31 @@ Args:
     data: {data}
     checkpoint: file with the weights of the one model named.
     preprocessing: how images become the models' pixels; None for each model's own.
+    precision: what networks are computed in: ``float32``, ``tf32`` (needs a GPU), ``bfloat16`` or
+        ``float16``; pixels and attacks stay float32.
 {settings}    out: folder of records and tables.
     batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
-    workers: processes that decode images.
+    workers: processes that decode images; None for none on a CPU and up to 8 for a GPU.
     device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
     threads: of the CPU; None for torch's own number.
     fresh: measure again beside earlier runs.
     retry_failed: measure images again that are recorded as failed.
+    progress: whether what happens is shown; None: in a notebook.
 {more}
 Returns:
-    The rows of the table, of the models asked for alone, in percent, unrounded.
+    A `Result`: its ``table`` has the models asked for alone, in percent, unrounded.
 
 Raises a `SanrobustError` with what to do, as the command does; where many images failed the
-table comes with a warning.
+result comes with a warning.
 """
 
 
-def function_of(experiment: Experiment) -> Callable[..., pd.DataFrame]:
+def function_of(experiment: Experiment) -> Callable[..., Result]:
     """Return an experiment as a Python function, whose keywords are its settings and `_measured`'s.
     """
     signature = _signature(experiment)
 
-    def measured(models: Models | None = None, **keywords: Any) -> pd.DataFrame:
+    def measured(models: Models | None = None, **keywords: Any) -> Result:
         unknown = next((name for name in keywords if name not in signature.parameters), None)
         if unknown is not None:
             raise unknown_name("keyword", unknown, signature.parameters,
@@ -79,15 +82,17 @@ def function_of(experiment: Experiment) -> Callable[..., pd.DataFrame]:
 
 def _measured(experiment: Experiment, settings: object, models: Models | None = None, *,
               data: Data = None, checkpoint: str | Path | None = None,
-              preprocessing: Preprocessing | None = None, out: str | Path = "results",
-              batch_size: int | Literal["auto"] | None = None, workers: int = 0,
+              preprocessing: Preprocessing | None = None, precision: str = FLOAT32,
+              out: str | Path = "results",
+              batch_size: int | Literal["auto"] | None = None, workers: int | None = None,
               device: str = "auto", threads: int | None = None, fresh: bool = False,
-              retry_failed: bool = False, save_adversarial: bool = False) -> pd.DataFrame:
+              retry_failed: bool = False, progress: bool | None = None,
+              save_adversarial: bool = False) -> Result:
     how = RunConfig(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                     threads=threads, fresh=fresh, retry_failed=retry_failed,
                     save_adversarial=save_adversarial)
-    return _frame(run(experiment, settings, _models(models, checkpoint, preprocessing),
-                      _data(data, experiment), how, Reporter()))
+    return _result(run(experiment, settings, _models(models, checkpoint, preprocessing, precision),
+                       _data(data, experiment), how, reporter(progress)))
 
 
 def _signature(experiment: Experiment) -> inspect.Signature:
@@ -99,7 +104,7 @@ def _signature(experiment: Experiment) -> inspect.Signature:
            for field in dataclasses.fields(experiment.settings)]
     place = [each.name for each in shared].index("out")
     return inspect.Signature([*shared[:place], *own, *shared[place:]],
-                             return_annotation="pd.DataFrame")
+                             return_annotation="Result")
 
 
 def _doc(experiment: Experiment) -> str:
@@ -112,17 +117,17 @@ def _doc(experiment: Experiment) -> str:
                        more=_SAVING if experiment.makes_images else "")
 
 
-def _frame(summary: Summary) -> pd.DataFrame:
+def _result(summary: Summary) -> Result:
     problem = summary.problem
     if isinstance(problem, FailedImagesError):
         warnings.warn(str(problem), stacklevel=4)
     elif problem is not None:
         raise problem
-    return summary.frame
+    return result_of(summary)
 
 
 def _models(models: Models | None, checkpoint: str | Path | None,
-            preprocessing: Preprocessing | None) -> ModelConfig:
+            preprocessing: Preprocessing | None, precision: str) -> ModelConfig:
     several = (models,) if isinstance(models, (str, nn.Module)) else (models or ())
     if not isinstance(several, Sequence) or not all(isinstance(each, (str, nn.Module))
                                                     for each in several):
@@ -137,7 +142,7 @@ def _models(models: Models | None, checkpoint: str | Path | None,
                          hint="give for example sanrobust.Preprocessing(img_size=32)")
     overrides = {} if preprocessing is None else dict(vars(preprocessing))
     return ModelConfig(models=tuple(several), checkpoint=_as_path(checkpoint),
-                       overrides=overrides)
+                       overrides=overrides, precision=precision)
 
 
 def _data(data: Data, experiment: Experiment) -> tuple[DataConfig, ...]:
@@ -145,7 +150,7 @@ def _data(data: Data, experiment: Experiment) -> tuple[DataConfig, ...]:
         return tuple(config for each in data for config in _data(each, experiment))
     if isinstance(data, os.PathLike):
         data = os.fspath(data)
-    return (data if isinstance(data, DataConfig) else DataConfig(data=cast(Any, data)),)
+    return (data if isinstance(data, DataConfig) else DataConfig(data=data),)
 
 
 def _as_path(value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sanrobust.errors import UsageError, shown_value
+from sanrobust.shards import Shard
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MOST_PROCESSES = 512
 """Processes that one command may start; more are a slip of the keyboard."""
+FLOAT32, TF32 = "float32", "tf32"
+PRECISIONS = (FLOAT32, TF32, "bfloat16", "float16")
+"""In what networks can be computed; pixels, logits and attacks are float32 in all of them."""
 LARGEST_RATE = 1e38
 """Largest learning rate that float32 holds."""
 
@@ -27,19 +31,21 @@ class DataConfig:
     """Which images; None for ``data`` means the embedded digits.
 
     Attributes:
-        data: registered name or folder.
+        data: registered name, or a path, pattern or ``hf:NAME`` as ``--data`` takes it. From
+            Python also ``(images, labels)`` as arrays or tensors, with ids as a third if need be,
+            a ``torch.utils.data.Dataset`` of ``(image, label)``, or its ``DataLoader``.
         labels: CSV ``file,class_index`` of a flat folder.
         class_map: CSV ``folder,class_index`` of an ImageFolder.
         root: where registered datasets lie.
         download: fetch a registered dataset that is not there.
         num_samples: size of a fixed subset; None for all images.
-        name: what tables call a folder; ``imagenet`` for one that holds ImageNet's validation
+        name: what tables call images of the user's own; ``imagenet`` for ImageNet's validation
             images puts the paper's values beside ours.
 
     Paths may be given as text. Raises UsageError for a value of another kind.
     """
 
-    data: str | None = None
+    data: Any = None
     labels: Path | None = None
     class_map: Path | None = None
     root: Path | None = None
@@ -48,7 +54,8 @@ class DataConfig:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _take_text(self, "data", "--data")
+        if not _may_hold_images(self.data):
+            _take_text(self, "data", "--data")
         _take_text(self, "name", "--data-name")
         if self.name is not None and not self.name.isprintable():
             raise _wrong("--data-name", "a name of printable characters", self.name)
@@ -68,14 +75,20 @@ class ModelConfig:
         checkpoint: weights for the one model named.
         use_ema: take the averaged weights of a checkpoint that holds both.
         overrides: fields of `Preprocessing` that replace the entry's own.
+        precision: in what they are computed, one of `PRECISIONS`.
+
+    Raises UsageError for a value of another kind.
     """
 
     models: tuple[Model, ...] = ()
     checkpoint: Path | None = None
     use_ema: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise _wrong("--precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         _take_path(self, "checkpoint", "--checkpoint")
         if self.checkpoint is not None and len(self.models) != 1:
             raise UsageError("--checkpoint must come with exactly one --model",
@@ -93,16 +106,19 @@ class RunConfig:
     Attributes:
         out: folder of records and tables.
         batch_size: images per batch, ``auto`` to fit it to memory, None for a default by size.
-        workers: processes that decode images; 0 decodes in this one.
+        workers: processes that decode images; 0 decodes in this one, None takes some where a CUDA
+            device computes and 0 elsewhere.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         threads: of the CPU; None for torch's own number.
         backend: name of the attention kernels; None for the best that can run.
         fresh: start a new attempt beside earlier ones.
         retry_failed: measure images again that are recorded as failed.
-        fold: compute a SAN as a whole by the native kernels where they can.
+        fold: compute a SAN as a whole by the native kernels where they can, and fold the batch
+            norms of a convolution network into its convolutions.
         max_failed: part of a run's images that may fail before the command counts as failed; the
             table is the same.
         save_adversarial: keep the images that an experiment makes, in the folder of its run.
+        shard: which part of the images is measured, see `sanrobust.shards`.
         command: what the user typed, for messages that say how to go on; empty from Python.
 
     Raises UsageError for a value of another kind or out of its range.
@@ -110,7 +126,7 @@ class RunConfig:
 
     out: Path = Path("results")
     batch_size: int | Literal["auto"] | None = None
-    workers: int = 0
+    workers: int | None = None
     device: str = "auto"
     threads: int | None = None
     backend: str | None = None
@@ -119,13 +135,15 @@ class RunConfig:
     fold: bool = True
     max_failed: float = 0.05
     save_adversarial: bool = False
+    shard: Shard = Shard()
     command: str = ""
 
     def __post_init__(self) -> None:
         _take_path(self, "out", "--out", required=True)
         if self.batch_size not in (None, "auto"):
             _require_whole("--batch-size", self.batch_size, least=1, other="or auto")
-        _require_whole("--workers", self.workers, least=0, most=MOST_PROCESSES)
+        if self.workers is not None:
+            _require_whole("--workers", self.workers, least=0, most=MOST_PROCESSES)
         if self.threads is not None:
             _require_whole("--threads", self.threads, least=1)
         if not isinstance(self.device, str):
@@ -136,6 +154,12 @@ class RunConfig:
             raise UsageError("save_adversarial must be True or False",
                              seen=f"it is {shown_value(self.save_adversarial)}",
                              hint="leave it out for False")
+
+
+def _may_hold_images(data: object) -> bool:
+    """Say whether a value has items; opening it will tell of what kind they are."""
+    return not isinstance(data, (str, bytes, os.PathLike)) \
+        and any(hasattr(type(data), each) for each in ("__getitem__", "__iter__"))
 
 
 def _take_text(choice: object, name: str, option: str) -> None:

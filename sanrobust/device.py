@@ -15,6 +15,10 @@ import torch
 
 from sanrobust.errors import BackendError, UsageError, shown_value
 
+_MOST_WORKERS = 8
+# Compute capability since which CUDA devices have TF32, and where torch switches it.
+_TF32_CAPABILITY = (8, 0)
+_TF32_PLACES = ("cuda.matmul", "cudnn")
 LIBRARIES = ("torch", "torchvision", "timm", "torchattacks", "numpy", "pandas", "pyarrow",
              "cupy-cuda12x", "cupy-cuda13x")
 # More threads than this are a slip of the keyboard, unless the machine has more processors.
@@ -39,8 +43,13 @@ def cuda_refusal() -> str | None:
     return None
 
 
-def choose_device(name: str | torch.device) -> torch.device:
+def choose_device(name: str | torch.device, local: int | None = None) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:i`` into a device that is present.
+
+    Args:
+        name: as the user gives it.
+        local: which of its machine's processes this is, for ``auto`` to give each its own device;
+            None where there are no others.
 
     Raises UsageError for another name and BackendError for a device that is not there.
     """
@@ -50,7 +59,11 @@ def choose_device(name: str | torch.device) -> torch.device:
                          seen=f"it is {shown_value(name)}", hint="type for example --device cpu")
     refusal = cuda_refusal()
     if name == "auto":
-        return torch.device("cpu" if refusal else "cuda")
+        if refusal:
+            return torch.device("cpu")
+        # A launcher may show each process its own device alone, which is then the first.
+        return torch.device("cuda" if local is None
+                            else f"cuda:{local % torch.cuda.device_count()}")
     if name != "cpu":
         count = 0 if refusal else torch.cuda.device_count()
         # By name: an index may have more digits than Python turns into a number.
@@ -73,14 +86,42 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def require_tf32(device: torch.device) -> None:
+    """Raise BackendError for a device that has no TF32: it would compute in float32 unasked."""
+    seen = f"the device is {device}, which has none"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= _TF32_CAPABILITY:
+            return
+        seen = f"{device_name(device)} has none (compute capability {capability[0]})"
+    raise BackendError("--precision tf32 must go with a CUDA device that has TF32", seen=seen,
+                       hint="leave it out, which computes in float32, or add --device cuda where "
+                            "there is such a device")
+
+
+def default_workers(device: torch.device) -> int:
+    """Return how many processes decode images when nobody says: this one alone on a CPU.
+
+    A CPU that computes has no time to spare; one that feeds a CUDA device has little else to do.
+    """
+    return min(_MOST_WORKERS, cores() - 1) if device.type == "cuda" else 0
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
 @contextmanager
-def exact(threads: int | None = None) -> Iterator[None]:
+def exact(threads: int | None = None, *, tf32: bool = False) -> Iterator[None]:
     """Let neither the device nor repetition change numbers beyond rounding, inside the block.
 
     Afterwards torch's switches and its number of threads are what they were. Also a decorator.
 
     Args:
         threads: how many threads compute inside; None: as many as before.
+        tf32: let a CUDA device round the factors of products to TF32 all the same.
 
     Raises UsageError for a number of threads that `set_threads` refuses.
     """
@@ -88,6 +129,9 @@ def exact(threads: int | None = None) -> Iterator[None]:
     count = torch.get_num_threads()
     try:
         make_exact()
+        if tf32:
+            for place in _TF32_PLACES:
+                _write((place, "allow_tf32"), True)
         if threads is not None:
             set_threads(threads)
         yield

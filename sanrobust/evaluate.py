@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +17,7 @@ from sanrobust.experiments.base import Columns, Measurement, stacked
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.processes import end_if_stopped, uninterrupted
 from sanrobust.progress import Progress
-from sanrobust.records import RunStore, chunked
+from sanrobust.records import RunStore, Share, Start, batches_of
 from sanrobust.trouble import out_of_memory
 
 if TYPE_CHECKING:
@@ -28,13 +30,13 @@ UNREADABLE_IN_A_ROW = 64
 
 
 class _Buffer:
-    """Rows of whole batches on their way to the store, which gets them every few seconds.
+    """Rows of whole batches of one block on their way to the store, every few seconds.
 
     Rows that the store refuses are dropped: their images count as not measured.
     """
 
-    def __init__(self, store: RunStore) -> None:
-        self._store = store
+    def __init__(self, store: RunStore, block: int) -> None:
+        self._store, self._block = store, block
         self._tables: list[Columns] = []
         self._images = 0
         self._since = time.monotonic()
@@ -56,7 +58,7 @@ class _Buffer:
         with uninterrupted():
             tables, self._tables = self._tables, []
             if tables:
-                self._store.append(stacked(tables))
+                self._store.append(self._block, stacked(tables))
             self._images, self._since = 0, time.monotonic()
 
 
@@ -88,43 +90,98 @@ class _Unread:
                      "once more; the records of all others are saved")
 
 
-def evaluate(model: Model, images: ImageSet, measurement: Measurement, store: RunStore, *,
-             preprocessing: Preprocessing, batch_size: int, workers: int, device: torch.device,
-             progress: Progress, retry_failed: bool = False) -> None:
-    """Measure every image that ``store`` does not hold yet and append the records.
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Measures blocks of a run.
 
-    Batches are cut at the same places of the dataset however often the run was stopped, so a
-    resumed run repeats the arithmetic of an uninterrupted one. Rows computed before an
-    exception, Ctrl-C included, are saved before it goes on.
-
-    Args:
-        retry_failed: measure those as well that are recorded as failed.
-
-    Raises DataError when images could not be read or decoded for a reason that may pass: at the
-    end, or at once when nothing can be read any more.
+    Attributes:
+        model, images, measurement: what is measured.
+        store: takes the records.
+        start: this process, which says how far it is.
+        preprocessing: how images become pixels.
+        batch_size, workers, device: how it is computed.
+        progress: is told of every image.
     """
-    done = store.recorded(but_failed=retry_failed)
-    plan = [[index for index in block if images.refs[index].id not in done]
-            for block in chunked(len(images.refs), batch_size)]
-    plan = [indices for indices in plan if indices]
-    buffer, unread = _Buffer(store), _Unread()
-    progress.begin(f"{store.spec.experiment} {store.spec.model}", total=len(images.refs),
-                   done=len(done))
-    with buffer:
+
+    model: Model
+    images: ImageSet
+    measurement: Measurement
+    store: RunStore
+    start: Start
+    preprocessing: Preprocessing
+    batch_size: int
+    workers: int
+    device: torch.device
+    progress: Progress
+
+    def measure(self, share: Share) -> None:
+        """Measure every image of a share that has no records yet, and append the records.
+
+        Batches are cut at the same places of each block however often the run was stopped, so a
+        resumed run repeats the arithmetic of an uninterrupted one. Rows computed before an
+        exception, Ctrl-C included, are saved before it goes on.
+
+        Raises DataError when images could not be read or decoded for a reason that may pass: at
+        the end, or at once when nothing can be read any more.
+        """
+        unread, spec = _Unread(), self.store.spec
+        title = f"{spec.experiment} {spec.model}{share.words}"
+        # Processes that decode are worth their start for many blocks at once.
+        groups = [share.own] if self.workers else [[block] for block in share.own]
+        with self._shown(title, total=share.images, done=share.images - share.count_own()):
+            for blocks in groups:
+                self._measure_blocks(blocks, share, unread)
+        if left := share.count_left():
+            with self._shown(f"{title}, what others left", total=left, done=0):
+                for block in share.left():
+                    self._measure_blocks([block], share, unread)
+        unread.require_none()
+
+    @contextmanager
+    def _shown(self, title: str, *, total: int, done: int) -> Iterator[None]:
+        self.progress.begin(title, total=total, done=done)
         try:
-            loaded = batches(images, preprocessing, plan=plan, workers=workers)
-            for indices, batch in zip(plan, loaded, strict=True):
-                tables = _measure_batch(model, batch, measurement, device)
-                if tables:
-                    ids = [images.refs[index].id for index in indices]
-                    buffer.add([in_order(stacked(tables), ids)], len(indices))
-                progress.advance(len(indices))
-                unread.note(batch)
-                end_if_stopped()
+            yield
         finally:
-            buffer.flush()  # again on leaving, in case that a signal came right before this
-            progress.end()
-    unread.require_none()
+            self.progress.end()
+
+    def _measure_blocks(self, blocks: Sequence[int], share: Share, unread: _Unread) -> None:
+        cut = {block: [*batches_of(share.todo(block), self.store.plan.positions(block),
+                                   self.batch_size)] for block in blocks}
+        plan = [indices for several in cut.values() for indices in several]
+        with closing(batches(self.images, self.preprocessing, plan=plan, workers=self.workers,
+                             pinned=self.device.type == "cuda")) as loaded:
+            for block, several in cut.items():
+                if share.take(block):
+                    self._measure_block(block, several, loaded, unread)
+                else:
+                    self._pass_over(several, loaded)
+
+    def _pass_over(self, several: Sequence[Sequence[int]], loaded: Iterator[Batch]) -> None:
+        """Leave a block that another process has measured or is measuring."""
+        for indices in several:
+            if self.workers:  # which decode its batches before those of the next block
+                next(loaded)
+            self.progress.advance(len(indices))
+
+    def _measure_block(self, block: int, several: Sequence[Sequence[int]],
+                       loaded: Iterator[Batch], unread: _Unread) -> None:
+        with _Buffer(self.store, block) as buffer:
+            try:
+                for indices in several:
+                    batch = next(loaded)
+                    tables = _measure_batch(self.model, batch, self.measurement, self.device)
+                    if tables:
+                        ids = [self.images.refs[index].id for index in indices]
+                        buffer.add([in_order(stacked(tables), ids)], len(indices))
+                    self.progress.advance(len(indices))
+                    self.start.count(len(indices))
+                    unread.note(batch)
+                    end_if_stopped()
+            finally:
+                buffer.flush()  # again on leaving, in case that a signal came right before this
+        with uninterrupted():
+            self.store.finish(block)
 
 
 def _measure_batch(model: Model, batch: Batch, measurement: Measurement,

@@ -47,7 +47,7 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep_once(os.path.abspath(path.parent))
-        handle, temporary = _temporary(path.parent)
+        handle, temporary = temporary_file(path.parent)
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
@@ -65,12 +65,12 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def _temporary(folder: Path) -> tuple[int, Path]:
-    """Open a new file that `sweep` leaves alone for as long as it is open."""
+def temporary_file(folder: Path) -> tuple[int, Path]:
+    """Open a new file that is locked, and that `sweep` leaves alone, for as long as it is open."""
     while True:
         handle, name = tempfile.mkstemp(dir=folder, prefix=f"{_PREFIX}{host()}-{os.getpid()}-",
                                         suffix=TEMPORARY_SUFFIX)
-        if not _lock(handle) or os.fstat(handle).st_nlink:
+        if not try_lock(handle) or os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)  # swept by another process before it was locked
 
@@ -84,7 +84,7 @@ def sweep(folder: Path) -> None:
     """
     for path in folder.glob(f"{_PREFIX}*{TEMPORARY_SUFFIX}"):
         with suppress(OSError), path.open("rb") as stream:
-            if not _may_be_written(path) and _lock(stream.fileno()):
+            if not _may_be_written(path) and try_lock(stream.fileno()):
                 path.unlink(missing_ok=True)
 
 
@@ -113,7 +113,7 @@ def _sweep_once(folder: str) -> None:
     sweep(Path(folder))
 
 
-def _lock(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
     """Lock a file until it is closed or its process dies; False where that cannot be had."""
     try:
         import fcntl  # absent on Windows

@@ -1,115 +1,130 @@
-"""What a run says of itself while it computes: ``run.json``, true at every moment.
+"""A run's header and the processes that measure it, each in a file of its own.
 
-Beside the specification it holds the run's status, its place in the order of all runs beside it,
-the digest of its images' ids, remarks for its readers, and under ``starts`` one entry for each time
-that it was started or gone on with: by which command, on what machine, with which versions, batches
-and kernels, and for how many seconds.
+``run.json`` is written when a run is begun, with the specification, its place in the order of all
+runs beside it, the digest of its images' ids, how they are cut into blocks, remarks for its readers
+and how it was computed at first; and once more when it is complete. What each process that
+measures it did and does stands in ``starts/`` (`sanrobust.records.starts`). Earlier versions kept
+that under ``starts`` in the header itself.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 
 from sanrobust.errors import Interrupted, OutputError
-from sanrobust.records import RunStore, ids_digest
+from sanrobust.records import (LAUNCH, RUNNING, RunStore, Start, ids_digest, others_at_work,
+                               starts_of, state_of)
+from sanrobust.records.starts import now
 from sanrobust.runs import COMPLETE, ORDER, all_runs
+from sanrobust.shards import Shard
 
-# Before there was an entry for each start, these facts of the first one stood in the header.
-_OF_A_START = ("started", "weights_source", "batch_size", "workers", "environment", "not_folded",
-               "seconds")
+DONE = "done"
+"""Status of a process that measured its part while others were not ready."""
 
 
 @contextmanager
 def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
-            remarks: Mapping[str, Sequence[str]]) -> Iterator[None]:
-    """Keep a run's header while the block measures the images ``ids``.
+            remarks: Mapping[str, Sequence[str]], batch_size: int = 1,
+            shard: Shard = Shard()) -> Iterator[Start]:
+    """Keep what a run and this process say of themselves while the block measures images.
 
     Args:
         store: the run, open.
         ids: of all images of the run.
         facts: how it is computed this time.
         remarks: what a reader of the numbers must know, by kind.
+        batch_size: decides how a new run is cut into blocks.
+        shard: which part this process measures.
 
     Raises Interrupted in place of KeyboardInterrupt, with everything saved, and OutputError when
-    the block ends without records of every image.
+    the block ends without records of every image though no other process may measure the rest.
     """
-    before, command = store.header(), facts.get("command")
-    order = _order(store, before)
-    starts = _earlier_starts(before)
-    begun, clock = _now(), time.monotonic()
-
-    def write(status: str, **more: str) -> None:
-        this = {"started": begun, **facts, "seconds": round(time.monotonic() - clock, 3)}
-        store.write_header({
-            "status": status, "started": before.get("started", begun), "updated": _now(),
-            "seconds": round(_seconds(before) + time.monotonic() - clock, 3),
-            **order, "ids_digest": ids_digest(ids), "command": command,
-            **{kind: list(told) for kind, told in remarks.items()},
-            **more, "starts": [*starts, this]})
-
-    write("running")
+    store.begin(lambda: _first_facts(store, ids, facts, remarks, shard), batch_size)
+    store.take_up(ids)
+    start = Start(store.folder, store.token, {
+        **facts, "shard": [shard.index, shard.count], "shard_from": shard.source})
     try:
-        yield
-        _require_all(store, ids)
+        start.write(RUNNING)
+        yield start
+        start.write(_ended(store, ids, shard))
     except KeyboardInterrupt:
-        write("interrupted")
-        raise Interrupted(
-            "a run must finish to enter the tables",
-            seen=f"it was stopped after {len(store.recorded())} of {store.spec.images} images",
-            hint="type the same command again to go on from there") from None
+        start.write("interrupted")
+        raise _interrupted(store) from None
     except Exception as error:
         with suppress(OutputError):
-            write("failed", problem=str(error))
+            start.write("failed", problem=str(error))
         raise
-    write(COMPLETE)
+    finally:
+        start.end()
 
 
 def missing(store: RunStore, ids: Sequence[str]) -> int:
     """Return how many of the images ``ids`` have no records yet.
 
-    Raises OutputError when there are records of other images.
+    Raises OutputError when there are records of other images outside of whole blocks.
     """
-    recorded = store.recorded()
-    foreign = recorded.difference(ids)
-    if foreign:
-        raise OutputError("a run must hold records of its own images alone",
-                          seen=f"{store.folder} holds {len(foreign)} of others (the first is "
-                               f"{min(foreign)})", hint="start anew with --fresh")
-    return len(ids) - len(recorded)
+    store.take_up(ids)
+    return store.lacking()
+
+
+def complete(store: RunStore, ids: Sequence[str]) -> bool:
+    """Say in the header that a run is complete, if it is; any process may do so at any time.
+
+    Raises OutputError for a file of records that is not as it was written.
+    """
+    store.take_up(ids)
+    if store.missing():
+        return False
+    store.require_sound()
+    header = store.header()
+    header.pop("problem", None)  # of an earlier version's start
+    store.write_header({**header, "status": COMPLETE, "updated": now(),
+                        "seconds": _seconds(store, header)})
+    return True
+
+
+def _ended(store: RunStore, ids: Sequence[str], shard: Shard) -> str:
+    if complete(store, ids):
+        return COMPLETE
+    if shard.count == 1 and not others_at_work(store.folder, store.token):
+        _require_all(store, ids)
+    return DONE
 
 
 def _require_all(store: RunStore, ids: Sequence[str]) -> None:
-    lacking = missing(store, ids)
+    lacking = store.lacking()
     if lacking:
         raise OutputError("a run must have records of all its images when it ends",
                           seen=f"{store.folder} lacks {lacking} of {len(ids)}",
                           hint="type the same command again, which measures them")
 
 
-def _order(store: RunStore, before: Mapping[str, object]) -> dict[str, object]:
-    """Return a run's number in the order of first starts: clocks are set back now and then.
-
-    Runs of earlier versions have none and keep none.
-    """
-    if before:
-        return {ORDER: before[ORDER]} if ORDER in before else {}
-    return {ORDER: 1 + max((run.order for run in all_runs(store.folder.parents[1])), default=0)}
+def _interrupted(store: RunStore) -> Interrupted:
+    state = state_of(store.folder, store.header())
+    return Interrupted("a run must finish to enter the tables",
+                       seen=f"it was stopped after {state.recorded} of {state.images} images",
+                       hint="type the same command again to go on from there")
 
 
-def _earlier_starts(header: Mapping[str, object]) -> list[object]:
-    starts = header.get("starts")
-    if isinstance(starts, list):
-        return starts
-    return [{name: header[name] for name in _OF_A_START if name in header}] if header else []
+def _first_facts(store: RunStore, ids: Sequence[str], facts: Mapping[str, object],
+                 remarks: Mapping[str, Sequence[str]], shard: Shard) -> dict[str, object]:
+    """Return what the header says where this process begins the run."""
+    return {"status": RUNNING, "started": now(), ORDER: _next_order(store),
+            "ids_digest": ids_digest(ids), LAUNCH: shard.launch,
+            **{kind: list(told) for kind, told in remarks.items()}, **facts}
 
 
-def _seconds(header: Mapping[str, object]) -> float:
-    seconds = header.get("seconds", 0.0)
-    return float(seconds) if isinstance(seconds, (int, float)) else 0.0
+def _next_order(store: RunStore) -> int:
+    """Return a new run's number in the order of first starts: clocks are set back now and then."""
+    return 1 + max((run.order for run in all_runs(store.folder.parents[1])), default=0)
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+def _seconds(store: RunStore, header: Mapping[str, object]) -> float:
+    """Return for how long processes have computed the run, those of earlier versions included."""
+    before = header.get("starts")
+    if not isinstance(before, list):
+        before = [] if header.get("status") == COMPLETE else [header]
+    values = [each.get("seconds") for each in (
+        *before, *(each.facts for each in starts_of(store.folder)))]
+    return round(sum(value for value in values if isinstance(value, (int, float))), 3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sanrobust.preprocessing import Preprocessing
     from sanrobust.records import RunStore
 
-JOURNAL = f"{INDEX}.part"
+_JOURNALS = f"{INDEX}.*.part"  # one of each process
+_EARLIER_JOURNAL = f"{INDEX}.part"
 _WRITERS = 8  # compressing leaves the interpreter's lock, and a disk takes many at a time
 _JOURNAL_KIND = CsvKind("journal of saved images", ("", ""), "--out")
 # As sha256sum writes it. What a kill has torn off does not fit; the next entries begin a new line.
@@ -60,8 +61,13 @@ class Keeper:
         self._measurement, self._store = measurement, store
         self._num_classes, self._classes = num_classes, classes
         self.folder = store.folder / FOLDER
-        self._known = dict(_saved_before(self.folder))
-        self._require_all_saved()
+        self._known: dict[str, tuple[str, str]] = {}
+        self._require_all_saved(self._records(("image", "error"))["stem"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is an index and nothing besides it and what it names."""
+        return (self.folder / SOURCE).exists() and not _journals(self.folder)
 
     @property
     def gradient(self) -> bool:
@@ -115,7 +121,7 @@ class Keeper:
         return f"{name}.{suffix}", hashlib.sha256(content).hexdigest()
 
     def _note(self, entries: Sequence[str]) -> None:
-        path = self.folder / JOURNAL
+        path = self.folder / f"{INDEX}.{self._store.token}.part"
         try:
             self.folder.mkdir(exist_ok=True)
             with path.open("ab") as journal:
@@ -131,11 +137,11 @@ class Keeper:
         Args:
             ids: of its images, in their order.
         """
-        self._require_all_saved()
         kinds = EXPERIMENTS.get(self._store.spec.experiment).records.columns
         columns = [name for name, kind in kinds.items()
                    if name != "error" and not kind.startswith("list")]
         rows = self._records(columns)
+        self._require_all_saved(rows["stem"])
         rows.insert(0, "file", [self._known[name][0] for name in rows["stem"]])
         rows["sha256"] = [self._known[name][1] for name in rows["stem"]]
         places = {image: place for place, image in enumerate(ids)}
@@ -148,15 +154,17 @@ class Keeper:
         self._sweep(set(rows["file"]))
 
     def _sweep(self, used: set[str]) -> None:
-        """Remove the journal, and what was saved of images that were measured once more."""
+        """Remove the journals, and what was saved of images that were measured once more."""
         with suppress(OSError):
-            (self.folder / JOURNAL).unlink(missing_ok=True)
+            for path in _journals(self.folder):
+                path.unlink(missing_ok=True)
             for name in os.listdir(self.folder):
                 if FILE_NAME.fullmatch(name) and name not in used:
                     (self.folder / name).unlink(missing_ok=True)
 
-    def _require_all_saved(self) -> None:
-        names = self._records(("image", "error"))["stem"]
+    def _require_all_saved(self, names: Iterable[str]) -> None:
+        """Refuse records, read before, of which other processes and this one saved no images."""
+        self._known.update(_saved_before(self.folder))
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         lacking = [name for name in names
                    if name not in self._known or self._known[name][0] not in there]
@@ -185,7 +193,7 @@ class Keeper:
 def left_off(store: RunStore) -> str | None:
     """Say that a run goes on without saving, where it began to save; None where it did not."""
     folder = store.folder / FOLDER
-    if not (folder / JOURNAL).exists() or (folder / SOURCE).exists():
+    if not _journals(folder) or (folder / SOURCE).exists():
         return None
     return (f"{store.folder} began with --save-adversarial; without it the rest is not saved, and "
             "there will be no index of what is")
@@ -201,12 +209,29 @@ def _stems(images: Sequence[object]) -> list[str]:
     return names
 
 
+def _journals(folder: Path) -> list[Path]:
+    """Return the journals in a folder."""
+    return sorted([*folder.glob(_JOURNALS), *folder.glob(_EARLIER_JOURNAL)])
+
+
 def _saved_before(folder: Path) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield the stem, name and hash of each file of a finished index and of a journal."""
+    """Yield the stem, name and hash of each file of a finished index and of the journals.
+
+    The journals are read first: whoever removes them has written the index.
+    """
+    entries = [entry for path in _journals(folder) for entry in _entries(path)]
     with suppress(DataError):  # of another version, or damaged: as if nothing were saved
         for rows in read_index(folder, read_source(folder)) if (folder / SOURCE).exists() else ():
             yield from ((row.file.partition(".")[0], (row.file, row.sha256)) for row in rows)
-    if (folder / JOURNAL).exists():
-        content = read_bytes(folder / JOURNAL, _JOURNAL_KIND).decode("utf-8", "replace")
-        for match in filter(None, map(_ENTRY.fullmatch, content.split("\n"))):
-            yield match[3], (match[2], match[1])
+    yield from entries
+
+
+def _entries(journal: Path) -> Iterator[tuple[str, tuple[str, str]]]:
+    try:
+        content = read_bytes(journal, _JOURNAL_KIND).decode("utf-8", "replace")
+    except DataError:
+        if journal.exists():
+            raise
+        return  # another process has written the index and removed it
+    for match in filter(None, map(_ENTRY.fullmatch, content.split("\n"))):
+        yield match[3], (match[2], match[1])

@@ -23,7 +23,7 @@ from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
 from sanrobust.errors import OutputError
-from sanrobust.chunks import EXCLUDED
+from sanrobust.reasons import EXCLUDED
 
 _REBUILD = "rebuild the records: run the same command with --fresh"
 

@@ -20,7 +20,11 @@ from torch.utils._pytree import tree_iter
 from sanrobust.attacks.guards import check_logits, sealed
 from sanrobust.attacks.randomness import seeded
 from sanrobust.attacks.result import zero_share
+from sanrobust.data.imageset import ImageSet
+from sanrobust.data.loader import batches
 from sanrobust.errors import NonFiniteError
+from sanrobust.preprocessing import Preprocessing
+from sanrobust.trouble import out_of_memory
 
 Model = Callable[[Tensor], Tensor]
 
@@ -43,6 +47,25 @@ BATCH = ("an image alone gets other logits than in a batch: the model uses stati
          "or its size, so its numbers depend on the batch size and on the other images")
 PROBABILITIES = ("the model returns probabilities, rows in [0, 1] that sum to 1, in place of "
                  "logits: their gradients are small, so that attacks look weaker than they are")
+
+
+def probe_first(model: Model, images: ImageSet, preprocessing: Preprocessing,
+                device: torch.device, *, gradient: bool, most: int) -> tuple[str, ...]:
+    """Do as `probe` for the first images of a set: the same ones whatever the batch size.
+
+    Args:
+        most: how many, or fewer where memory does not hold them.
+    """
+    sample = range(min(most, len(images.refs)))
+    batch = next(batches(images, preprocessing, plan=[sample], workers=0))
+    try:
+        return probe(model, batch.pixels.to(device), gradient=gradient)
+    except NonFiniteError:
+        return ()  # the records will say so, image by image
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error) or most < 4:
+            raise
+    return probe_first(model, images, preprocessing, device, gradient=gradient, most=most // 2)
 
 
 def probe(model: Model, pixels: Tensor, *, gradient: bool) -> tuple[str, ...]:

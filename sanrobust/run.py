@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from sanrobust.choices import DataConfig, ModelConfig, RunConfig
+from sanrobust.choices import FLOAT32, TF32, DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import DATASETS
 from sanrobust.data.classes import ADVICE, fit_classes
-from sanrobust.data.datasets import open_dataset
+from sanrobust.data.datasets import as_named, open_dataset
+from sanrobust.data.fit import fit_sides
 from sanrobust.data.imageset import ImageSet, subset
-from sanrobust.data.loader import batches
 from sanrobust.data.replayed import SavedImages
-from sanrobust.device import choose_device, device_name, environment, exact, versions
-from sanrobust.errors import (BackendError, Interrupted, ModelError, NonFiniteError, OutputError,
-                              SanrobustError, UsageError, first_line)
-from sanrobust.evaluate import evaluate
+from sanrobust.device import (choose_device, default_workers, device_name, environment, exact,
+                              require_tf32, versions)
+from sanrobust.errors import (BackendError, Interrupted, ModelError, OutputError, SanrobustError,
+                              UsageError, first_line)
+from sanrobust.evaluate import Loop
 from sanrobust.experiments.base import Experiment, Maker, Measurement
 from sanrobust.files import require_writable
 from sanrobust.header import missing, started
@@ -28,38 +30,44 @@ from sanrobust.keeping import Keeper, left_off
 from sanrobust.kernels.backends import requested, use_backend
 from sanrobust.memory import default_batch, fit_batch
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.probe import probe
+from sanrobust.probe import probe_first
 from sanrobust.processes import stoppable
-from sanrobust.progress import Reporter, download_lines
-from sanrobust.records import RunStore
+from sanrobust.progress import Progress, Reporter, download_lines
+from sanrobust.records import RunStore, Share, Start
 from sanrobust.runs import COMPLETE, Run, open_run
 from sanrobust.spec import RunSpec
-from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.summary import Summary, summarise
+from sanrobust.steady import FixedSizeBatches
+from sanrobust.summary import Summary, Unfinished, summarise_parts
 from sanrobust.tables import table_files
-from sanrobust.trouble import machine_error, out_of_memory
+from sanrobust.trouble import machine_error
 from sanrobust.zoo import catalog
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.code import added_code
 from sanrobust.zoo.external import as_classifier, is_external
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 from sanrobust.zoo.switches import kept
 
 if TYPE_CHECKING:
     from sanrobust.choices import Model
 
+Watch = Callable[[FixedSizeBatches], torch.nn.Module]
+
 DEFAULT_DATA = "digits"
 DEFAULT_TAG = "in1k"
 PROBED_IMAGES = 8
 # Libraries whose version may change a number though the specification is the same.
 MAKE_NUMBERS = ("torch", "torchvision", "timm")
-SWITCHED_OFF = "it was switched off"
+
+
+def _unwatched(model: FixedSizeBatches) -> torch.nn.Module:
+    return model
 
 
 def run(experiment: Experiment, settings: object, models: ModelConfig,
-        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter) -> Summary:
+        data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+        watched: Watch = _unwatched) -> Summary:
     """Measure models in an experiment and write its table of them.
 
     Args:
@@ -68,16 +76,43 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
         models, how: of which models, and how it is computed.
         data: on which images, each set by itself.
         reporter: who is told what happens.
+        watched: returns the model that computes as the loop is to call it, the same or around it.
 
     Returns the table of the models asked for; its problem says which could not be measured. Raises
-    a deliberate error when none could, or nothing may be computed at all.
+    a deliberate error when none could, or nothing may be computed at all, or another process has
+    not finished what it measures.
     """
+    done = run_part(experiment, settings, models, data, how, reporter, watched=watched)
+    if isinstance(done, Summary):
+        return done
+    raise done.problem or OutputError("a table must have whole runs", seen=done.lines[0],
+                                      hint="wait for who measures the rest, and ask again")
+
+
+def run_part(experiment: Experiment, settings: object, models: ModelConfig,
+             data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+             watched: Watch = _unwatched) -> Summary | Unfinished:
+    """Do as `run` for the part of the images that ``how`` names.
+
+    The table is made by each process that finds all parts measured when its own is.
+    """
+    return tabulate(*measure_part(experiment, settings, models, data, how, reporter,
+                                  watched=watched), how)
+
+
+def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
+                 data: Sequence[DataConfig], how: RunConfig, reporter: Reporter, *,
+                 watched: Watch = _unwatched
+                 ) -> tuple[tuple[Path, ...], dict[str, SanrobustError]]:
+    """Measure what `run_part` does; return the runs' folders and the errors by model."""
+    device = choose_device(how.device, how.shard.local)
+    if models.precision == TF32:
+        require_tf32(device)
     measurement = experiment.prepare(settings)
     for note in measurement.notes:
         reporter.say(note)
-    jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how,
-                 choose_device(how.device), reporter,
-                 f" with {each.data}" if len(data) > 1 else "")
+    jobs = [_Job(experiment, measurement, models, images, _tag(each, images), how, device,
+                 reporter, watched, f" with {each.data}" if len(data) > 1 else "")
             for each in data for images in [open_images(each, experiment)]]
     for each, job in zip(data, jobs, strict=True):
         job.say_what_is_measured(is_default=each.data is None)
@@ -95,11 +130,17 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
         raise Interrupted("a command must end by itself to write its tables",
                           seen="it was stopped before it measured an image of the next model",
                           hint="type the same command again; what was measured is saved") from None
-    if not folders:
-        raise _summed_up(failed)
-    summary = summarise([open_run(folder) for folder in folders], how.out,
-                        max_failed=how.max_failed)
-    return replace(summary, problem=_summed_up(failed)) if failed else summary
+    return tuple(folders), failed
+
+
+def tabulate(folders: Sequence[Path], failed: Mapping[str, SanrobustError], how: RunConfig
+             ) -> Summary | Unfinished:
+    """Return the table of runs, or what is missing of them; raises where there is no run."""
+    problem = _summed_up(failed) if failed else None
+    if problem is not None and not folders:
+        raise problem
+    return summarise_parts([open_run(folder) for folder in folders], how.out,
+                           max_failed=how.max_failed, problem=problem)
 
 
 def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
@@ -110,29 +151,40 @@ def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
     if experiment.opens is not None:
         _refuse_no_folder(data, experiment)
         return subset(experiment.opens(Path(str(data.data))), data.num_samples)
+    if not isinstance(data.data, str | None):
+        from sanrobust.data.held import open_held
+        _refuse_options(data, "held by a program", "labels", "class_map", "root", "download")
+        return subset(as_named(open_held(data.data, name=data.name), data.name), data.num_samples)
     return open_dataset(data.data or DEFAULT_DATA, root=data.root, labels=data.labels,
                         class_map=data.class_map, download=data.download,
                         num_samples=data.num_samples, name=data.name)
 
 
 def _refuse_no_folder(data: DataConfig, experiment: Experiment) -> None:
-    for name in ("labels", "class_map", "root", "download", "name"):
-        if getattr(data, name):
-            raise UsageError(f"{name} must go with a dataset",
-                             seen=f"{experiment.name} takes folders of its own kind",
-                             hint="leave it out")
-    if data.data is None:
-        raise UsageError(f"{experiment.name} must be given a folder", seen="there is none",
+    _refuse_options(data, f"those that {experiment.name} takes", "labels",
+                    "class_map", "root", "download", "name")
+    if not isinstance(data.data, str):
+        raise UsageError(f"{experiment.name} must be given a folder",
+                         seen="there is none" if data.data is None else "it is no path",
                          hint=f"see sanrobust {experiment.name} --help")
+
+
+def _refuse_options(data: DataConfig, given: str, *names: str) -> None:
+    for name in names:
+        if getattr(data, name):
+            raise UsageError(f"{name} must go with a dataset", seen=f"the images are {given}",
+                             hint="leave it out")
 
 
 def _tag(data: DataConfig, images: ImageSet) -> str:
     """Return the weights that a bare architecture name means on the chosen data."""
-    word = images.name if isinstance(images, SavedImages) else data.data or DEFAULT_DATA
+    is_named = isinstance(data.data, str | None)
+    word = images.name if isinstance(images, SavedImages) or not is_named else (
+        data.data or DEFAULT_DATA)
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG
 
 
-def _summed_up(failed: dict[str, SanrobustError]) -> SanrobustError:
+def _summed_up(failed: Mapping[str, SanrobustError]) -> SanrobustError:
     first = next(iter(failed.values()))
     if len(failed) == 1:
         return first
@@ -152,6 +204,7 @@ class _Job:
     how: RunConfig
     device: torch.device
     reporter: Reporter
+    watched: Watch
     among: str = ""  # which of several sets of images it measures
 
     @property
@@ -164,10 +217,14 @@ class _Job:
         if is_default:
             self.reporter.say("no --data: measuring on the held-out part of "
                               f"{DATASETS.get(DEFAULT_DATA).description}")
+        if self.how.shard.source and self.how.shard.count > 1:
+            self.reporter.say(self.how.shard.told)
         images = self.images
         made = f", {images.made}" if isinstance(images, SavedImages) else ""
+        precision = self.models.precision
         self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
-                          f"{device_name(self.device)}")
+                          f"{device_name(self.device)}"
+                          + ("" if precision == FLOAT32 else f", networks in {precision}"))
         for remark in images.left_out:
             self.reporter.say(f"{images.name}: {remark}")
 
@@ -217,22 +274,39 @@ class _Job:
 
     def _measure(self, classifier: Classifier) -> Path:
         """Measure a model on images labelled with its class indices."""
+        for remark in fit_sides(self.images, classifier.preprocessing):
+            self.reporter.say(remark)
         for remark in self.measurement.check(self.images, num_classes=classifier.num_classes,
                                              preprocessing=classifier.preprocessing):
             self.reporter.say(remark)
         ids = [ref.id for ref in self.images.refs]
-        with RunStore(self.how.out, self._spec(classifier), fresh=self.how.fresh) as store:
+        with RunStore(self.how.out, self._spec(classifier), fresh=self._is_fresh(),
+                      launch=self.how.shard.launch) as store:
             lacking = missing(store, ids)
             keeper = self._keeper(store, classifier)
-            if store.header().get("status") == COMPLETE:
+            is_complete = store.header().get("status") == COMPLETE
+            if is_complete:
                 self._say_what_is_there(store, classifier.name, lacking)
             if self.how.retry_failed:
                 lacking += self._say_what_failed(store, classifier.name)
-            if lacking or store.header().get("status") != COMPLETE:
-                self._fill(store, classifier, ids, keeper)
+            if lacking or not is_complete:
+                with exact(tf32=self.models.precision == TF32):
+                    self._fill(store, classifier, ids, keeper)
+            elif keeper is not None and not keeper.is_finished:
+                keeper.finish(ids)
         if keeper is not None:
             self.reporter.say(f"{classifier.name}: adversarial images are in {keeper.folder}")
         return store.folder
+
+    def _is_fresh(self) -> bool:
+        """Return whether to start anew; raises UsageError for parts that would not meet."""
+        shard = self.how.shard
+        if self.how.fresh and shard.count > 1 and shard.launch is None:
+            raise UsageError("--fresh must go with parts that were started together",
+                             seen=f"part {shard} was started by itself",
+                             hint="use --processes or a launcher with an id (torchrun --rdzv-id), "
+                                  "or give all parts another --out")
+        return self.how.fresh
 
     def _keeper(self, store: RunStore, classifier: Classifier) -> Keeper | None:
         """Return who keeps the images that are made, if the user wants them."""
@@ -248,7 +322,8 @@ class _Job:
                       classes=self.images.classes)
 
     def _say_what_failed(self, store: RunStore, name: str) -> int:
-        failed = len(store.recorded() - store.recorded(but_failed=True))
+        own = filter(self.how.shard.owns, range(store.plan.blocks))
+        failed = sum(store.failing(own).values())
         if failed:
             self.reporter.say(f"{name}: measuring {failed} image{'s'[:failed != 1]} again that "
                               f"{'is' if failed == 1 else 'are'} recorded as failed")
@@ -287,7 +362,7 @@ class _Job:
             experiment=self.experiment.name, model=classifier.name,
             weights=classifier.weights_digest, preprocessing=classifier.preprocessing,
             data=self.images.name, data_digest=self.images.digest, images=len(self.images.refs),
-            settings={**self.measurement.spec(), **self._added()},
+            settings={**self.measurement.spec(), **self._added()}, precision=self.models.precision,
             record_schema=self.experiment.records.version, code=classifier.code)
 
     def _added(self) -> dict[str, object]:
@@ -297,28 +372,29 @@ class _Job:
 
     def _fill(self, store: RunStore, classifier: Classifier, ids: Sequence[str],
               keeper: Keeper | None) -> None:
-        not_folded: str | None = SWITCHED_OFF
-        if self.how.fold:
-            # Bound to the same name, so that the unfolded weights can be freed.
-            classifier, not_folded = accelerate(classifier, self.device)
+        made = accelerate(classifier, self.device, precision=self.models.precision,
+                          fold=self.how.fold)
+        classifier = made.classifier  # the same name, so that the weights as written can be freed
         batch_size = self._batch_size(classifier)
-        size = (pass_size(classifier.preprocessing.img_size, self.device)
-                if not_folded and self.measurement.batched else None)
-        model = FixedSizeBatches(classifier, size)
+        size = (made.pass_size(classifier.preprocessing.img_size, self.device)
+                if self.measurement.batched else None)
+        model = self.watched(FixedSizeBatches(classifier, size))
         remarks = self._remarks(classifier, model)
         facts = {
             "command": self.how.command, "weights_source": classifier.source,
-            "batch_size": batch_size, "workers": self.how.workers,
-            "environment": environment(self.device), "not_folded": not_folded,
+            "batch_size": batch_size, "workers": self._workers,
+            "environment": environment(self.device), "computed_by": made.computed_by,
+            "not_folded": made.reason,
         }
-        progress = self.reporter.progress
-        model.register_forward_hook(lambda *_: progress.beat())
-        with started(store, ids, facts=facts, remarks=remarks):
-            evaluate(model, self.images, keeper or self.measurement, store,
-                     preprocessing=classifier.preprocessing, batch_size=batch_size,
-                     workers=self.how.workers, device=self.device, progress=progress,
-                     retry_failed=self.how.retry_failed)
-            if keeper is not None:
+        progress, shard = self.reporter.progress, self.how.shard
+        with started(store, ids, facts=facts, remarks=remarks, batch_size=batch_size,
+                     shard=shard) as start:
+            model.register_forward_hook(partial(_beat, progress, start))
+            loop = Loop(model, self.images, keeper or self.measurement, store, start,
+                        classifier.preprocessing, batch_size, self._workers, self.device,
+                        progress)
+            loop.measure(Share(store, start, shard, retry=self.how.retry_failed))
+            if keeper is not None and not store.missing():
                 keeper.finish(ids)
 
     def _remarks(self, classifier: Classifier, model: torch.nn.Module) -> dict[str, list[str]]:
@@ -326,24 +402,17 @@ class _Job:
         remarks = {"assumed": [classifier.assumed] if classifier.assumed else [],
                    "left_out": [f"{self.images.name}: {each}" for each in self.images.left_out],
                    "probe": [f"{classifier.name}: {each}"
-                             for each in self._probed(classifier, model, PROBED_IMAGES)]}
+                             for each in probe_first(
+                                 model, self.images, classifier.preprocessing, self.device,
+                                 gradient=self.measurement.gradient, most=PROBED_IMAGES)]}
         for line in (*remarks["assumed"], *remarks["probe"]):
             self.reporter.say(line)
         return remarks
 
-    def _probed(self, classifier: Classifier, model: torch.nn.Module,
-                images: int) -> Sequence[str]:
-        """Look at the first images of the set: the same ones whatever the batch size."""
-        sample = range(min(images, len(self.images.refs)))
-        batch = next(batches(self.images, classifier.preprocessing, plan=[sample], workers=0))
-        try:
-            return probe(model, batch.pixels.to(self.device), gradient=self.measurement.gradient)
-        except NonFiniteError:
-            return ()  # the records will say so, image by image
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or images < 4:
-                raise
-        return self._probed(classifier, model, images // 2)
+    @property
+    def _workers(self) -> int:
+        asked = self.how.workers
+        return default_workers(self.device) if asked is None else asked
 
     def _batch_size(self, classifier: Classifier) -> int:
         asked = self.how.batch_size
@@ -355,6 +424,11 @@ class _Job:
         fitted = fit_batch(classifier, size, self.device, gradient=self.measurement.gradient)
         self.reporter.say(f"{classifier.name}: {fitted} images per batch fit into memory")
         return fitted
+
+
+def _beat(progress: Progress, start: Start, *_: object) -> None:
+    progress.beat()
+    start.beat()
 
 
 def _other_versions(run: Run) -> str:

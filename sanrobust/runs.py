@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,9 @@ from filelock import FileLock, Timeout
 
 from sanrobust.errors import OutputError
 from sanrobust.experiments.catalog import EXPERIMENTS
-from sanrobust.records import (HEADER_NAME, LOCK_NAME, RUNS_FOLDER, ids_digest, read_header,
-                               read_records)
-
+from sanrobust.records import (HEADER_NAME, RECORDS_FOLDER, RUNS_FOLDER, Said, State,
+                               failed_images, ids_digest, is_whole, read_header, read_records,
+                               starts_of, state_of)
 from sanrobust.spec import digest_of
 
 if TYPE_CHECKING:
@@ -66,8 +67,26 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether it is said to have the records of every image; `records` makes sure."""
-        return self.header.get("status") == COMPLETE
+        """Whether it is said, or seems, to have the records of every image; `records` makes sure.
+
+        Who finished the last block may have been stopped before it could say so.
+        """
+        return self.header.get("status") == COMPLETE or is_whole(self.folder, self.header)
+
+    @property
+    def state(self) -> State:
+        """How far it is; raises OutputError where its files do not read back."""
+        return state_of(self.folder, self.header)
+
+    @property
+    def failed(self) -> int:
+        """How many of its images are recorded as failed; raises OutputError as `state`."""
+        return failed_images(self.folder, self.header)
+
+    @property
+    def starts(self) -> list[Said]:
+        """What the processes that measure or measured it said of themselves last."""
+        return starts_of(self.folder)
 
     @property
     def order(self) -> int:
@@ -78,8 +97,18 @@ class Run:
     @property
     def last_start(self) -> Mapping[str, object]:
         """How the run was computed when it was last started: device, versions, batch size."""
+        starts = self.starts
+        return starts[-1].facts if starts else self._first_facts
+
+    @property
+    def source(self) -> object:
+        """From where its weights came."""
+        return self._first_facts.get("weights_source")
+
+    @property
+    def _first_facts(self) -> Mapping[str, object]:
+        # Earlier versions kept an entry for each start, and before that only those of the first.
         starts = self.header.get("starts")
-        # Before there was an entry for each start, its facts stood in the header itself.
         return starts[-1] if isinstance(starts, list) and starts else self.header
 
     @property
@@ -89,11 +118,11 @@ class Run:
         return f"{updated[:16].replace('T', ' ')} UTC" if updated else "an unknown time"
 
     def again(self, *more: str) -> str:
-        """Return what starts or goes on with this run, where it lies now."""
+        """Return what starts or goes on with all of this run, where it lies now."""
         command = self.header.get("command")
         if not isinstance(command, str) or not command:
             return "make the call again that made this run"
-        words, out = shlex.split(command), str(self.folder.parents[1])
+        words, out = _without_part(shlex.split(command)), str(self.folder.parents[1])
         if "--out" in words[:-1]:
             words[words.index("--out") + 1] = out
         else:
@@ -133,17 +162,8 @@ class Run:
                           else self.again("--fresh"))
 
     def is_being_written(self) -> bool:
-        """Return whether a process holds the run open at this moment."""
-        path = self.folder / LOCK_NAME
-        if not path.exists():
-            return False
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # not ours to lock; the header's status must do
-            return self.header.get("status") == "running"
+        """Return whether a process measures the run at this moment."""
+        return any(each.alive for each in self.starts)
 
 
 @dataclass(frozen=True)
@@ -193,15 +213,24 @@ def strange_runs(out: Path) -> Iterator[str]:
 
 def all_runs(out: Path) -> Iterator[Run]:
     """Yield the runs of every experiment under ``out`` whose header reads back."""
+    return iter(every_run(out).runs)
+
+
+def every_run(out: Path) -> Found:
+    """Find the runs of every experiment under ``out``, oldest first; none hides another."""
+    runs, damaged = [], []
     for folder in _run_folders(out):
-        with suppress(OutputError):
-            yield open_run(folder)
+        try:
+            runs.append(open_run(folder))
+        except OutputError as error:
+            damaged.append(error)
+    return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
 
 
 def _run_folders(out: Path) -> list[Path]:
     try:
         return sorted(path for path in (out / RUNS_FOLDER).iterdir()
-                      if (path / HEADER_NAME).exists() or (path / "records").is_dir())
+                      if (path / HEADER_NAME).exists() or (path / RECORDS_FOLDER).is_dir())
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -242,6 +271,12 @@ def tables_locked(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _without_part(words: Sequence[str]) -> list[str]:
+    """Return the words of a command that measures every part."""
+    return [word for before, word in zip(("", *words), words)
+            if before != "--shard" and not re.fullmatch("--shard(=.*)?", word)]
 
 
 def identity(run: Run, row: Mapping[str, object]) -> str:

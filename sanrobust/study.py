@@ -19,6 +19,7 @@ import torch
 
 from sanrobust.choices import DataConfig, ModelConfig, RunConfig
 from sanrobust.data.catalog import resolve
+from sanrobust.data.dataset import Dataset
 from sanrobust.errors import Interrupted, MachineError, ProtocolError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.pgd import PGD
@@ -165,9 +166,9 @@ def _checked(study: Study) -> tuple[str, ...]:
         raise UsageError("a study must have at least two seeds",
                          seen=f"there are {study.seeds}",
                          hint="one training run has no interval; use --seeds 3")
-    if isinstance(resolve(study.data), Path):
+    if not isinstance(resolve(study.data), Dataset):
         raise UsageError("--data of a study must be a registered dataset with a training split",
-                         seen=f"{study.data} is a folder", hint="type for example --data digits")
+                         seen=f"{study.data} is none", hint="type for example --data digits")
     models = tuple(dict.fromkeys(architecture(name).architecture for name in study.models))
     for model in models:
         small_config(model)  # refuses what has none

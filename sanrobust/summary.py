@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +39,14 @@ class Summary:
         files: the files written.
         remarks: what a reader should know besides, a sentence each.
         problem: why the table, though true, is not all that was asked for; None when it is.
+        runs: those whose rows it has, of a command's own table.
     """
 
     table: Table
     files: tuple[Path, ...]
     remarks: tuple[str, ...]
     problem: SanrobustError | None = None
+    runs: tuple[Run, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -87,7 +89,32 @@ def summarise(runs: Sequence[Run], out: Path, *, max_failed: float = 1.0) -> Sum
         table = _table(EXPERIMENTS.get(runs[0].experiment), rows)
         files = _write(table, out)
     return Summary(table, tuple(files), (*_others(runs, out), *_doubtful(table)),
-                   _too_many_failed(table, max_failed))
+                   _too_many_failed(table, max_failed), tuple(runs))
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a process has to say that measured its part while others were not ready.
+
+    Attributes:
+        lines: what is missing, and who prints the table.
+        problem: why a part of what was asked for was not measured; None when all was.
+    """
+
+    lines: tuple[str, ...]
+    problem: SanrobustError | None
+
+
+def summarise_parts(runs: Sequence[Run], out: Path, *, max_failed: float,
+                    problem: SanrobustError | None) -> Summary | Unfinished:
+    """Do as `summarise` if every run is complete, else say which are not; ``problem`` goes first.
+    """
+    lines = [f"no table yet: {unfinished(each)}" for each in runs if not each.complete]
+    if lines:
+        return Unfinished((*lines, "the part that ends last writes the table; sanrobust table "
+                           f"--out {shlex.quote(str(out))} does so at any time"), problem)
+    summary = summarise(runs, out, max_failed=max_failed)
+    return replace(summary, problem=problem) if problem else summary
 
 
 def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
@@ -193,7 +220,7 @@ def _provenance(run: Run, experiment: Experiment) -> Row:
     return {
         **shown, "data_digest": spec["data_digest"], "precision": spec.get("precision"),
         "preprocessing": json.dumps(spec["preprocessing"]), "code": spec.get("code"),
-        "source": run.last_start.get("weights_source"),
+        "source": run.source,
         "remarks": json.dumps(remarks, ensure_ascii=False) if remarks else "",
         "weights": spec["weights"], "run_id": run.name,
     }
@@ -259,22 +286,24 @@ def _unchosen(runs: Sequence[Run], asked: Sequence[Run]) -> Iterator[str]:
 
 
 def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if run.complete:
-            continue
-        try:
-            done = f"{run.records(())['image'].nunique()} of {run.spec['images']} images"
-        except OutputError as error:
-            done = f"records that do not read back ({error.seen})"
-        if run.is_being_written():
-            yield f"not in the table: {run.name} is being measured now, {done} so far"
-        else:
-            status = str(run.header.get("status", "running"))
-            ended = {"running": "was killed", "failed": "ended with an error"}.get(
-                status, f"was {status}")
-            reason = run.header.get("problem")
-            yield (f"not in the table: {run.name} {ended} after {done}"
-                   f"{f' ({reason})' if reason else ''}; {run.again()} to go on")
+    return (f"not in the table: {unfinished(run)}" for run in runs if not run.complete)
+
+
+def unfinished(run: Run) -> str:
+    """Say how far a run is, and how it goes on where nobody measures it."""
+    try:
+        done = f"{run.state.recorded} of {run.spec['images']} images"
+    except OutputError as error:
+        done = f"records that do not read back ({error.seen})"
+    if run.is_being_written():
+        return f"{run.name} is being measured now, {done} so far"
+    last = run.starts[-1].facts if run.starts else run.header
+    status = str(last.get("status", "running"))
+    ended = {"running": "was killed", "failed": "ended with an error",
+             "done": "waits for its other parts"}.get(status, f"was {status}")
+    reason = last.get("problem")
+    return (f"{run.name} {ended} after {done}{f' ({reason})' if reason else ''}; {run.again()} "
+            "to go on")
 
 
 def _damage(damaged: Sequence[OutputError]) -> SanrobustError | None:

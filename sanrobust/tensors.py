@@ -19,8 +19,8 @@ from sanrobust.experiments.base import Columns, stacked
 from sanrobust.experiments.budgets import failed_rows, rows_of
 from sanrobust.registry import unknown_name
 from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.folded import accelerate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +81,8 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
     size = pass_size(max(images.shape[-2:]), images.device)
     guards.check_eval(model)
     if isinstance(model, Classifier):  # as the commands do
-        model, not_folded = accelerate(model, images.device)
-        size = size if not_folded else None
+        fast = accelerate(model, images.device)
+        model, size = fast.classifier, fast.pass_size(max(images.shape[-2:]), images.device)
     worker = _Worker(FixedSizeBatches(model, size), run, rule, chosen)
     made, tables = [], []
     for first in range(0, len(images), batch_size):

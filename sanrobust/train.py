@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sanrobust.choices import LARGEST_RATE
 from sanrobust.data.catalog import DATASETS, resolve
+from sanrobust.data.dataset import Dataset
 from sanrobust.data.classes import fit_classes
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.imageset import ImageSet
@@ -304,7 +305,7 @@ def _check_recipe(recipe: Recipe, side: int) -> None:
 
 def _splits(job: TrainingJob) -> tuple[ImageSet, ImageSet, int]:
     """Open the training images and, labelled alike, the held-out ones; count the classes."""
-    if job.held_out is None and isinstance(resolve(job.data), Path):
+    if job.held_out is None and not isinstance(resolve(job.data), Dataset):
         raise UsageError("a folder to train on must come with a held-out one",
                          seen="--held-out is not given", hint="type --held-out FOLDER")
     train = open_dataset(job.data, root=job.data_root, split="train")

@@ -39,8 +39,8 @@ from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import batches
 from sanrobust.device import choose_device, exact
 from sanrobust.errors import NonFiniteError
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.catalog import PAPER_ORDER
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
 STRENGTH = Strength(iters=50, queries=500, rescaled=True)
@@ -229,7 +229,7 @@ def _problems(network: str, asked: argparse.Namespace) -> Iterator[Problem]:
     images = open_dataset(asked.data, root=None, num_samples=asked.images)
     plan = [list(range(len(images.refs)))]
     batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0))).to(device)
-    model = accelerate(classifier, device)[0].eval().requires_grad_(False)
+    model = accelerate(classifier, device).classifier.eval().requires_grad_(False)
     for norm, radius in (("linf", asked.linf / LEVELS), ("l2", asked.l2)):
         with prepared(model, batch.pixels, batch.labels, batch.ids) as (pixels, labels):
             yield Problem(model, pixels, labels, batch.ids, model(pixels).detach(),

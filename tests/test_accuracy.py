@@ -17,7 +17,6 @@ import sanrobust
 from conftest import Command
 from grey_models import CLASSES, folders
 from sanrobust import metrics
-from sanrobust.chunks import EXCLUDED
 from sanrobust.data.imageset import ArrayImages, ImageRef
 from sanrobust.data.loader import Batch, FailedImage
 from sanrobust.experiments.accuracy.scoring import LabelSets, read_label_sets
@@ -25,6 +24,7 @@ from sanrobust.errors import DataError, SanrobustError, UsageError
 from sanrobust.experiments.accuracy import (ACCURACY, AccuracyMeasurement, AccuracySettings,
                                             accuracy_summary, class_accuracies)
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.reasons import EXCLUDED
 from sanrobust.runs import find_runs
 from sanrobust.tables import make_table, to_csv, to_latex, to_markdown, to_text
 

@@ -106,7 +106,7 @@ def test_torchs_switches_and_pythons_path_are_as_before(images: Path, tmp_path: 
 def test_failed_images_come_with_a_warning_and_the_table(images: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="5 of 6 did"):
         table = sanrobust.rotate(Failing(1), data=images, out=tmp_path / "o")
-    assert isinstance(table, pd.DataFrame) and table["failed"].tolist() == [5]
+    assert isinstance(table, sanrobust.Result) and table["failed"].tolist() == [5]
 
 
 def test_a_model_that_cannot_run_is_an_error_after_the_others_were_measured(

@@ -17,8 +17,8 @@ from sanrobust.attacks.targets import TargetRule
 from sanrobust.data.loader import Batch
 from sanrobust.experiments.rotation import RotationMeasurement, RotationSettings
 from sanrobust.steady import FixedSizeBatches
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
 # Ways to Python of tensors that have several numbers; `_local_scalar_dense` is that of one.
@@ -69,7 +69,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], i
 def classifier(*, folded: bool = False) -> torch.nn.Module:
     plain = create_model("resnet26.digits" if not folded else "san10-pair.digits")
     cpu = torch.device("cpu")
-    model: Classifier = accelerate(plain, cpu)[0] if folded else plain
+    model: Classifier = accelerate(plain, cpu).classifier if folded else plain
     return FixedSizeBatches(model, 2)
 
 

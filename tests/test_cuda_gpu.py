@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sanrobust.kernels.cuda import compiler
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
 pytestmark = [
@@ -154,7 +154,7 @@ def test_a_captured_graph_replays_on_new_inputs(kind: Callable[..., nn.Module]) 
 def test_an_attack_step_on_an_accelerated_network_never_waits_for_the_device(name: str) -> None:
     device = torch.device("cuda")
     plain = create_model(name).to(device)
-    quick, _ = accelerate(plain, device)
+    quick = accelerate(plain, device).classifier
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
 
     def step(classifier: Classifier) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 
 from sanrobust.data.catalog import DATASETS, resolve
 from sanrobust.data.dataset import Dataset
+from sanrobust.data.places import Place
 from sanrobust.errors import DataError, UnknownNameError
 
 
@@ -62,11 +63,21 @@ def test_a_word_that_is_neither_names_the_closest_dataset(
 
 
 def test_a_path_that_does_not_exist_is_called_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no folder .*/absent"):
+    with pytest.raises(DataError, match="there is no folder or file .*/absent"):
         resolve(str(tmp_path / "absent"))
 
 
-def test_an_archive_is_to_be_unpacked_first(tmp_path: Path) -> None:
-    (tmp_path / "val.tar").write_bytes(b"tar")
-    with pytest.raises(DataError, match="is a file: unpack it"):
-        resolve(str(tmp_path / "val.tar"))
+def test_an_archive_of_another_kind_is_to_be_unpacked_first(tmp_path: Path) -> None:
+    (tmp_path / "val.zip").write_bytes(b"zip")
+    with pytest.raises(DataError, match="val.zip does not: unpack it"):
+        resolve(str(tmp_path / "val.zip"))
+
+
+def test_places_are_told_apart_by_what_lies_there(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.npz", "shards/x.tar", "saved/state.json", "val/c0/x.tar", "val/y.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for name in ("a.tar", "b.npz", "shards", "saved", "x-{0..3}.tar", "x-*.tar"):
+        assert isinstance(resolve(str(tmp_path / name)), Place)
+    assert isinstance(resolve("hf:a/b"), Place)
+    assert resolve(str(tmp_path / "val")) == tmp_path / "val"

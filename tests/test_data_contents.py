@@ -40,13 +40,13 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Collect the names of files whose content is read."""
     names: list[str] = []
-    real = contents._hashed
+    real = Contents._hashed
 
-    def note(path: str) -> tuple[contents.State | None, str]:
+    def note(self: Contents, path: str) -> tuple[contents.State | None, str]:
         names.append(os.path.basename(path))
-        return real(path)
+        return real(self, path)
 
-    monkeypatch.setattr(contents, "_hashed", note)
+    monkeypatch.setattr(Contents, "_hashed", note)
     yield names
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sanrobust import evaluate
+from sanrobust.data import loader
 from sanrobust.data.decode import ImageError
 from sanrobust.data.folders import class_folders
 from sanrobust.data.imageset import FileImages, ImageRef
@@ -20,6 +22,7 @@ from sanrobust.data.loader import Batch, _lost_worker, batches
 from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError, UsageError
 from sanrobust.preprocessing import Preprocessing
+from sanrobust.progress import Silent
 from image_files import class_tree, noise
 
 SMALL = Preprocessing(img_size=16)
@@ -230,3 +233,68 @@ def test_an_image_error_is_told_by_its_reason() -> None:
 def test_a_negative_number_of_workers_is_refused_at_once(images: FileImages) -> None:
     with pytest.raises(UsageError, match="--workers must be 0 or more, but it is -1"):
         batches(images, SMALL, plan=PLAN, workers=-1)
+
+
+class Moved:
+    """Stands for a tensor and remembers how it was moved."""
+
+    def __init__(self) -> None:
+        self.how: list[object] = []
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> Moved:
+        self.how.append((device.type, non_blocking))
+        return self
+
+    def pin_memory(self) -> Moved:
+        self.how.append("pinned")
+        return self
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_a_gpu_fetches_a_batch_while_the_cpu_goes_on(device: str) -> None:
+    labels, pixels = Moved(), Moved()
+    batch = Batch(("a",), labels, pixels)  # type: ignore[arg-type]
+    batch.pin_memory().to(torch.device(device))
+    assert labels.how == pixels.how == ["pinned", (device, device == "cuda")]
+
+
+@pytest.mark.parametrize(("pinned", "asked", "started"),
+                         [(False, 3, 3), (True, 9, 5), (True, 0, 0)])
+def test_no_more_processes_start_than_there_are_batches(
+        images: FileImages, monkeypatch: pytest.MonkeyPatch, pinned: bool, asked: int, started: int
+        ) -> None:
+    found: list[tuple[object, object]] = []
+
+    class Stopped(Exception):
+        pass
+
+    def made(*_: object, **keywords: object) -> None:
+        found.append((keywords["num_workers"], keywords["pin_memory"]))
+        raise Stopped
+
+    monkeypatch.setattr(loader, "DataLoader", made)
+    with pytest.raises(Stopped):
+        next(batches(images, SMALL, plan=PLAN, workers=asked, pinned=pinned))
+    assert found == [(started, pinned)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_pins_its_batches_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch, device: str
+                                                ) -> None:
+    class Store:
+        class spec:
+            experiment, model = "rotate", "m"
+
+        @staticmethod
+        def recorded(*, but_failed: bool) -> set[str]:
+            return set()
+
+    class Nothing(Scripted):
+        refs = ()
+
+    asked: list[object] = []
+    monkeypatch.setattr(evaluate, "batches",
+                        lambda *_, **keywords: iter(asked.append(keywords["pinned"]) or ()))
+    evaluate.evaluate(None, Nothing(), None, Store(), preprocessing=SMALL,  # type: ignore[arg-type]
+                      batch_size=4, workers=0, device=torch.device(device), progress=Silent())
+    assert asked == [device == "cuda"]

@@ -144,3 +144,11 @@ def test_free_memory_is_positive_and_a_missing_procfs_gives_a_default(
     assert device.free_memory(torch.device("cpu")) > 1 << 20
     monkeypatch.setattr(device, "Path", lambda _: (_ for _ in ()).throw(OSError()))
     assert device.free_memory(torch.device("cpu")) == 2 << 30
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 0), (2, 1), (4, 3), (64, 8)])
+def test_a_gpu_has_processes_that_decode_for_it(monkeypatch: pytest.MonkeyPatch,
+                                                processors: int, workers: int) -> None:
+    monkeypatch.setattr(device, "cores", lambda: processors)
+    assert device.default_workers(torch.device("cuda:1")) == workers
+    assert device.default_workers(torch.device("cpu")) == 0

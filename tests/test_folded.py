@@ -15,7 +15,8 @@ from sanrobust.errors import ModelError
 from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.native import attention_rows, library
 from sanrobust.zoo.build import build
-from sanrobust.zoo.folded import FoldedSan, UnchangingSan, accelerate, refusal
+from sanrobust.zoo.accelerate import accelerate
+from sanrobust.zoo.folded import FoldedSan, UnchangingSan, refusal
 from sanrobust.zoo.forms import ARCHITECTURES, imagenet_config, small_config
 from sanrobust.zoo.resolve import create_model
 from sanrobust.zoo.san import San
@@ -201,9 +202,10 @@ def test_an_empty_batch_gives_no_logits() -> None:
 
 def test_the_digits_are_classified_as_before() -> None:
     plain = create_model("san10-pair.digits")
-    fast, reason = accelerate(plain, CPU)
+    fast, words, reason, steady = accelerate(plain, CPU)
     pixels = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert reason is None and isinstance(fast.network, FoldedSan)
+    assert steady and words == "folded network"
     assert fast.weights_digest == plain.weights_digest
     with use_backend("reference"):
         torch.testing.assert_close(fast(pixels), plain(pixels), rtol=1e-4, atol=1e-4)
@@ -211,14 +213,12 @@ def test_the_digits_are_classified_as_before() -> None:
 
 def test_away_from_the_cpu_mappings_are_folded_once_and_the_reason_stands() -> None:
     plain = create_model("san10-pair.digits")
-    quick, reason = accelerate(plain, torch.device("cuda"))
-    assert reason is not None and "not on cuda" in reason
+    quick, _, reason, steady = accelerate(plain, torch.device("cuda"))
+    assert reason is not None and "not on cuda" in reason and not steady
     assert isinstance(quick.network, UnchangingSan) and quick.network is not plain.network
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     for one, two in zip(logits_and_gradient(plain, pixels), logits_and_gradient(quick, pixels)):
         assert torch.equal(one, two)
-    resnet = create_model("resnet26.digits")
-    assert accelerate(resnet, torch.device("cuda")) == (resnet, "it is no SAN")
 
 
 def test_images_too_small_for_the_footprint_are_refused() -> None:

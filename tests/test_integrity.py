@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from made_runs import COMMAND, IDS, SPEC, as_of_an_earlier_version, chunk_files, make_run, rows
+from made_runs import IDS, SPEC, make_old_run, make_run, record_files
 from sanrobust.errors import OutputError
-from sanrobust.header import missing, started
+from sanrobust.header import complete, missing
 from sanrobust.records import RunStore
 from sanrobust.runs import Run, find_runs, open_run
 from sanrobust.summary import rebuild
@@ -45,7 +45,7 @@ def sweep(out: Path, flips: int | None) -> Counter[tuple[str, str]]:
     """Flip single bits, all of them or so many of each file, and count what comes of it."""
     run, chance = make_run(out, "ab", "cd"), random.Random(0)
     outcomes: Counter[tuple[str, str]] = Counter()
-    for path in (run.folder / "run.json", *chunk_files(run)):
+    for path in (run.folder / "run.json", *record_files(run)):
         bits = range(8 * path.stat().st_size)
         for bit in bits if flips is None else chance.sample(bits, flips):
             outcomes[path.name, outcome_of(run, path, bit)] += 1
@@ -54,7 +54,8 @@ def sweep(out: Path, flips: int | None) -> Counter[tuple[str, str]]:
 
 def test_a_flipped_bit_is_refused_by_name_or_changes_nothing(tmp_path: Path) -> None:
     outcomes = sweep(tmp_path, flips=80)
-    assert outcomes["000000.parquet", "refused"] == outcomes["000001.parquet", "refused"] == 80
+    assert (outcomes["block-000000.parquet", "refused"]
+            == outcomes["block-000001.parquet", "refused"] == 80)
     assert outcomes["run.json", "refused"] > 70
 
 
@@ -62,33 +63,45 @@ def test_a_flipped_bit_is_refused_by_name_or_changes_nothing(tmp_path: Path) -> 
 def test_no_flipped_bit_of_a_run_changes_what_is_read(tmp_path: Path) -> None:
     outcomes = sweep(tmp_path, flips=None)
     print({f"{name} {outcome}": count for (name, outcome), count in sorted(outcomes.items())})
-    assert outcomes["000000.parquet", "without effect"] == 0
+    assert outcomes["block-000000.parquet", "without effect"] == 0
 
 
 def test_of_two_runs_the_damaged_one_is_named_and_the_other_shown(tmp_path: Path) -> None:
     make_run(tmp_path, "abcd")
     bad = make_run(tmp_path, "abcd", spec=replace(SPEC, model="n.t"))
-    flip(chunk_files(bad)[0], 801)
+    flip(record_files(bad)[0], 801)
     shown = rebuild(tmp_path, "rotate")
     assert shown.frame["model"].tolist() == ["m.t"]
-    assert shown.problem is not None and str(chunk_files(bad)[0]) in shown.problem.seen
+    assert shown.problem is not None and str(record_files(bad)[0]) in shown.problem.seen
     assert "delete it and run the same command again" in shown.problem.hint
 
 
-def test_the_images_of_a_damaged_chunk_are_measured_again_when_it_is_deleted(
+def test_the_images_of_a_damaged_block_are_measured_again_when_it_is_deleted(
         tmp_path: Path) -> None:
     run = make_run(tmp_path, "ab", "cd")
-    flip(chunk_files(run)[0], 801)
-    with pytest.raises(OutputError, match="000000.parquet does not"), RunStore(
+    flip(record_files(run)[0], 801)
+    with pytest.raises(OutputError, match="block-000000.parquet does not"), RunStore(
             tmp_path, SPEC) as store:
-        missing(store, IDS)
-    chunk_files(run)[0].unlink()
+        complete(store, IDS)
+    record_files(run)[0].unlink()
     assert len(make_run(tmp_path, "ab").records()) == len(run.records())
 
 
+def test_a_run_with_a_damaged_block_is_not_declared_complete(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="lacks 2 of 4"):
+        make_run(tmp_path, "ab")
+    run, = find_runs(tmp_path, "rotate").runs
+    flip(record_files(run)[0], 801)
+    with pytest.raises(OutputError, match="block-000000.parquet does not"):
+        make_run(tmp_path, "cd")
+    assert open_run(run.folder).header["status"] != "complete"
+    with pytest.raises(OutputError, match="block-000000.parquet does not"):
+        rebuild(tmp_path, "rotate")
+
+
 @pytest.mark.parametrize(("key", "value"), [
-    ("status", "interrupted"), ("ids_digest", "00"), ("probe", []), ("order", 7), ("starts", []),
-    ("sealed_from", 2), ("seconds", 1.0), ("new", 1), ("sha256", "0" * 64)])
+    ("status", "running"), ("ids_digest", "00"), ("probe", []), ("order", 7), ("block_size", 7),
+    ("sealed_from", 2), ("command", "other"), ("seconds", 1.0), ("new", 1), ("sha256", "0" * 64)])
 def test_a_changed_fact_of_a_header_is_noticed(tmp_path: Path, key: str, value: object) -> None:
     path = make_run(tmp_path, "abcd").folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -118,59 +131,84 @@ def test_records_of_another_schema_are_not_read(tmp_path: Path) -> None:
 
 def test_a_chunk_that_lost_its_hash_is_not_taken_for_an_earlier_versions(tmp_path: Path) -> None:
     run = make_run(tmp_path, "ab", "cd")
-    path = chunk_files(run)[1]
+    path = record_files(run)[1]
+    pq.write_table(pq.read_table(path), path)
+    for read in (run.records, lambda: sound(run)):
+        with pytest.raises(OutputError, match="000001.parquet does not .it has lost its hash"):
+            read()
+    old = make_old_run(tmp_path / "old", "ab", "cd")
+    path = record_files(old)[1]
     pq.write_table(pq.read_table(path), path)
     with pytest.raises(OutputError, match="000001.parquet does not .it has lost its hash"):
-        run.records()
+        old.records()
 
 
-def test_chunks_that_were_renamed_swapped_doubled_or_cut_are_named(tmp_path: Path) -> None:
+def sound(run: Run) -> None:
+    """Look at a run as its last process does."""
+    with RunStore(run.folder.parents[1], SPEC) as store:
+        complete(store, IDS)
+
+
+def test_files_that_were_renamed_swapped_doubled_or_cut_are_named(tmp_path: Path) -> None:
     def tampered(name: str) -> tuple[Run, Path, Path]:
         run = make_run(tmp_path / name, "ab", "cd")
-        return run, *chunk_files(run)
+        return run, *record_files(run)
 
     run, first, second = tampered("renamed")
-    second.rename(second.with_name("000007.parquet"))
-    with pytest.raises(OutputError, match="000007.parquet does not"):
+    second.rename(second.with_name("block-000007.parquet"))
+    with pytest.raises(OutputError, match="block-000007.parquet does not"):
         run.records()
+    with pytest.raises(OutputError, match="block-000007.parquet does not"):
+        make_run(run.folder.parents[1], "cd")
     run, first, second = tampered("swapped")
     first.rename(tmp_path / "x")
     second.rename(first)
     (tmp_path / "x").rename(second)
-    with pytest.raises(OutputError, match="000000.parquet does not"):
-        run.records()
-    for name in ("000002.parquet", "0.parquet", "000000-000001.parquet", "000000-000000.parquet"):
+    for read in (run.records, lambda: sound(run)):
+        with pytest.raises(OutputError, match="block-000000.parquet does not"):
+            read()
+    for name in ("000002.parquet", "0.parquet", "000000-000001.parquet", "block-000002.parquet"):
         run, first, second = tampered(f"doubled as {name}")
         shutil.copy(first, first.with_name(name))
-        with pytest.raises(OutputError, match=f"{name} does not"):
-            run.records()
-        with pytest.raises(OutputError, match=f"{name} does not"), RunStore(
-                run.folder.parents[1], SPEC) as store:
-            missing(store, IDS)
+        for read in (run.records, lambda: sound(run)):
+            with pytest.raises(OutputError, match=f"{name} does not"):
+                read()
         assert first.exists() and second.exists()
+    run, first, second = tampered("doubled as a part")
+    second.unlink()
+    shutil.copy(first, first.with_name("block-000001.000002-000003.ab.parquet"))
+    with pytest.raises(OutputError, match="000003.ab.parquet does not"):
+        sound(run)
     run, first, second = tampered("cut")
     for length in (0, 1, 7, second.stat().st_size - 1):
         second.write_bytes(second.read_bytes()[:length])
-        with pytest.raises(OutputError, match="000001.parquet does not"):
-            run.records()
+        for read in (run.records, lambda: sound(run)):
+            with pytest.raises(OutputError, match="000001.parquet does not"):
+                read()
 
 
 def test_a_run_of_an_earlier_version_reads_and_is_sealed_where_it_goes_on(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "ab", "cd")
-    before = run.records()
-    as_of_an_earlier_version(run)
-    old = open_run(run.folder)
-    assert "sealed_from" not in old.header and old.records().equals(before)
-    chunk_files(old)[1].unlink()
-    with RunStore(tmp_path, SPEC) as store:
-        with started(store, IDS, facts={"command": COMMAND}, remarks={}):
-            store.append(rows("cd"))
-    again = open_run(run.folder)
+    whole = make_run(tmp_path / "new", "abcd").records()
+    old = make_old_run(tmp_path, "ab", "cd", sealed=False)
+    assert "sealed_from" not in old.header and old.records().equals(whole)
+    record_files(old)[1].unlink()
+    again = make_run(tmp_path, "cd", block=2)
     assert again.header["sealed_from"] == 1 and "order" not in again.header
-    assert again.records().equals(before)
-    flip(chunk_files(again)[1], 801)
-    with pytest.raises(OutputError, match="000001.parquet does not"):
+    assert again.records().equals(whole)
+    path = record_files(again)[1]
+    pq.write_table(pq.read_table(path), path)
+    with pytest.raises(OutputError, match="block-000001.parquet does not .it has lost its hash"):
         again.records()
+
+
+def test_what_a_process_says_of_itself_decides_nothing_and_is_left_out_when_damaged(
+        tmp_path: Path) -> None:
+    run = make_run(tmp_path, "abcd")
+    (path,) = (run.folder / "starts").iterdir()
+    before = rebuild(tmp_path, "rotate").text
+    for content in (b"", b"[]", b"{}", b"\xff", b"[" * 99999, path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        assert run.starts == [] and rebuild(tmp_path, "rotate").text == before
 
 
 def test_a_run_whose_header_is_gone_goes_on_with_its_records(tmp_path: Path) -> None:

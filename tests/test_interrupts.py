@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from made_runs import SPEC, rows
+from made_runs import IDS, SPEC, rows
 from sanrobust.errors import OutputError
 from sanrobust.evaluate import _Buffer
 from sanrobust.experiments.base import Columns, stacked
@@ -78,27 +78,31 @@ def test_ctrl_c_while_rows_are_joined_costs_none_of_them(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         stacked([Interrupting(rows("a"))])  # so it is without care
     with RunStore(tmp_path, SPEC) as store:
-        with pytest.raises(KeyboardInterrupt), _Buffer(store) as buffer:
+        store.take_up(IDS)
+        with pytest.raises(KeyboardInterrupt), _Buffer(store, 0) as buffer:
             buffer.add([rows("a")], 1)
             buffer.add([Interrupting(rows("b"))], 1)
-        assert store.recorded() == set("ab")
+        store.take_up(IDS)
+        assert store.todo(0) == [2, 3]
 
 
-def test_ctrl_c_while_a_chunk_is_written_neither_loses_nor_doubles_it(
+def test_ctrl_c_while_a_file_is_written_neither_loses_nor_doubles_it(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunStore(tmp_path, SPEC) as store:
+        store.take_up(IDS)
         append = store.append
 
-        def interrupted(columns: Columns) -> None:
+        def interrupted(block: int, columns: Columns) -> None:
             signal.raise_signal(signal.SIGINT)
-            append(columns)
+            append(block, columns)
             signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(store, "append", interrupted)
-        with pytest.raises(KeyboardInterrupt), _Buffer(store) as buffer:
+        with pytest.raises(KeyboardInterrupt), _Buffer(store, 0) as buffer:
             buffer.add([rows("a")], 1)
             buffer.flush()
-        assert store.recorded() == set("a")
+        store.take_up(IDS)
+        assert store.todo(0) == [1, 2, 3]
 
 
 def test_a_stop_that_went_unheard_is_raised_again() -> None:

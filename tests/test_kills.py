@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -30,10 +32,12 @@ Content = dict[str, object]
 
 
 def records(folder: Path) -> Content:
-    """The rows of each run, whatever files they are in."""
+    """The rows of each run; nothing but whole blocks holds any."""
     found: Content = {}
     for run in sorted((folder / "o" / "runs").glob("*/")):
-        table = pa.concat_tables(map(pq.read_table, sorted(run.glob("records/*.parquet"))))
+        files = sorted(run.glob("records/*"))
+        assert all(re.fullmatch(r"block-\d{6}\.parquet", path.name) for path in files), files
+        table = pa.concat_tables(map(pq.read_table, files))
         keys = [(name, "ascending") for name in ("image", "view", "eps", "step", "iters")
                 if name in table.column_names]
         found[run.name] = table.sort_by(keys).replace_schema_metadata(None).to_pylist()
@@ -190,3 +194,93 @@ def test_two_hundred_stops(commands: WarmCommands, tmp_path: Path, name: str,
         with capfd.disabled():
             print(f"\n{name}: {counts.total()} stops within {place.seconds:.1f} s each: "
                   + "; ".join(f"{kind}: {count}" for kind, count in sorted(counts.items())))
+
+
+SHARDED = ("pgd", *SMALL)
+PARTS = 3
+
+
+def sharded_content(folder: Path) -> Content:
+    """Records and tables."""
+    return {**tables(folder), **records(folder)}
+
+
+class Shards:
+    """Parts of one run that are killed at any moment and typed again."""
+
+    def __init__(self, commands: WarmCommands, folder: Path) -> None:
+        self._commands, self._folder = commands, folder
+        # What comes last is timed: the first loads files into memory.
+        for name, parts in (("whole", [0]), ("parts", range(1, PARTS + 1))):
+            self._here = folder / name
+            self._here.mkdir(parents=True)
+            begun = time.monotonic()
+            for pid in [self._start(part) for part in parts]:
+                assert commands.wait(pid) == 0
+            self.seconds = time.monotonic() - begun
+        self.expected = sharded_content(folder / "whole")
+        assert sharded_content(self._here) == self.expected
+
+    def stop(self, kinds: Sequence[str], chance: random.Random, number: int) -> Counter[str]:
+        """Stop parts of a new run by each kind, type all of them again and compare."""
+        self._here = self._folder / str(number)
+        self._here.mkdir()
+        counts: Counter[str] = Counter()
+        for kind in kinds:
+            pids = {part: self._start(part) for part in range(1, PARTS + 1)}
+            time.sleep(chance.uniform(0, self.seconds))
+            struck = list(pids) if kind.startswith("all") else [chance.randint(1, PARTS)]
+            for part in struck:
+                number_of = getattr(signal, f"SIG{kind.rpartition(' ')[2]}")
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pids[part], number_of)
+            for part, pid in pids.items():
+                code = self._commands.wait(pid)
+                assert part in struck or code == 0, self._said(part)
+                assert "Traceback" not in self._said(part), self._said(part)
+                counts[f"{kind}, exit code {code}"] += part in struck
+                Range._require_nobody_left(pid)
+        for part in chance.sample(range(1, PARTS + 1), PARTS):
+            assert self._commands.wait(self._start(part)) == 0, self._said(part)
+        assert sharded_content(self._here) == self.expected
+        left = {path.name for path in (self._here / "o").rglob("*") if path.is_file()
+                and not re.fullmatch(r"block-\d{6}\.parquet|run\.json|[0-9a-f]{16}\.json|pgd\.\w+|"
+                                     r"tables\.lock|\d", path.name)}
+        assert not left
+        shutil.rmtree(self._here)
+        return counts
+
+    def _start(self, part: int = 0) -> int:
+        more = ("--shard", f"{part}/{PARTS}") if part else ()
+        return self._commands.start(*SHARDED, *more, folder=self._here,
+                                    said=self._folder / f"said-{part}")
+
+    def _said(self, part: int) -> str:
+        return (self._folder / f"said-{part}").read_text()
+
+
+SHARD_KINDS = ("KILL", "TERM", "INT", "all KILL", "all TERM", "all INT")
+
+
+def stop_shards(commands: WarmCommands, folder: Path, kills: int) -> Counter[str]:
+    shards, chance = Shards(commands, folder), random.Random(kills)
+    counts: Counter[str] = Counter()
+    kinds = [SHARD_KINDS[number % len(SHARD_KINDS)] for number in range(kills)]
+    chance.shuffle(kinds)
+    for number, kind in enumerate(kinds):  # a new run for each: what is left of one is soon done
+        counts += shards.stop([kind], chance, number)
+    return counts
+
+
+def test_shards_that_were_stopped_make_what_one_process_makes(commands: WarmCommands,
+                                                              tmp_path: Path) -> None:
+    stop_shards(commands, tmp_path / "few", 2)
+
+
+@pytest.mark.slow
+def test_two_hundred_stops_of_shards(commands: WarmCommands, tmp_path: Path,
+                                     capfd: pytest.CaptureFixture[str]) -> None:
+    counts = stop_shards(commands, tmp_path / "many", int(os.environ.get("KILLS", "200")))
+    with capfd.disabled():
+        print("\nshards: " + "; ".join(f"{kind}: {count}" for kind, count in sorted(
+            counts.items())))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from sanrobust.probe import BATCH, PROBABILITIES, RANDOM, probe
 from sanrobust.zoo import catalog
-from sanrobust.zoo.folded import accelerate
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.resolve import create_model
 
 SMALL = "resnet26.digits"
@@ -82,7 +82,7 @@ def batch_statistics() -> nn.Module:
 def test_the_zoo_is_sound(name: str, folded: bool) -> None:
     model = create_model(name)
     if folded:
-        model, _ = accelerate(model, torch.device("cpu"))
+        model = accelerate(model, torch.device("cpu")).classifier
     assert probe(model, images(32), gradient=True) == ()
 
 

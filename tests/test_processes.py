@@ -199,7 +199,7 @@ def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(
     with atomic_write(tmp_path / "a") as stream:  # the first write into the folder
         assert not any(path.exists() for path in killed)
         with pytest.MonkeyPatch.context() as unlocked:  # a file system where locks mean nothing
-            unlocked.setattr(files, "_lock", lambda _: True)
+            unlocked.setattr(files, "try_lock", lambda _: True)
             sweep(tmp_path)
         stream.write(b"whole")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
@@ -209,16 +209,16 @@ def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(
 def test_a_file_that_is_swept_before_it_is_locked_is_left_to_its_writer(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_text("old")
-    lock = files._lock
+    lock = files.try_lock
 
     def late(handle: int) -> bool:
-        monkeypatch.setattr(files, "_lock", lock)
+        monkeypatch.setattr(files, "try_lock", lock)
         sweep(tmp_path)
         return False  # as if another thread's sweep had the lock at this moment
 
     with atomic_write(tmp_path / "b"):  # the first write into the folder sweeps by itself
         pass
-    monkeypatch.setattr(files, "_lock", late)
+    monkeypatch.setattr(files, "try_lock", late)
     with atomic_write(tmp_path / "a") as stream:
         stream.write(b"new")
     assert (tmp_path / "a").read_text() == "new"

@@ -24,7 +24,7 @@ class Clock:
 def test_lines_say_rate_and_time_left_at_most_every_ten_seconds(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr("sanrobust.progress.time", clock)
     lines = progress.Lines()
     lines.begin("rotate m", total=100, done=20)
     for seconds in (5, 9, 20, 21):
@@ -70,7 +70,7 @@ def test_a_download_says_a_line_every_tenth_of_the_way() -> None:
 def test_a_line_tells_that_a_long_batch_is_alive(monkeypatch: pytest.MonkeyPatch,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr("sanrobust.progress.time", clock)
     lines = progress.Lines()
     lines.begin("pgd m", total=10, done=0)
     for lines_beat, clock.now in ((False, 4.0), (True, 9.0), (True, 14.0), (True, 15.0)):

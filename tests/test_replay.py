@@ -27,8 +27,8 @@ from sanrobust.data.replayed import open_saved
 from sanrobust.errors import DataError, SanrobustError, UsageError
 from sanrobust.experiments.replay import replay_summaries
 from sanrobust.runs import Run, find_runs
-from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.zoo.folded import accelerate
+from sanrobust.steady import FixedSizeBatches
+from sanrobust.zoo.accelerate import accelerate
 from tampering import HOSTILE
 from test_table_sequences import stop_after
 
@@ -87,8 +87,9 @@ def test_the_source_itself_answers_as_it_did(name: str, how: tuple[str, ...], ma
 @pytest.mark.parametrize("eps", [8, 8.5])
 def test_logits_of_saved_images_are_the_same_bit_for_bit(model: str, eps: float) -> None:
     classifier = sanrobust.create_model(model)
-    folded, not_folded = accelerate(classifier, torch.device("cpu"))
-    network = FixedSizeBatches(folded, pass_size(32, torch.device("cpu")) if not_folded else None)
+    cpu = torch.device("cpu")
+    fast = accelerate(classifier, cpu)
+    network = FixedSizeBatches(fast.classifier, fast.pass_size(32, cpu))
     batch = next(batches(open_digits("test"), classifier.preprocessing, plan=[range(9)], workers=0))
     settings = AttackSettings(budgets=[(eps, 2, 4)] if eps == 8 else
                               (sanrobust.Budget(eps, 2, 4),))
@@ -109,7 +110,7 @@ def test_rates_are_those_of_the_images_counted_one_by_one(made: Path, tmp_path: 
         table = sanrobust.replay("grey_models:wrong", data=run.folder, out=tmp_path / name)
         there = run.records()
         images = open_saved(run.folder)
-        for _, row in table.iterrows():
+        for _, row in table.table.iterrows():
             own = there[(there["eps"] == row["eps"]) & (there["iters"] == row["iters"])]
             right = hit = moved = broken = 0
             for _, record in own.iterrows():
@@ -292,7 +293,7 @@ def test_the_folder_alone_is_enough(made: Path, tmp_path: Path) -> None:
     assert here["run_id"].tolist() == there["run_id"].tolist()
     both = sanrobust.replay("grey_models:wrong", data=[folder, source(made, "pgd").folder],
                             out=tmp_path / "o")
-    assert len(both) == 4 and both["source_settings"].nunique() == 2
+    assert len(both.table) == 4 and both["source_settings"].nunique() == 2
 
 
 def test_one_folder_that_does_not_fit_costs_no_other(made: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from sanrobust.errors import Interrupted, ModelError
 from sanrobust.kernels.native import library
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.runs import find_runs
-from sanrobust.run import SWITCHED_OFF
+from sanrobust.zoo.accelerate import SWITCHED_OFF
 
 SMALL = "resnet26.untrained-small"
 ATTENTION = "san10-pair.untrained-small"
@@ -81,9 +81,12 @@ def test_the_whole_dataset_is_measured_once_per_view(command: Command, tmp_path:
     assert len(rows) == 451 * 5 and not rows.duplicated(["image", "view"]).any()
     header = json.loads(next(tmp_path.glob("runs/*/run.json")).read_text())
     assert header["spec"]["images"] == 451 and header["seconds"] > 0
-    (start,) = header["starts"]
-    assert start["environment"]["versions"]["torch"] and len(header["spec_digest"]) == 64
-    assert start["command"] == f"sanrobust rotate -m {SMALL} --out {tmp_path}"
+    start = json.loads(next(tmp_path.glob("runs/*/starts/*.json")).read_text())
+    assert start["images"] == 451 and start["status"] == "complete"
+    for facts in (header, start):
+        assert facts["environment"]["versions"]["torch"]
+        assert facts["command"] == f"sanrobust rotate -m {SMALL} --out {tmp_path}"
+    assert len(header["spec_digest"]) == 64
 
 
 def test_the_header_says_why_a_network_was_not_folded(command: Command, tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_the_header_says_why_a_network_was_not_folded(command: Command, tmp_path
         command("rotate", "-m", ATTENTION, "--num-samples", 2, "--device", "cpu", "--out", out,
                 *options)
         header = json.loads(next(out.glob("runs/*/run.json")).read_text())
-        reasons.append(header["starts"][0]["not_folded"])
+        reasons.append(header["not_folded"])
     assert reasons == [library.refusal(), SWITCHED_OFF]
 
 
@@ -219,7 +222,7 @@ def test_stopped_politely_a_run_saves_says_how_to_go_on_and_exits_130(
     assert child.returncode == Interrupted.exit_code, told
     assert "type the same command again" in told and "Traceback" not in told
     (run,) = find_runs(tmp_path, "pgd").runs
-    assert run.header["status"] == "interrupted"
+    assert run.last_start["status"] == "interrupted" and not run.is_being_written()
     assert 0 < run.records()["image"].nunique() < 400
 
 

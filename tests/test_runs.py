@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from made_runs import append, blocks_of, make_old_run, rows as made_rows
 from sanrobust.errors import Interrupted, OutputError
 from sanrobust.experiments.rotation import ROTATION
-from sanrobust.header import missing, started
+from sanrobust.header import complete, missing, started
 from sanrobust.preprocessing import Preprocessing
-from sanrobust.records import RunStore
+from sanrobust.records import RunStore, write_header_file
 from sanrobust.runs import Run, find_runs, identity, open_run, select
 from sanrobust.spec import RunSpec
 
@@ -30,13 +31,13 @@ def rows(ids: Sequence[str]) -> dict[str, list[object]]:
     return values
 
 
-def measure(out: Path, *chunks: Sequence[str], spec: RunSpec = SPEC, command: str = "") -> Run:
-    """Make a run of these chunks, complete when they hold every image."""
-    with RunStore(out, spec) as store:
+def measure(out: Path, *parts: Sequence[str], spec: RunSpec = SPEC, command: str = "") -> Run:
+    """Make a run of these parts, complete when they hold every image."""
+    with RunStore(out, spec) as store, blocks_of(len(parts[0])):
         with started(store, IDS, facts={"command": command, "device": "cpu"},
                      remarks={"probe": ["m.t: it is random"]}):
-            for chunk in chunks:
-                store.append(rows(chunk))
+            for part in parts:
+                append(store, rows(part))
     return open_run(store.folder)
 
 
@@ -50,11 +51,11 @@ def test_a_run_that_ends_without_all_its_images_is_not_complete(tmp_path: Path) 
     with pytest.raises(OutputError, match="lacks 1 of 4: type the same command again"):
         measure(tmp_path, "abc")
     (run,) = find_runs(tmp_path, "rotate").runs
-    assert run.header["status"] == "failed"
+    assert not run.complete and run.last_start["status"] == "failed"
 
 
-@pytest.mark.parametrize("lost", ["000000", "000001"], ids=["first", "last"])
-def test_a_complete_run_with_a_lost_chunk_is_an_error_that_names_the_command(
+@pytest.mark.parametrize("lost", ["block-000000", "block-000001"], ids=["first", "last"])
+def test_a_complete_run_with_a_lost_block_is_an_error_that_names_the_command(
         tmp_path: Path, lost: str) -> None:
     run = measure(tmp_path, "ab", "cd", command="sanrobust rotate -m m.t")
     (run.folder / "records" / f"{lost}.parquet").unlink()
@@ -64,43 +65,56 @@ def test_a_complete_run_with_a_lost_chunk_is_an_error_that_names_the_command(
 
 def test_images_of_another_set_in_a_complete_run_are_an_error(tmp_path: Path) -> None:
     run = measure(tmp_path, "ab", "cd")
-    (run.folder / "records" / "000001.parquet").unlink()
+    (run.folder / "records" / "block-000001.parquet").unlink()
     with RunStore(tmp_path, SPEC) as store:
-        store.append(rows("cx"))
-        with pytest.raises(OutputError, match="1 of others .the first is x."):
-            missing(store, IDS)
+        store.take_up(["a", "b", "c", "x"])
+        store.append(1, rows("c"))
+        store.append(1, rows("x"))
+        with pytest.raises(OutputError, match="block-000001.parquet does not .it holds other"):
+            complete(store, IDS)
     with pytest.raises(OutputError, match="some of other images"):
         open_run(run.folder).records()
 
 
-def test_the_header_keeps_an_entry_for_each_start(tmp_path: Path) -> None:
+def test_images_of_another_set_in_a_part_are_an_error(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store:
+        store.take_up(["a", "b", "c", "x"])
+        store.append(0, rows("cx"))
+        with pytest.raises(OutputError, match="1 of others .the first is x."):
+            missing(store, IDS)
+
+
+def test_the_header_says_how_a_run_was_begun_and_each_process_has_a_file(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="after 2 of 4"), RunStore(tmp_path, SPEC) as store:
-        with started(store, IDS, facts={"device": "cpu", "batch_size": 2}, remarks={}):
-            store.append(rows("ab"))
+        with started(store, IDS, facts={"device": "cpu", "batch_size": 2}, remarks={},
+                     batch_size=2):
+            append(store, rows("ab"))
             raise KeyboardInterrupt
+    begun = open_run(store.folder)
+    assert begun.header["status"] == "running" and not begun.complete
     with RunStore(tmp_path, SPEC) as store:
         assert missing(store, IDS) == 2
         with started(store, IDS, facts={"device": "cuda:0", "batch_size": 64}, remarks={}):
-            store.append(rows("cd"))
-    header = open_run(store.folder).header
-    starts = header["starts"]
-    assert isinstance(starts, list)
-    assert [(each["device"], each["batch_size"]) for each in starts] == [("cpu", 2),
-                                                                         ("cuda:0", 64)]
-    assert header["started"] == starts[0]["started"] < starts[1]["started"]
-    assert open_run(store.folder).last_start["device"] == "cuda:0"
+            append(store, rows("cd"))
+    run = open_run(store.folder)
+    assert run.header["status"] == "complete" and run.header["device"] == "cpu"
+    assert [(each.facts["device"], each.facts["batch_size"], each.facts["status"], each.alive)
+            for each in run.starts] == [("cpu", 2, "interrupted", False),
+                                        ("cuda:0", 64, "complete", False)]
+    assert run.header["started"] == begun.header["started"]
+    assert run.last_start["device"] == "cuda:0"
 
 
-def test_a_header_of_an_earlier_version_becomes_the_first_start(tmp_path: Path) -> None:
+def test_a_header_of_the_first_version_is_gone_on_with(tmp_path: Path) -> None:
+    run = make_old_run(tmp_path, "ab", sealed=False, status="interrupted", spec=SPEC)
+    header = {key: value for key, value in run.header.items() if key != "starts"}
+    (run.folder / "run.json").write_text(json.dumps({**header, "weights_source": "a file"}))
     with RunStore(tmp_path, SPEC) as store:
-        store.append(rows("ab"))
-        store.write_header({"status": "interrupted", "started": "2026-01-01", "batch_size": 7,
-                            "environment": {"device": "cpu"}, "seconds": 5.0})
-        with started(store, IDS, facts={"batch_size": 9}, remarks={}):
-            store.append(rows("cd"))
-    header = open_run(store.folder).header
-    assert [each["batch_size"] for each in header["starts"]] == [7, 9]  # type: ignore[attr-defined]
-    assert header["started"] == "2026-01-01" and float(str(header["seconds"])) >= 5
+        with started(store, IDS, facts={"batch_size": 9, "weights_source": "b"}, remarks={}):
+            append(store, made_rows("cd"))
+    run = open_run(store.folder)
+    assert run.header["started"] == header["started"] and float(str(run.header["seconds"])) >= 5
+    assert run.source == "a file" and run.last_start["batch_size"] == 9
 
 
 def test_an_earlier_run_without_the_digest_of_its_ids_is_readable(tmp_path: Path) -> None:
@@ -178,9 +192,21 @@ def test_runs_are_selected_by_folder_model_and_data() -> None:
     assert select(both, names=["m.t", str(SPEC.data)]) == ()
 
 
-def test_an_open_run_is_being_written(tmp_path: Path) -> None:
+def test_a_run_is_being_written_while_a_process_measures_it(tmp_path: Path) -> None:
     with RunStore(tmp_path, SPEC) as store:
-        store.write_header({"status": "running"})
-        run = open_run(store.folder)
-        assert run.is_being_written()
-    assert not run.is_being_written()
+        with started(store, IDS, facts={}, remarks={}):
+            assert open_run(store.folder).is_being_written()
+            append(store, rows(IDS))
+    assert not open_run(store.folder).is_being_written()
+
+
+def test_a_run_whose_last_process_could_not_say_so_is_complete(tmp_path: Path) -> None:
+    run = measure(tmp_path, "ab", "cd")
+    write_header_file(run.folder / "run.json", {**run.header, "status": "running"})
+    assert open_run(run.folder).complete
+
+
+def test_what_goes_on_with_a_run_measures_all_parts() -> None:
+    for words in ("--shard 2/3 -b 4", "--shard=2/3 -b 4", "-b 4 --shard 2/3", "-b 4"):
+        run = Run(Path("o/runs/r"), {"command": f"sanrobust pgd {words}"})
+        assert run.again() == "type sanrobust pgd -b 4 --out o"

@@ -21,7 +21,6 @@ from sanrobust.data.decode import ImageError
 from sanrobust.data.pixels import decode_exactly, encode, most_bytes
 from sanrobust.data.saved import FILE_NAME, read_index, read_source, stem
 from sanrobust.errors import UnknownNameError, UsageError
-from sanrobust.keeping import JOURNAL
 from sanrobust.runs import Run, find_runs
 from test_table_sequences import pretend_it_was_killed, stop_after
 
@@ -178,6 +177,12 @@ def test_batches_and_workers_change_no_byte(command: Command, attack: tuple[str,
     assert kinds == {".npz"} if attack == L2 else ".png" in kinds
 
 
+def journals() -> list[Path]:
+    """The journals of the processes that saved images, the latest last."""
+    return sorted((run_in("o").folder / "adversarial").glob("*.part"),
+                  key=lambda path: path.stat().st_mtime_ns)
+
+
 @pytest.mark.parametrize("before", [1, 6, 11])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(command: Command, before: int) -> None:
     command(*PGD, SAVE, "--out", "whole")
@@ -186,9 +191,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(command: Command, befor
         with pytest.MonkeyPatch.context() as stopping:
             stop_after(stopping, images)
             command(*again)
-        assert "index.csv" not in saved("o") and JOURNAL in saved("o")
+        assert "index.csv" not in saved("o") and journals()
         pretend_it_was_killed(Path("o"), "pgd")  # the last records are lost, their files are not
-    torn = run_in("o").folder / "adversarial" / JOURNAL
+    torn = journals()[-1]
     torn.write_bytes(torn.read_bytes()[:-20])
     (torn.parent / f"{stem('gone', 1)}.npz").write_bytes(b"left by a measurement made otherwise")
     (torn.parent / ".sanrobust-x.tmp").write_bytes(b"torn")
@@ -273,7 +278,7 @@ def test_a_disk_that_refuses_a_file_is_told_and_costs_nothing(
     with pytest.MonkeyPatch.context() as stopping:
         stop_after(stopping, 3)
         command(*PGD, SAVE, "-b", "1", "--out", "o")
-    journal = run_in("o").folder / "adversarial" / JOURNAL
+    (journal,) = journals()
     content = journal.read_bytes()
     journal.unlink()
     journal.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from importlib import metadata
 from pathlib import Path
@@ -9,14 +10,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from filelock import FileLock
 
 from conftest import Command
 from grey_models import CLASSES, Grey, folders, level
-from sanrobust.chunks import write_chunk
+from made_runs import chunk_of
 from sanrobust.errors import FailedImagesError, OutputError, UsageError
-from sanrobust.records import LOCK_NAME, write_header_file
-from sanrobust.runs import find_runs
+from sanrobust.records import write_header_file
+from sanrobust.records.headers import sealed_text
+from sanrobust.runs import Run, find_runs
+from sanrobust.spec import digest_of
 
 RIGHT, WRONG = "grey_models:right", "grey_models:wrong"
 LABELS = list(range(CLASSES))
@@ -52,9 +54,11 @@ def test_a_run_of_other_versions_is_used_and_they_are_named(command: Command, im
     arguments = ("rotate", "-m", RIGHT, "--data", images, "--out", tmp_path)
     command(*arguments)
     (run,) = find_runs(tmp_path, "rotate").runs
-    header = json.loads(json.dumps(run.header))
-    header["starts"][-1]["environment"]["versions"]["torch"] = "1.0"
-    write_header_file(run.folder / "run.json", header)
+    (path,) = (run.folder / "starts").iterdir()
+    facts = json.loads(path.read_text())
+    facts["environment"]["versions"]["torch"] = "1.0"
+    facts.pop("sha256")
+    path.write_bytes(sealed_text(facts))
     told = command(*arguments).output
     assert f"with torch 1.0 ({metadata.version('torch')} here); --fresh" in told
 
@@ -167,7 +171,7 @@ def test_a_hole_in_a_complete_run_is_named_and_the_same_command_fills_it(
     arguments = ("rotate", "-m", RIGHT, "--data", images, "--out", tmp_path, "-b", 2)
     whole = command(*arguments)
     (run,) = find_runs(tmp_path, "rotate").runs
-    _split_chunks(run.folder / "records")
+    _split_block(run)
     (run.folder / "records" / "000001.parquet").unlink()
     told = command("table", "--out", tmp_path)
     assert told.exit_code == OutputError.exit_code
@@ -177,30 +181,43 @@ def test_a_hole_in_a_complete_run_is_named_and_the_same_command_fills_it(
     assert filled.stdout == whole.stdout
 
 
-def _split_chunks(records: Path) -> None:
-    """Spread the rows of a run over two chunks, half of the images in each."""
-    import pyarrow.parquet as pq
-    (chunk,) = records.iterdir()
-    table = pq.read_table(chunk)
-    half = len(table) // 2
-    chunk.unlink()
-    write_chunk(chunk, table.slice(0, half))
-    write_chunk(records / "000001.parquet", table.slice(half))
+def _split_block(run: Run) -> None:
+    """Spread the rows of a run over two chunks, half of the images in each, as of old."""
+    rows = {str(name): values.tolist() for name, values in
+            run.records().astype(object).where(run.records().notna(), None).items()}
+    (block,) = (run.folder / "records").iterdir()
+    half = len(rows["image"]) // 2
+    for number, part in enumerate((slice(0, half), slice(half, None))):
+        chunk_of(block.with_name(f"{number:06d}.parquet"),
+                 {name: values[part] for name, values in rows.items()}, run.experiment,
+                 digest_of(run.spec))
+    block.unlink()
 
 
 def test_table_names_runs_in_progress_and_runs_that_were_killed(command: Command, images: Path,
                                                                 tmp_path: Path) -> None:
     command("rotate", "-m", RIGHT, "-m", WRONG, "--data", images, "--out", tmp_path)
     wrong = find_runs(tmp_path, "rotate").runs[1]
+    (block,) = (wrong.folder / "records").iterdir()
+    content = block.read_bytes()
+    block.unlink()
     write_header_file(wrong.folder / "run.json", {**wrong.header, "status": "running"})
+    (path,) = (wrong.folder / "starts").iterdir()
+    facts = json.loads(path.read_text())
+    facts.pop("sha256")
+    path.write_bytes(sealed_text({**facts, "status": "running"}))
     told = command("table", "--out", tmp_path)
-    assert f"{wrong.name} was killed after 6 of 6 images; type sanrobust rotate" in told.output
+    assert f"{wrong.name} was killed after 0 of 6 images; type sanrobust rotate" in told.output
     alone = command("table", "-m", WRONG, "--out", tmp_path)
     assert alone.exit_code == OutputError.exit_code
-    assert f"but {wrong.name} was killed after 6 of 6 images: type sanrobust" in alone.output
-    with FileLock(wrong.folder / LOCK_NAME):
+    assert f"but {wrong.name} was killed after 0 of 6 images: type sanrobust" in alone.output
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         told = command("table", "--out", tmp_path)
-    assert f"{wrong.name} is being measured now, 6 of 6 images so far" in told.output
+        assert f"{wrong.name} is being measured now, 0 of 6 images so far" in told.output
+    block.write_bytes(content)
+    told = command("table", "--out", tmp_path)
+    assert told.exit_code == 0 and "not in the table" not in told.output
 
 
 def test_survivors_are_no_result(command: Command, images: Path, tmp_path: Path) -> None:

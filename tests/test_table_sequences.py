@@ -3,6 +3,7 @@ commands in one folder, each held against the same command alone in an empty one
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from conftest import Command
 from grey_models import CLASSES, Grey, folders
 from sanrobust.errors import Interrupted
-from sanrobust.records import write_header_file
+from sanrobust.records.headers import sealed_text
 from sanrobust.runs import find_runs
 
 LABELS = list(range(CLASSES))
@@ -82,9 +83,12 @@ def pretend_it_was_killed(out: Path, experiment: str) -> None:
     for run in find_runs(out, experiment).runs:
         if run.complete:
             continue
-        write_header_file(run.folder / "run.json", {**run.header, "status": "running"})
-        for chunk in sorted((run.folder / "records").iterdir())[-1:]:
-            chunk.unlink()
+        for path in (run.folder / "starts").iterdir():
+            facts = json.loads(path.read_text())
+            facts.pop("sha256")
+            path.write_bytes(sealed_text({**facts, "status": "running"}))
+        for path in sorted((run.folder / "records").iterdir())[-1:]:
+            path.unlink()
 
 
 def check_sequence(seed: int, length: int, command: Command, place: Path,

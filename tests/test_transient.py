@@ -16,9 +16,9 @@ from PIL import Image, ImageFile
 from conftest import Command
 from grey_models import CLASSES, folders, grey
 from sanrobust import evaluate
-from sanrobust.data import imageset
 from sanrobust.data.decode import ImageError, ImageTrouble, decode
 from sanrobust.data.folders import class_folders
+from sanrobust.data.imageset import FileImages
 from sanrobust.errors import DataError, FailedImagesError
 from sanrobust.runs import find_runs
 
@@ -35,15 +35,16 @@ def before_image(monkeypatch: pytest.MonkeyPatch, number: int,
                  act: Callable[[Path], object]) -> None:
     """Do something once, right before so many images were decoded."""
     seen = 0
+    load = FileImages.load
 
-    def decoding(path: Path) -> Image.Image:
+    def loading(self: FileImages, index: int) -> Image.Image:
         nonlocal seen
         seen += 1
         if seen == number:
-            act(path)
-        return decode(path)
+            act(self.folder / self.refs[index].id)
+        return load(self, index)
 
-    monkeypatch.setattr(imageset, "decode", decoding)
+    monkeypatch.setattr(FileImages, "load", loading)
 
 
 def counts(out: Path) -> tuple[int, int, float]:
@@ -169,13 +170,15 @@ def test_images_recorded_as_failed_are_measured_again_when_asked_for(
     arguments = ("rotate", "-m", MODEL, "--data", images, "--out", tmp_path, "-b", 4,
                  "--max-failed", 0)
 
-    def as_earlier(path: Path) -> Image.Image:
-        if path.name == "33.png":
+    load = FileImages.load
+
+    def as_earlier(self: FileImages, index: int) -> Image.Image:
+        if self.refs[index].id.endswith("33.png"):
             raise ImageError("damaged (MemoryError)")
-        return decode(path)
+        return load(self, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(imageset, "decode", as_earlier)
+        patch.setattr(FileImages, "load", as_earlier)
         assert command(*arguments).exit_code == FailedImagesError.exit_code
         assert command(*arguments, "--retry-failed").exit_code == FailedImagesError.exit_code
     assert counts(tmp_path)[:2] == (len(LABELS) - 1, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from made_runs import SPEC, as_of_an_earlier_version, make_run
+from made_runs import SPEC, make_old_run, make_run
 from sanrobust import header, runs, summary
 from sanrobust.errors import OutputError
 from sanrobust.runs import find_runs, tables_locked
@@ -24,10 +24,9 @@ def shown(out: Path) -> list[str]:
 @pytest.mark.parametrize("earlier", [False, True], ids=["this version's", "an earlier version's"])
 def test_a_fresh_run_is_the_newer_one_though_the_clock_was_set_back(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
-    first = make_run(tmp_path, "abcd")
-    if earlier:
-        as_of_an_earlier_version(first)
-    monkeypatch.setattr(header, "_now", lambda: "2001-01-01T00:00:00.000+00:00")
+    first = (make_old_run(tmp_path, "abcd", sealed=False) if earlier
+             else make_run(tmp_path, "abcd"))
+    monkeypatch.setattr(header, "now", lambda: "2001-01-01T00:00:00.000+00:00")
     second = make_run(tmp_path, "abcd", fresh=True)
     other = make_run(tmp_path, "abcd", spec=replace(SPEC, model="a.t"))
     assert [run.name for run in find_runs(tmp_path, "rotate").runs] == [
@@ -39,7 +38,7 @@ def test_a_fresh_run_is_the_newer_one_though_the_clock_was_set_back(
 def test_going_on_with_a_run_keeps_its_place(tmp_path: Path) -> None:
     first = make_run(tmp_path, "ab", "cd")
     second = make_run(tmp_path, "abcd", spec=replace(SPEC, model="n.t"))
-    (first.folder / "records" / "000001.parquet").unlink()
+    (first.folder / "records" / "block-000001.parquet").unlink()
     make_run(tmp_path, "cd")
     assert [run.order for run in find_runs(tmp_path, "rotate").runs] == [1, 2]
     assert find_runs(tmp_path, "rotate").runs[1].name == second.name
@@ -89,8 +88,7 @@ def test_a_folder_without_runs_gets_no_lock(tmp_path: Path) -> None:
 
 
 def test_an_order_that_is_no_number_is_none(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "abcd")
-    as_of_an_earlier_version(run)
+    run = make_old_run(tmp_path, "abcd", sealed=False)
     old = json.loads((run.folder / "run.json").read_text())
     (run.folder / "run.json").write_text(json.dumps({**old, "order": "first"}))
     assert [each.order for each in find_runs(tmp_path, "rotate").runs] == [0]

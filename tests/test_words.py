@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pandas as pd
 import pytest
 
 import sanrobust
@@ -121,7 +120,7 @@ def test_the_python_examples_of_the_readme_run(tmp_path: Path,
     found: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), found)
-    table, attacked, adversarial = found["table"], found["attacked"], found["found"]
-    assert isinstance(table, pd.DataFrame) and table["n"].tolist() == [451]
-    assert isinstance(attacked, pd.DataFrame) and attacked["iters"].tolist() == [4]
+    rotated, attacked, adversarial = found["rotated"], found["attacked"], found["found"]
+    assert isinstance(rotated, sanrobust.Result) and rotated.table["n"].tolist() == [100]
+    assert isinstance(attacked, sanrobust.Result) and attacked.table["iters"].tolist() == [4]
     assert isinstance(adversarial, Attacked) and list(adversarial.robust_accuracy) == [4.0, 8.0]

@@ -196,8 +196,8 @@ def test_networks_that_cannot_be_measured_are_a_sentence_without_wrong_advice(
 def test_another_precision_is_said_and_recorded(made: Callable[[object], str]) -> None:
     said: list[str] = []
     model = create_external(made(lambda: Net().half()), say=said.append)
-    assert said == ["made_by_tests:make: measured in float32 instead of float16, the precision "
-                    "of every run"]
+    assert said == ["made_by_tests:make: its weights are taken in float32 instead of float16; "
+                    "--precision says what is computed in"]
     assert model.source.endswith("in float32 instead of float16")
 
 
@@ -209,7 +209,7 @@ def test_a_torchscript_network_is_attacked_like_its_source(
     torch.manual_seed(0)
     network = Net()
     tables = [sanrobust.pgd(model, data=_data(tmp_path), preprocessing=Preprocessing(img_size=8),
-                            out=tmp_path / out, budgets=[(8, 2, 4)])
+                            out=tmp_path / out, budgets=[(8, 2, 4)]).table
               for model, out in ((network, "plain"), (compiled(network), "compiled"))]
     assert tables[0]["model"].tolist() == ["Net"]
     plain, after = [table.select_dtypes("number").to_csv(index=False) for table in tables]

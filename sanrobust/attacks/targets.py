@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanrobust.attacks.randomness import hashed
-from sanrobust.chunks import EXCLUDED
 from sanrobust.csvfiles import CsvKind, by_name, counted, parse, read_bytes, same_form
 from sanrobust.errors import DataError, UsageError, shown_value
+from sanrobust.reasons import EXCLUDED
 from sanrobust.registry import Registry, unknown_name
 
 if TYPE_CHECKING:

@@ -32,11 +32,10 @@ from sanrobust.bench.settings import (APGD_CE, APGD_T, AUTOATTACK, FAB_T, OURS, 
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import Batch, batches
 from sanrobust.errors import UsageError
-from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.steady import FixedSizeBatches
 from sanrobust.zoo import catalog
-from sanrobust.zoo.classifier import Classifier
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.external import is_external, require_found
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.resolve import create_model
 
 _DIGITS, _CLASSES = "digits", 10
@@ -130,17 +129,13 @@ def arena(name: str, settings: Settings) -> Arena:
     device, threat = torch.device(settings.shape.device), settings.threat
     classifier = create_model(name, tag=_DIGITS).to(device)
     _require_digits(name, classifier.num_classes)
-    network, reason = accelerate(classifier, device)
-    network.eval().requires_grad_(False)
+    made = accelerate(classifier, device)
+    network = made.classifier.eval().requires_grad_(False)
     images = open_dataset(_DIGITS, root=None, num_samples=threat.images)
     plan = [list(range(threat.images))]
     batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0)))
-    size = pass_size(batch.pixels.shape[-1], device) if reason else None
-    return Arena(name, network, size, _words(network, reason), batch.to(device), threat, device)
-
-
-def _words(network: Classifier, reason: str | None) -> str:
-    return "folded network" if reason is None else f"plain network: {reason}"
+    size = made.pass_size(batch.pixels.shape[-1], device)
+    return Arena(name, network, size, made.words, batch.to(device), threat, device)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, VectorAttention,
                                        position_grid)
 from sanrobust.zoo import catalog
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.external import is_external, require_found
 from sanrobust.zoo.factory import find_callable
-from sanrobust.zoo.folded import accelerate
 from sanrobust.zoo.forms import smallest_input
 from sanrobust.zoo.resolve import create_model
 
@@ -137,8 +137,8 @@ class _Within(nn.Module):
 
 
 def _ours(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
-    model, reason = accelerate(classifier, torch.device(shape.device))
-    return model, "folded network" if reason is None else f"plain network: {reason}"
+    made = accelerate(classifier, torch.device(shape.device))
+    return made.classifier, made.words
 
 
 def _plain(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sanrobust.bench.loop import LoopTime
 from sanrobust.bench.passes import Effort
 from sanrobust.bench.peak import Peak
 from sanrobust.bench.samples import Case, Sample, Summary, best_rate, healthy, summarise
-from sanrobust.bench.settings import Settings
+from sanrobust.bench.settings import OURS, Settings
 from sanrobust.files import write_text
 
 # The last is the picture, which `sanrobust.bench.plot` draws.
@@ -21,7 +22,8 @@ SUMMARY_COLUMNS = (
     "kind", "name", "step", "contender", "computed_by", "batch_size", "img_size", "device",
     "dtype", "threads", "median_s", "fastest_s", "slowest_s", "images_per_s", "samples",
     "rejected", "ours_faster", "base_bytes", "model_bytes", "net_bytes", "counted_s", "cpu_s",
-    "model_s", "model_share", "forward_images", "backward_images", "robust_top1", "failure")
+    "model_s", "model_share", "forward_images", "backward_images", "robust_top1", "setup_s",
+    "bare_s", "failure")
 SAMPLE_COLUMNS = ("kind", "name", "step", "contender", "round", "seconds", "probe_before_gflops",
                   "probe_after_gflops", "healthy")
 
@@ -38,6 +40,7 @@ class Results:
         samples: every timing, healthy or not.
         peaks: every measurement of memory.
         efforts: what attacks asked of their networks, in one counted run each.
+        loops: what whole commands took.
         computed_by: what computed each contender of each case's name, in words.
         refused: contenders that were not timed, with the reason.
     """
@@ -49,6 +52,7 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     peaks: list[Peak] = field(default_factory=list)
     efforts: dict[tuple[Case, str], Effort] = field(default_factory=dict)
+    loops: dict[Case, LoopTime] = field(default_factory=dict)
     computed_by: dict[tuple[str, str], str] = field(default_factory=dict)
     refused: dict[tuple[Case, str], str] = field(default_factory=dict)
 
@@ -86,6 +90,8 @@ class Results:
         held = {(each.case, each.contender): each for each in self.peaks}
         for key in dict.fromkeys([*timed, *self.refused, *held, *self.efforts]):
             yield self._summary_row(key, timed.get(key), held.get(key))
+        for case, loop in self.loops.items():
+            yield self._loop_row(case, loop)
 
     def _summary_row(self, key: tuple[Case, str], timed: Summary | None,
                      held: Peak | None) -> Sequence[object]:
@@ -102,8 +108,20 @@ class Results:
             effort.forward, effort.backward, effort.robust)
         return (*_names(case, contender), self.computed_by.get((case.name, contender)),
                 case.images, shape.img_size if effort is None else effort.img_size, shape.device,
-                shape.dtype, self.threads, *speed, *memory, *counted,
+                shape.dtype, self.threads, *speed, *memory, *counted, None, None,
                 self.refused.get(key) or failure)
+
+    def _loop_row(self, case: Case, loop: LoopTime) -> Sequence[object]:
+        shape = self.settings.shape
+        known: dict[str, object] = dict(zip(SUMMARY_COLUMNS, _names(case, OURS))) | {
+            "computed_by": loop.computed_by, "batch_size": shape.batch_size,
+            "img_size": loop.img_size, "device": shape.device, "dtype": shape.dtype,
+            "threads": self.threads, "images_per_s": loop.images_per_second,
+            "counted_s": loop.seconds, "cpu_s": loop.cpu_seconds, "model_s": loop.model_seconds,
+            "model_share": loop.model_share, "forward_images": loop.forward,
+            "backward_images": loop.backward, "setup_s": loop.setup_seconds,
+            "bare_s": loop.bare_seconds}
+        return [known.get(name) for name in SUMMARY_COLUMNS]
 
 
 def _names(case: Case, contender: str) -> tuple[str, ...]:

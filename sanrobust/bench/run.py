@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -12,13 +11,15 @@ import torch
 from sanrobust import allocator
 from sanrobust.bench import attacks, models, operators
 from sanrobust.bench.contender import Contender
+from sanrobust.bench.loop import measure_loop
 from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
 from sanrobust.bench.peak import measure_peaks, too_large
 from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
-from sanrobust.bench.settings import (ATTACKS, MEMORY, MODELS, OPERATORS, OWN, STEPS,
+from sanrobust.bench.settings import (ATTACKS, LOOP, MEMORY, MODELS, OPERATORS, OWN, STEPS,
                                       Settings)
-from sanrobust.device import choose_device, environment, exact
+from sanrobust.data.datasets import open_dataset
+from sanrobust.device import choose_device, cores, environment, exact
 from sanrobust.errors import UsageError
 from sanrobust.files import require_writable
 from sanrobust.trouble import out_of_memory
@@ -71,13 +72,15 @@ def _checked(settings: Settings) -> Settings:
     if device.type == "cpu" and settings.shape.dtype != "float32":
         raise UsageError("--dtype must be float32 on a CPU", seen=f"it is {settings.shape.dtype}",
                          hint="leave it out, or add --device cuda")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if settings.threads is not None and settings.threads > (cores or 1):
+    most = cores()
+    if settings.threads is not None and settings.threads > most:
         raise UsageError("--threads must be at most the cores of this process",
-                         seen=f"it is {settings.threads} of {cores}",
-                         hint=f"type --threads {cores}")
+                         seen=f"it is {settings.threads} of {most}",
+                         hint=f"type --threads {most}")
     if ATTACKS in settings.parts:
         attacks.check(settings)
+    if LOOP in settings.parts:
+        _check_loop(settings)
     settings = replace(settings, shape=replace(settings.shape, device=str(device)))
     own = [name for name in settings.contenders if OWN in name]
     for name in own:
@@ -88,6 +91,15 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError("--formulation must have models or memory to take part in",
                          seen=f"only {' '.join(settings.parts)} is measured", hint="add models")
     return settings
+
+
+def _check_loop(settings: Settings) -> None:
+    if settings.shape.dtype != "float32":
+        raise UsageError("--dtype must be float32 where whole commands are timed",
+                         seen=f"it is {settings.shape.dtype}", hint="leave it out")
+    models.check(settings.loop.models, settings.shape)
+    if settings.loop.data is not None:
+        open_dataset(settings.loop.data, root=None, num_samples=settings.loop.images)
 
 
 class _Bench:
@@ -102,25 +114,47 @@ class _Bench:
 
     def run(self) -> None:
         """Measure every part that was asked for."""
-        parts = self._settings.parts
-        if OPERATORS in parts:
-            for operator in operators.operators(self._settings.shape):
-                contenders = operators.contenders(operator, self._settings.contenders)
-                self._race("operator", operator.name, contenders)
-        if MODELS in parts:
-            for model in self._settings.models:
-                self._race("model", model, self._models(model))
-        if MEMORY in parts:
-            for model in self._settings.models:
-                for peak in measure_peaks(self._settings, model):
-                    self._results.peaks.append(peak)
-                    self._results.computed_by[model, peak.contender] = peak.computed_by
-                    self._say(f"{model} {peak.case.step}, {peak.contender}: "
-                              + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
-                self._results.write()
-        if ATTACKS in parts:
-            for model in self._settings.threat.models:
-                self._attack(model)
+        for part, measure in ((OPERATORS, self._operators), (MODELS, self._all_models),
+                              (MEMORY, self._memory), (ATTACKS, self._attacks),
+                              (LOOP, self._loops)):
+            if part in self._settings.parts:
+                measure()
+
+    def _operators(self) -> None:
+        for operator in operators.operators(self._settings.shape):
+            contenders = operators.contenders(operator, self._settings.contenders)
+            self._race("operator", operator.name, contenders)
+
+    def _all_models(self) -> None:
+        for model in self._settings.models:
+            self._race("model", model, self._models(model))
+
+    def _memory(self) -> None:
+        for model in self._settings.models:
+            for peak in measure_peaks(self._settings, model):
+                self._results.peaks.append(peak)
+                self._results.computed_by[model, peak.contender] = peak.computed_by
+                self._say(f"{model} {peak.case.step}, {peak.contender}: "
+                          + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
+            self._results.write()
+
+    def _attacks(self) -> None:
+        for model in self._settings.threat.models:
+            self._attack(model)
+
+    def _loops(self) -> None:
+        for model in self._settings.loop.models:
+            for experiment in self._settings.loop.experiments:
+                self._loop(model, experiment)
+
+    def _loop(self, model: str, experiment: str) -> None:
+        """Run a whole command once, and its model alone."""
+        loop = measure_loop(model, experiment, self._settings)
+        self._results.loops[Case("loop", model, experiment, loop.images)] = loop
+        self._say(f"{model} {experiment}: {loop.images_per_second:.3g} images/s, bare "
+                  f"{loop.bare_images_per_second:.3g}, {100 * loop.model_share:.1f} % of the wall "
+                  f"time in the model ({loop.computed_by})")
+        self._results.write()
 
     def _attack(self, model: str) -> None:
         """Attack a network by every side: once counted, then in turn against the clock."""

@@ -21,11 +21,11 @@ class Case:
     """One thing that several contenders compute.
 
     Attributes:
-        kind: ``operator``, ``model`` or ``attack``.
+        kind: ``operator``, ``model``, ``attack`` or ``loop``.
         name: which operator and shape, or which model.
         step: ``forward``, or ``attack``: forward and gradient with respect to the input; of an
             attack its name.
-        images: images in a batch.
+        images: images in a batch, of a loop all.
     """
 
     kind: str

@@ -31,6 +31,8 @@ def tables(results: Results) -> str:
          _held(results.peaks))) if cells]
     if results.efforts:
         parts.append(to_text(_attacks(results)))
+    if results.loops:
+        parts.append(to_text(_loops(results)))
     rejected = sum(each.rejected for each in summaries)
     taken = rejected + sum(each.samples for each in summaries)
     if taken:
@@ -61,6 +63,24 @@ def _attacks(results: Results) -> Sheet:
              "time inside the network; in brackets how much faster ours is.")
     return Sheet("bench", title, ("", "", "", "s", "CPU s", "robust", "forward", "backward",
                                   "network"), 3, tuple(map(tuple, groups.values())))
+
+
+def _loops(results: Results) -> Sheet:
+    """Return what whole commands took beside their bare models."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for case, loop in results.loops.items():
+        groups.setdefault(case.name, []).append((
+            case.name, case.step, f"{loop.images_per_second:.3g}",
+            f"{loop.bare_images_per_second:.3g}", f"{100 * loop.model_share:.1f}",
+            f"{loop.seconds:.3g}", f"{loop.setup_seconds:.3g}", f"{loop.cpu_seconds:.3g}"))
+    shape, loops = results.settings.shape, tuple(results.loops.values())
+    title = (f"Whole commands on {loops[0].images} images (batch {shape.batch_size}, "
+             f"{loops[0].img_size} px, {shape.dtype}, {shape.device}): images/s from the first "
+             "image to the table, and of the bare model in as many passes; the percentage of the "
+             "whole wall time inside the model; wall time, the part of it before the first image, "
+             "and CPU time.")
+    return Sheet("bench", title, ("", "", "images/s", "bare", "% in model", "s", "set-up s",
+                                  "CPU s"), 2, tuple(map(tuple, groups.values())))
 
 
 def _timed(summaries: Sequence[Summary], value: Callable[[Summary], str]) -> dict[

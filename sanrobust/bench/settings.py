@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-OPERATORS, MODELS, MEMORY, ATTACKS = "operators", "models", "memory", "attacks"
-PARTS = (OPERATORS, MODELS, MEMORY, ATTACKS)
+OPERATORS, MODELS, MEMORY, ATTACKS, LOOP = "operators", "models", "memory", "attacks", "loop"
+PARTS = (OPERATORS, MODELS, MEMORY, ATTACKS, LOOP)
 # What is measured where no part is named: attacks need networks that are trained, and an extra.
 USUAL_PARTS = (OPERATORS, MODELS, MEMORY)
 FORWARD, ATTACK = "forward", "attack"
@@ -31,6 +31,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 AUTOATTACK, APGD_CE, APGD_T, FAB_T, SQUARE, PGD = (
     "autoattack", "apgd-ce", "apgd-t", "fab-t", "square", "pgd")
 ATTACKED = ("resnet26.digits", "san10-pair.digits")
+LOOPED = ("resnet50", "san19-pair")
+LOOPS = ("rotate", "pgd")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -79,6 +81,23 @@ class Threat:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """Which command is held against its bare model.
+
+    Attributes:
+        models: names as the zoo knows them; an architecture alone has untrained weights.
+        experiments: which of `LOOPS`.
+        images: how many.
+        data: a dataset's name or a folder; None makes random photographs.
+    """
+
+    models: tuple[str, ...] = LOOPED
+    experiments: tuple[str, ...] = LOOPS
+    images: int = 64
+    data: str | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that a benchmark is asked for.
 
@@ -89,6 +108,7 @@ class Settings:
             ``module:function``.
         shape: how they compute.
         threat: how networks are attacked.
+        loop: which command is timed as a whole.
         repeats: healthy samples wanted of each contender.
         threads: of the CPU; None leaves torch's own choice.
         peak: best rate that the probe is known to reach on this machine, in GFLOP/s; None takes
@@ -101,6 +121,7 @@ class Settings:
     contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST, TORCHATTACKS)
     shape: Shape = Shape()
     threat: Threat = Threat()
+    loop: Loop = Loop()
     repeats: int = 5
     threads: int | None = None
     peak: float | None = None

@@ -15,6 +15,7 @@ from sanrobust.cli.experiments import commands
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.info import info
 from sanrobust.cli.show import show
+from sanrobust.cli.status import status
 from sanrobust.cli.streams import open_streams
 from sanrobust.cli.study import study
 from sanrobust.cli.table import table
@@ -67,5 +68,5 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for command in (*commands(), table, train, study, bench, complexity, show, zoo, info):
+for command in (*commands(), table, status, train, study, bench, complexity, show, zoo, info):
     main.add_command(command)

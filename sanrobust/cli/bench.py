@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from sanrobust.bench.settings import (ATTACKED, COMPILED, CONTENDERS, DTYPES, OWN, PARTS, SANS,
-                                      USUAL_PARTS, Settings, Shape, Threat)
+from sanrobust.bench.settings import (ATTACKED, COMPILED, CONTENDERS, DTYPES, LOOPED, LOOPS, OWN,
+                                      PARTS, SANS, USUAL_PARTS, Loop, Settings, Shape, Threat)
 from sanrobust.cli.group import Command
 from sanrobust.options import Number, Whole
 from sanrobust.cli.options import PATH
@@ -21,11 +21,11 @@ _DEFAULT = Settings()
 
 @click.command(cls=Command)
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS),
-                metavar="[operators] [models] [memory] [attacks]")
+                metavar="[operators] [models] [memory] [attacks] [loop]")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
               help="As in the other commands; an architecture alone has untrained weights; "
                    "repeatable. [default: the six SANs, and for attacks "
-                   + ", ".join(ATTACKED) + "]")
+                   + ", ".join(ATTACKED) + ", for loop " + ", ".join(LOOPED) + "]")
 @click.option("-c", "--contender", "contenders", multiple=True,
               type=click.Choice(tuple(CONTENDERS)), metavar="|".join(CONTENDERS),
               help="Who takes part; repeatable. [default: all but compiled]")
@@ -41,8 +41,14 @@ _DEFAULT = Settings()
 @click.option("--attack", "attacks", multiple=True, type=click.Choice(_DEFAULT.threat.attacks),
               metavar="|".join(_DEFAULT.threat.attacks),
               help="Which attacks, of those that torchattacks has too; repeatable. [default: all]")
-@click.option("--images", type=Whole(1), default=_DEFAULT.threat.images, show_default=True,
-              metavar="N", help="Held-out digits that are attacked together.")
+@click.option("--experiment", "experiments", multiple=True, type=click.Choice(LOOPS),
+              metavar="|".join(LOOPS),
+              help="Which command loop times; repeatable. [default: both]")
+@click.option("--data", metavar="NAME|FOLDER",
+              help="Images of loop, as in the other commands. [default: random photographs]")
+@click.option("--images", type=Whole(1), metavar="N",
+              help="Held-out digits that are attacked together, or images of loop. [default: "
+                   f"{_DEFAULT.threat.images}, of loop {_DEFAULT.loop.images}]")
 @click.option("--eps", type=Number(0, 255, "8"), default=_DEFAULT.threat.eps, show_default=True,
               metavar="LEVELS", help="L-inf radius of the attacks in 1/255.")
 @click.option("--iters", type=Whole(1), default=_DEFAULT.threat.iters, show_default=True,
@@ -69,6 +75,9 @@ def bench(**values: Any) -> None:
     layers as released with unfold for their compiled operators; ResNet50, also channels last.
     They take turns; a sample counts only if a compute probe ran at full speed before and after
     it. Writes OUT/bench.csv, samples.csv, bench.json and bench.png.
+
+    Loop is a whole command against its bare model: decoding, transfer, records and table show as
+    the part of the wall time that is not spent in the model.
 
     Without an argument operators, models and memory are measured. Attacks are ours against those
     of torchattacks, on the same network and images; one run of each is counted: passes, CPU time,
@@ -108,7 +117,10 @@ def _settings(values: dict[str, Any]) -> Settings:
         parts=values["parts"] or USUAL_PARTS, models=models or SANS, contenders=contenders,
         threat=Threat(models=models or ATTACKED,
                       attacks=values["attacks"] or _DEFAULT.threat.attacks,
-                      **{name: values[name] for name in ("images", "eps", "iters", "queries")}),
+                      images=values["images"] or _DEFAULT.threat.images,
+                      **{name: values[name] for name in ("eps", "iters", "queries")}),
+        loop=Loop(models=models or LOOPED, experiments=values["experiments"] or LOOPS,
+                  images=values["images"] or _DEFAULT.loop.images, data=values["data"]),
         shape=Shape(batch_size=values["batch_size"], img_size=values["img_size"],
                     device=values["device"], dtype=values["dtype"]),
         repeats=values["repeats"], threads=values["threads"],

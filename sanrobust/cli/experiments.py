@@ -31,11 +31,11 @@ def command_of(experiment: Experiment) -> click.Command:
     @(save_option if experiment.makes_images else _no_more)
     @run_options
     def command(**values: Any) -> None:
-        models, how = take_models(values), take_how(values)
+        models, how, processes = take_models(values), take_how(values), values.pop("processes")
         data = take_folders(values) if of_folders else (take_data(values),)
         settings = experiment.settings(**take_settings(experiment.settings, values))
         from sanrobust.cli.report import show
-        show(experiment, settings, models, data, how)
+        show(experiment, settings, models, data, how, processes)
 
     command.params = [*settings_options(experiment.settings), *command.params]
     return command

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
-from sanrobust.choices import MOST_PROCESSES, DataConfig, ModelConfig, RunConfig, is_utf8
+from sanrobust.choices import (FLOAT32, MOST_PROCESSES, PRECISIONS, DataConfig, ModelConfig,
+                               RunConfig, is_utf8)
 from sanrobust.cli.group import typed
 from sanrobust.errors import UsageError, shortened
 from sanrobust.options import BatchSize, Number, Triple, Whole, refuse
 from sanrobust.preprocessing import CROP_MODES, INTERPOLATIONS, LARGEST_SIDE
+from sanrobust.shards import Shard, find_shard
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,15 +47,18 @@ def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Com
 def data_options(command: Command) -> Command:
     """Add the options that choose images and labels."""
     return _stack(
-        click.option("--data", envvar="SANROBUST_DATA", metavar="NAME|FOLDER",
-                     help="Registered name, ImageFolder, or flat folder with --labels. "
+        click.option("--data", envvar="SANROBUST_DATA", metavar="NAME|PATH",
+                     help="Registered name, ImageFolder, flat folder with --labels, tar shards "
+                          "(file, folder or pattern), NPZ, PT or safetensors with images and "
+                          "labels, hf:NAME[:SPLIT] or a saved dataset. "
                           "[env: SANROBUST_DATA; default: the embedded digits]"),
         click.option("--labels", type=PATH, metavar="FILE",
                      help="CSV with file,class_index for a flat folder."),
         click.option("--class-map", type=PATH, metavar="FILE",
                      help="CSV with folder,class_index for an ImageFolder."),
         click.option("--data-name", metavar="NAME",
-                     help="What tables call a folder; imagenet for ILSVRC's validation images."),
+                     help="What tables call your own images; imagenet for ILSVRC's validation "
+                          "images."),
         click.option("--data-root", type=PATH, envvar="SANROBUST_DATA_ROOT", metavar="FOLDER",
                      help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]"),
         click.option("--download/--no-download", default=False,
@@ -84,6 +89,10 @@ def model_options(command: Command) -> Command:
         click.option("--std", type=Triple(), help="Normalisation deviation per channel."),
         click.option("--no-normalize", is_flag=True,
                      help="The model takes pixels in [0, 1]: mean 0, deviation 1."),
+        click.option("--precision", type=click.Choice(PRECISIONS), default=FLOAT32,
+                     show_default=True,
+                     help="What networks are computed in; pixels and attacks stay float32. tf32 "
+                          "needs a GPU."),
     )(command)
 
 
@@ -94,14 +103,21 @@ def run_options(command: Command) -> Command:
                      metavar="FOLDER", help="Folder of records and tables."),
         click.option("-b", "--batch-size", type=BatchSize(),
                      help="Images per batch; auto fits it to memory. [default: by image size]"),
-        click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), default=0, show_default=True,
-                     metavar="N", help="Processes that decode images."),
+        click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), metavar="N",
+                     help="Processes that decode images. [default: none on a CPU, up to 8 for a "
+                          "GPU]"),
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]"),
         click.option("--threads", type=Whole(1), metavar="N",
                      help="Threads of the CPU. [default: torch's own number]"),
         click.option("--backend", metavar="NAME", help="Attention kernels; see sanrobust info."),
         click.option("--fold/--no-fold", default=True, show_default=True,
-                     help="Compute a SAN as a whole where the native kernels can."),
+                     help="Compute a SAN as a whole where the native kernels can, and other "
+                          "networks with batch norms inside their convolutions."),
+        click.option("--shard", metavar="i/n",
+                     help="Measure part i of n of the images, i from 1; run all n in any order, "
+                          "at once or not. [default: what torchrun or SLURM says]"),
+        click.option("--processes", type=Whole(1, MOST_PROCESSES), default=1, show_default=True,
+                     metavar="N", help="Processes of this machine that share the images."),
         click.option("--fresh/--resume", default=False,
                      help="Start anew beside earlier runs, or go on with them. [default: resume]"),
         click.option("--retry-failed", is_flag=True,
@@ -153,7 +169,8 @@ def take_models(values: dict[str, Any]) -> ModelConfig:
     if values.pop("no_normalize"):
         given |= _unnormalised(given)
     return ModelConfig(models=tuple(values.pop("models")), checkpoint=values.pop("checkpoint"),
-                       use_ema=values.pop("use_ema"), overrides=given)
+                       use_ema=values.pop("use_ema"), overrides=given,
+                       precision=values.pop("precision"))
 
 
 def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
@@ -165,10 +182,23 @@ def _unnormalised(given: Mapping[str, object]) -> dict[str, object]:
     return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
+def take_shard(values: dict[str, Any]) -> Shard:
+    """Take which part of the images to measure out of a command's parameters.
+
+    Raises UsageError where ``--shard`` stands beside ``--processes``.
+    """
+    text = values.pop("shard")
+    if text is not None and values["processes"] > 1:
+        raise UsageError("--shard must stand without --processes", seen="both are given",
+                         hint="leave out one: --processes makes the parts itself")
+    return find_shard(text, os.environ) if values["processes"] == 1 else Shard()
+
+
 def take_how(values: dict[str, Any]) -> RunConfig:
     """Take the values of `run_options` out of a command's parameters."""
     fields = ("out", "batch_size", "workers", "device", "threads", "backend", "fresh",
               "retry_failed", "fold",
               "max_failed")
-    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed(),
+    shard = take_shard(values)
+    return RunConfig(**{name: values.pop(name) for name in fields}, command=typed(), shard=shard,
                      save_adversarial=values.pop("save_adversarial", False))

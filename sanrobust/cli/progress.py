@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from rich.console import Console
 from rich.progress import (BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task,
                            TextColumn, TimeElapsedColumn, TimeRemainingColumn)
 from rich.text import Text
 
-LINE_SECONDS = 10.0
+from sanrobust.progress import Lines
 
 
 class _Rate(ProgressColumn):
@@ -48,49 +47,6 @@ class Bar:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
-
-
-class Lines:
-    """One plain line at most every ten seconds and one at the end, for logs."""
-
-    def begin(self, title: str, *, total: int, done: int) -> None:
-        """Say what starts and how much of it is there already."""
-        self._title, self._total, self._done, self._new = title, total, done, 0
-        self._start = self._last = self._batch = time.monotonic()
-        self._passes = 0
-        if done:
-            self._say(f"{title}: going on after {done} of {total} images")
-
-    def advance(self, images: int) -> None:
-        """Count ``images`` more and say so when the last line is old."""
-        self._done += images
-        self._new += images
-        now = time.monotonic()
-        self._passes, self._batch = 0, now
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            rate = self._new / (now - self._start)
-            left = (self._total - self._done) / rate
-            self._say(f"{self._title}: {self._done}/{self._total} images, "
-                      f"{rate:.1f} images/s, {left:.0f} s left")
-
-    def beat(self) -> None:
-        """Count a pass of the model and, when a batch takes long, say that it is alive."""
-        self._passes += 1
-        now = time.monotonic()
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            self._say(f"{self._title}: {self._done}/{self._total} images, then a batch at work for "
-                      f"{now - self._batch:.0f} s, {self._passes} passes of the model so far")
-
-    def end(self) -> None:
-        """Say how the run ended."""
-        seconds = time.monotonic() - self._start
-        self._say(f"{self._title}: {self._done}/{self._total} images, {seconds:.1f} s")
-
-    @staticmethod
-    def _say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 def progress() -> Bar | Lines:

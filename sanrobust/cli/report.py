@@ -19,12 +19,21 @@ from sanrobust.summary import Summary
 
 
 def show(experiment: Experiment, settings: object, models: ModelConfig,
-         data: Sequence[DataConfig], how: RunConfig) -> None:
-    """Run an experiment and print its table."""
-    from sanrobust.run import run
+         data: Sequence[DataConfig], how: RunConfig, processes: int) -> None:
+    """Run an experiment, or a part of it, and print its table once all parts are there."""
+    from sanrobust.parallel import run_in_processes
+    from sanrobust.run import run_part
     allocator.tune()
-    print_summary(run(experiment, settings, models, data, how,
-                      Reporter(say=say, progress=progress())))
+    reporter = Reporter(say=say, progress=progress())
+    done = (run_part(experiment, settings, models, data, how, reporter) if processes == 1 else
+            run_in_processes(processes, experiment, settings, models, data, how, reporter))
+    if isinstance(done, Summary):
+        print_summary(done)
+        return
+    for line in done.lines:
+        say(line)
+    if done.problem is not None:
+        raise done.problem
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The SHA-256 of image files, computed once per file and remembered for the next start.
+"""The files of a set of images, and the SHA-256 of each, computed once and remembered.
 
 What is remembered is only a speed-up: it lies in the user's cache folder, one file for each folder
 of images, and is left aside when it is damaged or cannot be written.
@@ -7,12 +7,14 @@ of images, and is left aside when it is damaged or cannot be written.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from sanrobust.errors import DataError, OutputError, UsageError
 from sanrobust.files import atomic_write, cache_home, open_regular
@@ -30,8 +32,24 @@ State = tuple[int, int, int, int]  # size, time of change of content and of inod
 Known = dict[str, tuple[State, str]]
 
 
+class Files(Protocol):
+    """The encoded images of a set by their ids, wherever they lie."""
+
+    def digests(self, paths: Sequence[str]) -> Iterator[str]:
+        """Yield the SHA-256 of each file in hexadecimal; raises DataError for one unreadable."""
+        ...
+
+    def differs(self, path: str) -> bool:
+        """Whether a file, read once more, is not what its digest was taken of, or is gone."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to read and seek; raises OSError."""
+        ...
+
+
 class Contents:
-    """The digests of the files below ``folder``, by their paths there.
+    """The files below ``folder``, by their paths there.
 
     In one instance a file is read once, so what was taken from a set and the set itself agree.
     """
@@ -54,9 +72,18 @@ class Contents:
         """Whether a file, read once more, is not what its digest was taken of, or is gone."""
         known = self._digests.get(path)
         try:
-            return known is not None and _hashed(os.path.join(self._folder, path))[1] != known
+            return known is not None and self._hashed(path)[1] != known
         except OSError:
             return True
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to read and seek; raises OSError, for a pipe or a device too."""
+        # Buffered, since Pillow reads in small pieces.
+        return io.BufferedReader(open_regular(self._place(path)))
+
+    def _place(self, path: str) -> str:
+        """Return the file on disk that holds the one at ``path``."""
+        return os.path.join(self._folder, path)
 
     def _find(self, paths: Sequence[str]) -> None:
         known = _recall(self._folder)
@@ -79,13 +106,12 @@ class Contents:
         found: dict[str, str] = {}
         fresh: Known = {}
         for path in paths:
-            full = os.path.join(self._folder, path)
             try:
                 remembered = known.get(path)
-                if remembered is not None and remembered[0] == _state(os.stat(full)):
+                if remembered is not None and remembered[0] == _state(os.stat(self._place(path))):
                     found[path] = remembered[1]
                     continue
-                state, digest = _hashed(full)
+                state, digest = self._hashed(path)
             except OSError as error:
                 raise DataError("every listed image must be a readable file",
                                 seen=f"{path} is not ({error.strerror or error})",
@@ -95,23 +121,22 @@ class Contents:
                 fresh[path] = (state, digest)
         return found, fresh
 
+    def _hashed(self, path: str) -> tuple[State | None, str]:
+        """Return a file's digest, and its state unless it may have changed while it was read."""
+        begun = time.time_ns()
+        digest = hashlib.sha256()
+        with self.open(path) as stream:
+            before = os.fstat(stream.fileno())
+            while block := stream.read(BLOCK):
+                digest.update(block)
+            after = os.fstat(stream.fileno())
+        newest = max(after.st_mtime_ns, after.st_ctime_ns)
+        is_settled = _state(before) == _state(after) and newest < begun - TICK_NS
+        return _state(after) if is_settled else None, digest.hexdigest()
+
 
 def _state(status: os.stat_result) -> State:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _hashed(path: str) -> tuple[State | None, str]:
-    """Return a file's digest, and its state unless it may have changed while it was read."""
-    begun = time.time_ns()
-    digest = hashlib.sha256()
-    with open_regular(path) as stream:
-        before = os.fstat(stream.fileno())
-        while block := stream.read(BLOCK):
-            digest.update(block)
-        after = os.fstat(stream.fileno())
-    newest = max(after.st_mtime_ns, after.st_ctime_ns)
-    is_settled = _state(before) == _state(after) and newest < begun - TICK_NS
-    return _state(after) if is_settled else None, digest.hexdigest()
 
 
 def _memory(folder: Path) -> Path:

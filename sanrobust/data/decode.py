@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -52,14 +52,19 @@ def decode(path: Path) -> Image.Image:
     not an image, damaged, or larger than MAX_PIXELS; ImageTrouble when it is missing or cannot be
     read, or the machine lacks what decoding takes. Prints nothing.
     """
+    return decode_opened(lambda: io.BufferedReader(open_regular(path)))
+
+
+def decode_opened(opened: Callable[[], BinaryIO]) -> Image.Image:
+    """Do as `decode` with what ``opened`` returns, which may raise OSError and is closed here."""
     try:
-        # Buffered, since Pillow reads in small pieces.
-        stream = io.BufferedReader(open_regular(path))
+        stream = opened()
     except OSError as error:
         raise ImageTrouble(_reason(error)) from error
     with stream:
-        if not os.fstat(stream.fileno()).st_size:
+        if not stream.seek(0, os.SEEK_END):
             raise ImageError("the file is empty")
+        stream.seek(0)
         return _decoded(stream)
 
 
@@ -75,7 +80,7 @@ def _decoded(stream: BinaryIO) -> Image.Image:
             if image.format == "TIFF":
                 stack.enter_context(_muted_stderr())
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
     except ImageError:
         raise
     # Damaged files make Pillow's readers raise nearly any type; all mean the same to us.
@@ -113,7 +118,8 @@ def _reason(error: Exception) -> str:
     return f"damaged ({detail or type(error).__name__})"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image in mode RGB as `decode` does; raises ImageError where it cannot be."""
     if image.mode in SIXTEEN_BIT_MODES:
         return _scale_16_bit(image)
     if image.mode == "F":
@@ -133,10 +139,16 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
 def quiet() -> Iterator[None]:
     """Keep Pillow from printing while the block reads an image."""
     # Pillow warns of odd metadata and logs through a logger that would fall back to stderr.
-    logging.getLogger("PIL").addHandler(_SILENCE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("PIL")
+    is_ours = _SILENCE not in logger.handlers
+    logger.addHandler(_SILENCE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if is_ours:
+            logger.removeHandler(_SILENCE)
 
 
 @contextmanager

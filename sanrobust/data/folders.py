@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sanrobust.csvfiles import MAX_INDEX_DIGITS, counted, shown
 from sanrobust.data.decode import IMAGE_SUFFIXES
-from sanrobust.data.imageset import FileImages, ImageRef
+from sanrobust.data.imageset import FileImages, ImageRef, require_fit_ids
 from sanrobust.data.labels import read_class_map, read_labels
 from sanrobust.data.listing import Listing, is_image_name, leads_back, listing, unreadable
 from sanrobust.errors import DataError
@@ -68,7 +68,7 @@ def labelled_folder(folder: Path, labels: Path, *, name: str | None = None) -> F
         raise DataError("every image of the folder must have a row in the labels file",
                         seen=f"{counted(unlabelled, 'image')} not in {labels.name}",
                         hint="add the rows, or move these images elsewhere")
-    _require_fit_names(rows)
+    require_fit_ids(rows)
     refs = tuple(ImageRef(file, rows[file]) for file in sorted(rows))
     return FileImages(name or _folder_name(folder), folder, refs, None,
                       left_out=found.left_out(used={*rows, *_within(folder, labels)}))
@@ -85,7 +85,7 @@ def _image_set(folder: Path, found: dict[str, Listing], rest: Listing, *, name: 
         rest.add(below, below=class_name)
     refs = tuple(ImageRef(f"{class_name}/{path}", indices[class_name])
                  for class_name, below in found.items() for path in below.images)
-    _require_fit_names(ref.id for ref in refs)
+    require_fit_ids(ref.id for ref in refs)
     is_whole = classes is not None and len(classes) == len(found)
     return FileImages(name or _folder_name(folder), folder, refs,
                       len(found) if is_whole else None, classes=classes,
@@ -215,13 +215,6 @@ def _require_all_mapped(found: dict[str, Listing], indices: dict[str, int]) -> N
         raise DataError("every class folder must have a row in the class map",
                         seen=f"{counted(unmapped, 'folder')} without one",
                         hint="add it to the file given to --class-map")
-
-
-def _require_fit_names(ids: Iterable[str]) -> None:
-    for image_id in ids:
-        if UNFIT_FOR_TEXT.search(image_id):
-            raise DataError("image file names must be UTF-8 without control characters",
-                            seen=f"there is one named {image_id!r}", hint="rename it")
 
 
 def _folder_name(folder: Path) -> str:

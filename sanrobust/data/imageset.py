@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sanrobust.data.contents import Contents
-from sanrobust.data.decode import ImageError, ImageTrouble, decode
-from sanrobust.errors import UsageError
+from sanrobust.data.contents import Contents, Files
+from sanrobust.data.decode import ImageError, ImageTrouble, decode_opened
+from sanrobust.errors import DataError, UsageError
+from sanrobust.files import UNFIT_FOR_TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,10 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images in files below ``folder``; an image's id is its path there, with slashes."""
+    """Images in files below ``folder``; an image's id is its path there, with slashes.
+
+    ``contents`` opens them by their ids: files of the folder itself unless it is given.
+    """
 
     name: str
     folder: Path
@@ -88,7 +92,7 @@ class FileImages:
     num_classes: int | None
     classes: tuple[str, ...] | None = None
     left_out: tuple[str, ...] = ()
-    contents: Contents | None = field(default=None, repr=False)
+    contents: Files | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.contents is None:
@@ -104,7 +108,7 @@ class FileImages:
         total = hashlib.sha256()
         found = self.contents.digests([ref.id for ref in self.refs])
         for ref, content in zip(self.refs, found, strict=True):
-            total.update(_line(ref, content))
+            total.update(line(ref, content))
         return total.hexdigest()
 
     def load(self, index: int) -> Image.Image:
@@ -116,7 +120,7 @@ class FileImages:
         assert self.contents is not None
         name = self.refs[index].id
         try:
-            return decode(self.folder / name)
+            return decode_opened(partial(self.contents.open, name))
         except ImageTrouble:
             raise
         except ImageError as error:
@@ -131,7 +135,7 @@ class FileImages:
     def relabelled(self, labels: Mapping[int, int], *, num_classes: int | None,
                    classes: tuple[str, ...] | None) -> FileImages:
         """Return the same images with other class indices."""
-        return replace(self, refs=_relabelled(self.refs, labels), num_classes=num_classes,
+        return replace(self, refs=relabelled_refs(self.refs, labels), num_classes=num_classes,
                        classes=classes)
 
 
@@ -155,7 +159,7 @@ class ArrayImages:
         """SHA-256 over each image's line ``id, label, size in bytes`` followed by its pixels."""
         total = hashlib.sha256()
         for ref, image in zip(self.refs, self.pixels, strict=True):
-            total.update(_line(ref, image.nbytes))
+            total.update(line(ref, image.nbytes))
             total.update(image.tobytes())
         return total.hexdigest()
 
@@ -171,7 +175,7 @@ class ArrayImages:
     def relabelled(self, labels: Mapping[int, int], *, num_classes: int | None,
                    classes: tuple[str, ...] | None) -> ArrayImages:
         """Return the same images with other class indices."""
-        return replace(self, refs=_relabelled(self.refs, labels), num_classes=num_classes,
+        return replace(self, refs=relabelled_refs(self.refs, labels), num_classes=num_classes,
                        classes=classes)
 
 
@@ -193,14 +197,24 @@ def subset(images: ImageSet, num_samples: int | None) -> ImageSet:
     return images.take(sorted(ranked[:num_samples]))
 
 
+def require_fit_ids(ids: Iterable[str]) -> None:
+    """Raise DataError for an id that no table could hold."""
+    for image_id in ids:
+        if UNFIT_FOR_TEXT.search(image_id):
+            raise DataError("image file names must be UTF-8 without control characters",
+                            seen=f"there is one named {image_id!r}", hint="rename it")
+
+
 def id_hash(purpose: str, image_id: str) -> bytes:
     """Return SHA-256 of ``purpose``, a zero byte and the id: a draw that never changes."""
     return hashlib.sha256(f"{purpose}\0{image_id}".encode()).digest()
 
 
-def _line(ref: ImageRef, content: str | int) -> bytes:
+def line(ref: ImageRef, content: str | int) -> bytes:
+    """Return what the digest of a set says of an image before, or in place of, its content."""
     return f"{ref.id}\t{ref.label}\t{content}\n".encode()
 
 
-def _relabelled(refs: Sequence[ImageRef], labels: Mapping[int, int]) -> tuple[ImageRef, ...]:
+def relabelled_refs(refs: Sequence[ImageRef], labels: Mapping[int, int]) -> tuple[ImageRef, ...]:
+    """Return the references with other class indices, ``labels`` giving the new by the old."""
     return tuple(ImageRef(ref.id, labels[ref.label]) for ref in refs)

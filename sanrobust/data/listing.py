@@ -38,7 +38,7 @@ class Listing:
         """Say what was left out, a clause for each kind; ``used`` names files with a purpose."""
         others = [path for path in self.others if path not in used]
         return tuple(
-            _left_out(paths, *words) for paths, words in (
+            left_out_clause(paths, *words) for paths, words in (
                 (others, ("file that is not named as an image",
                           "files that are not named as images")),
                 (self.unusable, ("name that leads to no file", "names that lead to no file")),
@@ -128,7 +128,8 @@ def _contains(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith(outer.rstrip(os.sep) + os.sep)
 
 
-def _left_out(paths: Sequence[str], one: str, many: str) -> str:
+def left_out_clause(paths: Sequence[str], one: str, many: str) -> str:
+    """Say that paths were left out, which are ``one`` or ``many`` of something."""
     if len(paths) == 1:
         return f"left out 1 {one} ({shown(paths[0])})"
     return f"left out {len(paths)} {many} (the first is {shown(paths[0])})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sanrobust.data.decode import ImageError, ImageTrouble
+from sanrobust.data.fit import fitted
 from sanrobust.data.imageset import ImageRef, ImageSet
-from sanrobust.data.transforms import to_pixels
 from sanrobust.errors import DataError, UsageError
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.processes import become_worker, stops_held, workers_ended_on_error
@@ -49,8 +49,17 @@ class Batch:
     failures: tuple[FailedImage, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch with its tensors on a device."""
-        return replace(self, labels=self.labels.to(device), pixels=self.pixels.to(device))
+        """Return the same batch with its tensors on a device.
+
+        Pinned ones are copied while the CPU goes on; what the device computes with them waits.
+        """
+        on_its_way = device.type == "cuda"
+        return replace(self, labels=self.labels.to(device, non_blocking=on_its_way),
+                       pixels=self.pixels.to(device, non_blocking=on_its_way))
+
+    def pin_memory(self) -> Batch:
+        """Return the same batch in memory that a GPU reads by itself; torch's loader calls it."""
+        return replace(self, labels=self.labels.pin_memory(), pixels=self.pixels.pin_memory())
 
     def part(self, positions: Sequence[int]) -> Batch:
         """Return the decoded images at ``positions``, none of the failed ones."""
@@ -64,17 +73,19 @@ class Batch:
 
 
 def batches(images: ImageSet, preprocessing: Preprocessing, *, plan: Sequence[Sequence[int]],
-            workers: int) -> Iterator[Batch]:
+            workers: int, pinned: bool = False) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each list of indices in ``plan``, in that order.
 
-    The batches do not depend on ``workers``, the number of processes that decode (0: this one).
+    The batches do not depend on ``workers``, the number of processes that decode (0: this one), nor
+    on whether they lie in ``pinned`` memory, from which a GPU copies without the CPU.
     Closing the generator ends the processes. Raises UsageError for a negative number of workers,
     and DataError when a worker process dies or has no memory to hand its images over.
     """
     if workers < 0:
         raise UsageError("--workers must be 0 or more", seen=f"it is {workers}",
                          hint="give 0 to decode in the main process")
-    return _batches(_Pixels(images, preprocessing), plan=plan, workers=workers)
+    return _batches(_Pixels(images, preprocessing), plan=plan, workers=min(workers, len(plan)),
+                    pinned=pinned)
 
 
 _Item = tuple[ImageRef, Tensor | ImageError]
@@ -90,10 +101,7 @@ class _Pixels(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         ref = self.images.refs[index]
         try:
-            image = self.images.load(index)
-            if isinstance(image, Tensor):  # pixels that a model saw before
-                return ref, image
-            return ref, to_pixels(image, self.preprocessing)
+            return ref, fitted(self.images.load(index), self.preprocessing)
         except ImageError as error:
             return ref, error
         except (MemoryError, RuntimeError) as error:  # the transform's
@@ -123,12 +131,14 @@ class _Pixels(Dataset[_Item]):
         )
 
 
-def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
+def _batches(pixels: _Pixels, *, plan: Sequence[Sequence[int]], workers: int, pinned: bool
+             ) -> Generator[Batch, None, None]:
     loader = DataLoader(
         pixels,
         batch_sampler=[list(indices) for indices in plan],
         collate_fn=pixels.collate,
         num_workers=workers,
+        pin_memory=pinned,
         worker_init_fn=_start_worker,
         # Its own generator, because a loader without one draws from torch's global one.
         generator=torch.Generator().manual_seed(0),

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sanrobust.choices import FLOAT32
 from sanrobust.errors import DataError
 from sanrobust.experiments.base import Columns, Experiment, Records, stacked
 from sanrobust.experiments.budgets import (BUDGET, budget_order, budget_text, budget_words,
@@ -59,8 +60,10 @@ class ReplayMeasurement:
         known = made["experiment"] in EXPERIMENTS
         told = EXPERIMENTS.get(made["experiment"]).told_by_rows if known else ()
         settings = {name: value for name, value in made["settings"].items() if name not in told}
+        precision = made.get("precision", FLOAT32)
         return {"source_model": made["model"], "source_weights": made["weights"],
-                "source_experiment": made["experiment"], "source_settings": settings}
+                "source_experiment": made["experiment"], "source_settings": settings,
+                **({} if precision == FLOAT32 else {"source_precision": precision})}
 
     def check(self, images: ImageSet, *, num_classes: int,
               preprocessing: Preprocessing) -> Sequence[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from sanrobust import paper
+from sanrobust.choices import FLOAT32, TF32
 from sanrobust.experiments.layout import Entry, Layout
 from sanrobust.tables.entries import entries, short
 from sanrobust.tables.grid import Grid
@@ -31,6 +32,7 @@ def caption(table: Table, layout: Grid, *, weights: bool = False) -> str:
         table.layout.legend(_known(table)),
         _best_sentence(members) if bold else "",
         _data_sentence(members),
+        _precision_sentence(members),
         *_failed_sentences(members, table.layout),
         _excluded_sentence(members, table.layout),
         *table.layout.notes(members),
@@ -98,6 +100,17 @@ def _data_sentence(members: Sequence[Entry]) -> str:
     return f"Data: {'; '.join(parts)}."
 
 
+def _precision_sentence(members: Sequence[Entry]) -> str:
+    """Say in what networks were computed, where any was in another precision than float32."""
+    found = dict.fromkeys(str(entry.facts.get("precision", FLOAT32)) for entry in members)
+    if set(found) == {FLOAT32}:
+        return ""
+    said = all("precision " in entry.label for entry in members)
+    values = ", ".join(found) if said else _values(members, "precision")
+    how = "" if set(found) <= {FLOAT32, TF32} else ", 16-bit types by torch's autocast"
+    return f"Networks computed in {values}{how}; pixels and attacks in float32."
+
+
 def _failed_sentences(members: Sequence[Entry], layout: Layout) -> Iterator[str]:
     known = [entry for entry in members if "failed" in entry.facts]
     if not known:
@@ -147,6 +160,8 @@ def _difference_sentences(table: Table, members: Sequence[Entry]) -> Iterator[st
     Facts of data and model are named where rows of the same data and model differ in them.
     """
     for name in (*table.settings, "preprocessing", "code"):
+        if name == "precision":  # has a sentence of its own
+            continue
         kinds: dict[tuple[str, str], set[str]] = {}
         for entry in members:
             of = {"data_digest": entry.data, "preprocessing": entry.model, "code": entry.model}

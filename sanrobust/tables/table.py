@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from sanrobust import paper
+from sanrobust.choices import FLOAT32
 from sanrobust.errors import OutputError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.layout import Layout
@@ -153,6 +154,8 @@ def _told(rows: pd.DataFrame, rare: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows without the columns that have nothing to say."""
     quiet = {name for name, of in _TOLD_WHEN_DIFFERENT.items() if name in rows
              and rows.groupby(of, sort=False)[name].nunique(dropna=False).max() < 2}
+    if any(value not in (None, FLOAT32) for value in rows.get("precision", ())):
+        quiet.discard("precision")
     empty = {name for name in {*_TOLD_WHEN_ANY, *rare.values()}
              if name in rows and not any(pd.notna(value) and value for value in rows[name])}
     quiet |= empty & {*_TOLD_WHEN_ANY}

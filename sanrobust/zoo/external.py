@@ -321,7 +321,7 @@ def _measurable(network: nn.Module, name: str, source: str, say: Say) -> tuple[n
                          f"{first_line(error)}",
                          hint="return it in float32") from error
     converted = f"in float32 instead of {', '.join(sorted(others))}"
-    say(f"{name}: measured {converted}, the precision of every run")
+    say(f"{name}: its weights are taken {converted}; --precision says what is computed in")
     return network, f"{source}, {converted}"
 
 

@@ -29,7 +29,6 @@ from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows,
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
                                              Transition)
 from sanrobust.kernels.native.tape import Buffers, Program, Tape
-from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.san import San, SanBlock, require_large_enough
 
 
@@ -219,23 +218,6 @@ class UnchangingSan(nn.Module):
         with self._mappings.assumed():
             logits: Tensor = self.network(images)
         return logits
-
-
-def accelerate(classifier: Classifier, device: torch.device) -> tuple[Classifier, str | None]:
-    """Return ``classifier`` with its network folded as a whole, for weights that stay.
-
-    Where it cannot be, the second value is the reason; away from the CPU the mappings of its
-    attention are then folded once and not at every call.
-    """
-    network = classifier.network
-    reason = refusal(network, device)
-    if not isinstance(network, San) or network.training:
-        return classifier, reason
-    if reason is None:
-        return classifier.computed_by(FoldedSan(network)), None
-    if device.type != "cpu":
-        return classifier.computed_by(UnchangingSan(network)), reason
-    return classifier, reason
 
 
 def refusal(network: nn.Module, device: torch.device) -> str | None:

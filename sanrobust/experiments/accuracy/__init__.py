@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sanrobust.chunks import EXCLUDED
 from sanrobust.errors import DataError, UsageError, shown_value
 from sanrobust.experiments.accuracy.diagrams import BINS, draw, variant
 from sanrobust.experiments.accuracy.scoring import (FILE, PRESENT, ClassChoice, checked_classes,
@@ -19,6 +18,7 @@ from sanrobust.experiments.accuracy.scoring import (FILE, PRESENT, ClassChoice, 
 from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part, Listing
 from sanrobust.options import Whole, option, setting
+from sanrobust.reasons import EXCLUDED
 
 if TYPE_CHECKING:
     import pandas as pd
