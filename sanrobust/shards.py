@@ -88,7 +88,7 @@ def _from_torchrun(environment: Mapping[str, str], local: int | None) -> Shard |
 
 
 def _torchrun_launch(environment: Mapping[str, str]) -> str | None:
-    """Return the launch's id; without --rdzv-id, the process that started those of one machine."""
+    """Return the id that torchrun was given, else the process that started those of one machine."""
     named = environment.get("TORCHELASTIC_RUN_ID", "none")
     if named != "none":
         return f"torchrun {named}"
@@ -133,7 +133,7 @@ def _array_part(environment: Mapping[str, str]) -> tuple[int, int]:
     if count > 1 and (rest or not 0 <= index < count):
         raise UsageError("the tasks of a SLURM array must be numbered without gaps to be parts",
                          seen=f"this is task {number} of {count} that begin with {first}",
-                         hint=f"submit --array=0-{count - 1}, or say with --shard i/n which part "
+                         hint=f"type sbatch --array=0-{count - 1}, or say with --shard i/n which part "
                               "this task is")
     return (index, count) if count > 1 else (0, 1)
 

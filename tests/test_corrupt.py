@@ -30,7 +30,7 @@ from sanrobust.experiments.corrupt.names import ALEXNET_CLEAN, BY_NAME, COMMON, 
 from sanrobust.experiments.corrupt.settings import CorruptionSettings
 from sanrobust.experiments.rotation import ROTATION
 from sanrobust.metrics import wilson
-from sanrobust.run import PROBED_IMAGES
+from sanrobust.job import PROBED_IMAGES
 from sanrobust.runs import find_runs
 from sanrobust.tables import make_table, to_latex, to_markdown, to_text
 from sanrobust.tables.files import write_table

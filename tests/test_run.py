@@ -214,9 +214,9 @@ def test_stopped_politely_a_run_saves_says_how_to_go_on_and_exits_130(
         command: Command, process: Start, tmp_path: Path, number: signal.Signals) -> None:
     arguments = ("pgd", "-m", ATTENTION, "--num-samples", "400", "-b", "2", "--out", tmp_path)
     child = process(*arguments)
-    while child.poll() is None and not list(tmp_path.glob("runs/*/run.json")):
+    while child.poll() is None and not list(tmp_path.glob("runs/*/records/*.parquet")):
         time.sleep(0.01)
-    time.sleep(0.5)
+    time.sleep(0.5)  # for a batch of whose rows none are saved yet
     child.send_signal(number)
     _, told = child.communicate(timeout=60)
     assert child.returncode == Interrupted.exit_code, told

@@ -28,8 +28,9 @@ from sanrobust.data.imageset import ImageSet
 from sanrobust.data.loader import batches
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.catalog import EXPERIMENTS
+from sanrobust.inputs import open_images
 from sanrobust.progress import Reporter, Silent
-from sanrobust.run import open_images, run
+from sanrobust.run import run
 from sanrobust.runs import all_runs
 from sanrobust.zoo.classifier import Classifier
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sanrobust.errors import OutputError
 from sanrobust.files import output_error, temporary_file, try_lock
+from sanrobust.processes import uninterrupted
 from sanrobust.records.headers import sealed_text, unsealed
 
 STARTS_FOLDER = "starts"
@@ -82,15 +83,16 @@ class Start:
                  "images": self._images, "rate": self._rate(), "block": self._block, **more}
         try:
             self._path.parent.mkdir(exist_ok=True)
-            self._replace(sealed_text(facts))
+            with uninterrupted():
+                self._replace(sealed_text(facts))
         except OSError as error:
             raise output_error(self._path, error) from error
 
     def end(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def _rate(self) -> float:
         """Return images per second over the last minutes."""
