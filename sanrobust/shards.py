@@ -133,8 +133,8 @@ def _array_part(environment: Mapping[str, str]) -> tuple[int, int]:
     if count > 1 and (rest or not 0 <= index < count):
         raise UsageError("the tasks of a SLURM array must be numbered without gaps to be parts",
                          seen=f"this is task {number} of {count} that begin with {first}",
-                         hint=f"type sbatch --array=0-{count - 1}, or say with --shard i/n which part "
-                              "this task is")
+                         hint=f"type sbatch --array=0-{count - 1}, or say with --shard i/n which "
+                              "part this task is")
     return (index, count) if count > 1 else (0, 1)
 
 
