@@ -16,8 +16,8 @@ from sanrobust.attacks.norms import NORMS
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import batches
 from sanrobust.device import exact
-from sanrobust.steady import FixedSizeBatches, pass_size
-from sanrobust.zoo.folded import accelerate
+from sanrobust.steady import FixedSizeBatches
+from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.resolve import create_model
 
 IMAGES, SINGLES = 64, 8
@@ -29,9 +29,8 @@ Batch = tuple[Tensor, Tensor, list[str]]
 def network(name: str) -> nn.Module:
     """The network as a command computes it: folded, or in passes of one size."""
     classifier = create_model(name)
-    computed, reason = accelerate(classifier, CPU)
-    size = pass_size(classifier.preprocessing.img_size, CPU) if reason else None
-    return FixedSizeBatches(computed, size)
+    made = accelerate(classifier, CPU)
+    return FixedSizeBatches(made.classifier, made.pass_size(classifier.preprocessing.img_size, CPU))
 
 
 @cache
