@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,9 @@ from PIL import Image
 
 import sanrobust
 from conftest import SCRIPT, Command
+from made_runs import SPEC, make_old_run, make_run
 from sanrobust import allocator
-from sanrobust.records import read_header, write_header_file
+from sanrobust.errors import OutputError
 from sanrobust.zoo.build import build
 from sanrobust.zoo.forms import imagenet_config, small_config
 
@@ -77,7 +79,7 @@ BAD_INPUT = [
     ("mistyped model", ("rotate", "-m", "san01-pair"), 2, "did you mean san10-pair?"),
     ("mistyped tag", ("rotate", "-m", "san10-pair.in2k"), 2, "did you mean san10-pair.in1k?"),
     ("mistyped dataset", ("rotate", "--data", "digit"), 2, "did you mean digits?"),
-    ("missing folder", ("rotate", "--data", "no/such"), 3, "there is no folder no/such"),
+    ("missing folder", ("rotate", "--data", "no/such"), 3, "there is no folder or file no/such"),
     ("empty folder", ("rotate", "--data", "empty"), 3, "empty"),
     ("flat without labels", ("rotate", "--data", "flat"), 3, "--labels"),
     ("labels missing", ("rotate", "--data", "flat", "--labels", "no.csv"), 3, "no.csv"),
@@ -221,11 +223,12 @@ def test_batch_size_fits_itself_to_memory(command: Command, tmp_path: Path) -> N
 
 def test_an_unfinished_run_is_named_beside_the_table(command: Command, tmp_path: Path) -> None:
     command("rotate", "-m", SMALL, "--num-samples", 5, "--out", tmp_path)
-    command("rotate", "-m", SMALL, "--num-samples", 6, "--out", tmp_path)
-    path = max(tmp_path.glob("runs/*/run.json"), key=lambda path: path.stat().st_mtime)
-    write_header_file(path, {**read_header(path), "status": "interrupted"})
+    make_old_run(tmp_path, "ab", "c", status="interrupted")
+    with pytest.raises(OutputError):
+        make_run(tmp_path, "ab", spec=replace(SPEC, model="n.t"))
     told = command("table", "--out", tmp_path).output
-    assert "was interrupted after 6 of 6 images; type sanrobust rotate" in told
+    assert "was interrupted after 3 of 4 images; type sanrobust rotate -m m.t" in told
+    assert "ended with an error after 2 of 4 images" in told
 
 
 def test_the_papers_tables_can_be_written(command: Command, tmp_path: Path) -> None:

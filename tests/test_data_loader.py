@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_an_error_ends_the_workers_at_once(culprit: Scripted) -> None:
 
 
 def test_a_worker_that_is_killed_becomes_a_sentence() -> None:
-    with pytest.raises(DataError, match="with --workers 1 one failed .*--workers 0"):
+    with pytest.raises(DataError, match="one of 1 failed .*--workers 0"):
         list(batches(Dies(), SMALL, plan=_one_each(), workers=1))
 
 
@@ -196,7 +197,7 @@ def test_a_process_that_cannot_start_becomes_a_sentence(monkeypatch: pytest.Monk
 
     before = set(multiprocessing.active_children())
     monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", refuse)
-    with pytest.raises(DataError, match="with --workers 2 one failed .*Resource temporarily"):
+    with pytest.raises(DataError, match="one of 2 failed .*Resource temporarily"):
         list(batches(Slow(), SMALL, plan=_one_each(), workers=2))
     assert set(multiprocessing.active_children()) == before
 
@@ -281,20 +282,13 @@ def test_no_more_processes_start_than_there_are_batches(
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_run_pins_its_batches_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch, device: str
                                                 ) -> None:
-    class Store:
-        class spec:
-            experiment, model = "rotate", "m"
-
-        @staticmethod
-        def recorded(*, but_failed: bool) -> set[str]:
-            return set()
-
-    class Nothing(Scripted):
-        refs = ()
-
     asked: list[object] = []
     monkeypatch.setattr(evaluate, "batches",
-                        lambda *_, **keywords: iter(asked.append(keywords["pinned"]) or ()))
-    evaluate.evaluate(None, Nothing(), None, Store(), preprocessing=SMALL,  # type: ignore[arg-type]
-                      batch_size=4, workers=0, device=torch.device(device), progress=Silent())
+                        lambda *_, **keywords: (each for each in
+                                                 asked.append(keywords["pinned"]) or ()))
+    store = SimpleNamespace(spec=SimpleNamespace(experiment="rotate", model="m"))
+    nothing = SimpleNamespace(words="", images=0, own=(), count_own=int, count_left=int)
+    loop = evaluate.Loop(None, None, None, store, None, SMALL,  # type: ignore[arg-type]
+                         batch_size=4, workers=1, device=torch.device(device), progress=Silent())
+    loop.measure(nothing)  # type: ignore[arg-type]
     assert asked == [device == "cuda"]

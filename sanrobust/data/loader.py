@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing.queues import Queue
 
 import torch
 from torch import Tensor
@@ -116,8 +118,8 @@ class _Pixels(Dataset[_Item]):
         side = self.preprocessing.img_size
         stacked = torch.empty(len(good), 3, side, side)
         if get_worker_info() is not None:
-            # Asked for here, a lack of shared memory is an error; asked for later, while the
-            # batch is sent, it would lose the batch and leave the main process waiting.
+            # Asked for here, a lack of shared memory is an error with its reason; asked for later,
+            # while the batch is sent, it would cost the worker.
             stacked.untyped_storage().share_memory_()
         for row, (_, pixels) in zip(stacked, good, strict=True):
             row.copy_(pixels)
@@ -216,10 +218,17 @@ def _last_line(error: Exception) -> str:
 
 def _worker_error(reason: str, *, workers: int) -> DataError:
     return DataError("the processes that decode images must start, stay alive and have memory to "
-                     "share", seen=f"with --workers {workers} one failed ({reason})",
+                     "share", seen=f"one of {workers} failed ({reason})",
                      hint="use fewer workers, a smaller --batch-size, or --workers 0")
 
 
 def _start_worker(_: int) -> None:
     become_worker()
     torch.set_num_threads(1)
+    # A batch that could not be sent is lost, and the main process would wait for it for ever; that
+    # a worker is lost it sees.
+    Queue._on_queue_feeder_error = staticmethod(_end_unheard)  # type: ignore[attr-defined]
+
+
+def _end_unheard(error: Exception, batch: object) -> None:
+    os._exit(1)
