@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -283,9 +284,12 @@ def test_no_more_processes_start_than_there_are_batches(
 def test_a_run_pins_its_batches_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch, device: str
                                                 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(evaluate, "batches",
-                        lambda *_, **keywords: (each for each in
-                                                 asked.append(keywords["pinned"]) or ()))
+
+    def fake(*_: object, pinned: bool, **__: object) -> Generator[Batch, None, None]:
+        asked.append(pinned)
+        return (batch for batch in ())
+
+    monkeypatch.setattr(evaluate, "batches", fake)
     store = SimpleNamespace(spec=SimpleNamespace(experiment="rotate", model="m"))
     nothing = SimpleNamespace(words="", images=0, own=(), count_own=int, count_left=int)
     loop = evaluate.Loop(None, None, None, store, None, SMALL,  # type: ignore[arg-type]
