@@ -64,6 +64,11 @@ class Unhurried(nn.Sequential):
         return self
 
 
+def ours():
+    import sanrobust
+    return sanrobust.create_model("resnet26.digits")
+
+
 class Odd(Exception):
     def __str__(self):
         raise ValueError
@@ -185,20 +190,27 @@ def test_pgd_says_of_train_mode_what_rotate_says(command: Command) -> None:
     assert said[0] == said[1] and "stays in train mode" in said[0]
 
 
+def test_a_factory_may_return_a_classifier_of_ours(command: Command) -> None:
+    result = command(*RUN, "-m", "others:ours", "-m", "resnet26.digits")
+    assert result.exit_code == 0 and "assumed" not in result.stderr
+    table = pd.read_csv("out/rotation.csv").set_index("model")
+    rates = table.filter(regex="_top[15]$")
+    assert rates.shape[1] == 10 and rates.nunique().eq(1).all()
+
+
 def test_a_refused_connection_is_a_failed_download(command: Command) -> None:
     assert command(*RUN, "-m", "others:lacks_a_host").exit_code == 5
 
 
 def test_a_defect_in_one_model_costs_no_other(command: Command,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    from sanrobust import run
+    from sanrobust.job import Job
 
-    def broken(self: run._Job, name: object, inner: Callable[..., Path] = run._Job._run_one
-               ) -> Path:
+    def broken(self: Job, name: object, inner: Callable[..., Path] = Job._run_one) -> Path:
         if name != GOOD:
             raise LookupError("a defect")
         return inner(self, GOOD)
-    monkeypatch.setattr(run._Job, "_run_one", broken)
+    monkeypatch.setattr(Job, "_run_one", broken)
     result = command(*RUN, "-m", "resnet26.digits", "-m", GOOD)
     assert result.exit_code == 4 and measured() == [GOOD]
     assert "resnet26.digits must run without an exception" in result.stderr.splitlines()[-1]

@@ -81,12 +81,17 @@ def create_external(name: str, *, checkpoint: Path | None = None, use_ema: bool 
             else:
                 external, network, source = _filled(found, checkpoint, use_ema, num_classes, say)
         network, source = _measurable(network, name, source, say)
-        wanted = external.wanted(network)
+        classes = None
+        if isinstance(network, Classifier):  # one that `sanrobust.create_model` made
+            wanted, classes, network = (Wanted(network.preprocessing), network.classes,
+                                        network.network)
+        else:
+            wanted = external.wanted(network)
         code = code_digest(network, *external.made_by) if external.made_by else None
         preprocessing = replace(wanted.preprocessing, **(overrides or {}))
         shown = name if checkpoint is None else f"{name}.{printable(checkpoint.stem)}"
         return Classifier(network, name=shown, preprocessing=preprocessing, source=source,
-                          code=code, assumed=wanted.sentence(overrides or {}))
+                          classes=classes, code=code, assumed=wanted.sentence(overrides or {}))
 
 
 def require_found(name: str) -> None:
