@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sanrobust.choices import FLOAT32, DataConfig, ModelConfig, RunConfig
-from sanrobust.errors import FailedImagesError, UsageError
+from sanrobust.errors import FailedImagesError, Interrupted, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.options import settings_docs
 from sanrobust.preprocessing import Preprocessing
@@ -55,8 +55,8 @@ Args:
 Returns:
     A `Result`: its ``table`` has the models asked for alone, in percent, unrounded.
 
-Raises a `SanrobustError` with what to do, as the command does; where many images failed the
-result comes with a warning.
+Raises a `SanrobustError` with what to do, as the command does, and KeyboardInterrupt where it is
+stopped, with what was measured saved; where many images failed the result comes with a warning.
 """
 
 
@@ -91,8 +91,12 @@ def _measured(experiment: Experiment, settings: object, models: Models | None = 
     how = RunConfig(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
                     threads=threads, fresh=fresh, retry_failed=retry_failed,
                     save_adversarial=save_adversarial)
-    return _result(run(experiment, settings, _models(models, checkpoint, preprocessing, precision),
-                       _data(data, experiment), how, reporter(progress)))
+    try:
+        return _result(run(experiment, settings,
+                           _models(models, checkpoint, preprocessing, precision),
+                           _data(data, experiment), how, reporter(progress)))
+    except Interrupted as stopped:  # who catches the errors of single models must not go on
+        raise KeyboardInterrupt(str(stopped)) from None
 
 
 def _signature(experiment: Experiment) -> inspect.Signature:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,29 @@ def test_only_the_rows_asked_for_come_back(images: Path, tmp_path: Path) -> None
     other = sanrobust.pgd("grey_models:right", data=images, out=out,
                           budgets=[sanrobust.Budget(4, 1, 4), {"eps": 2, "step": 1, "iters": 2}])
     assert other["eps"].tolist() == [2.0, 4.0]
+
+
+class Stops(nn.Module):
+    """Stops the process politely at a pass after those of the probe."""
+
+    passes = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Stops.passes += 1
+        if Stops.passes == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return images.flatten(1)[:, :CLASSES]
+
+
+def test_who_catches_the_errors_of_models_does_not_go_on_when_stopped(images: Path, tmp_path: Path
+                                                                      ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="type the same command again"):
+        try:
+            sanrobust.pgd(Stops(), data=images, budgets=[(8, 1, 90)], out=tmp_path / "o")
+        except SanrobustError as error:
+            pytest.fail(f"as if the model had failed: {error}")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_checkpoint_may_be_text(images: Path, tmp_path: Path) -> None:
