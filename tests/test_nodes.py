@@ -64,6 +64,8 @@ def test_two_nodes_with_two_processes_each_make_one_run(nodes: None, command: Co
         ["ip", "netns", "exec", node, sys.executable, "-m", "torch.distributed.run",
          "--nnodes", "2", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-id", "one",
          "--rdzv-endpoint", f"{ADDRESSES[0]}:29517", "--local-addr", address,
+         # It is found by the name of the machine, which both have.
+         "--rdzv-conf", f"is_host={int(address == ADDRESSES[0])}",
          "-m", "sanrobust", *ask, str(tmp_path / "o")],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "GLOO_SOCKET_IFNAME": "sanrobust0"})
