@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
@@ -117,7 +117,8 @@ def cores() -> int:
 def exact(threads: int | None = None, *, tf32: bool = False) -> Iterator[None]:
     """Let neither the device nor repetition change numbers beyond rounding, inside the block.
 
-    Afterwards torch's switches and its number of threads are what they were. Also a decorator.
+    The caller's autocast, inference mode and default type do not reach into it. Afterwards torch's
+    switches and its number of threads are what they were. Also a decorator.
 
     Args:
         threads: how many threads compute inside; None: as many as before.
@@ -126,7 +127,7 @@ def exact(threads: int | None = None, *, tf32: bool = False) -> Iterator[None]:
     Raises UsageError for a number of threads that `set_threads` refuses.
     """
     before = [(switch, _read(switch)) for switch in _switches()]
-    count = torch.get_num_threads()
+    count, dtype = torch.get_num_threads(), torch.get_default_dtype()
     try:
         make_exact()
         if tf32:
@@ -134,8 +135,14 @@ def exact(threads: int | None = None, *, tf32: bool = False) -> Iterator[None]:
                 _write((place, "allow_tf32"), True)
         if threads is not None:
             set_threads(threads)
-        yield
+        with ExitStack() as plain:
+            plain.enter_context(torch.inference_mode(False))
+            for kind in ("cpu", "cuda"):
+                plain.enter_context(torch.autocast(kind, dtype=torch.bfloat16, enabled=False))
+            torch.set_default_dtype(torch.float32)
+            yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(count)
         for switch, value in before:
             if value is not None and _read(switch) != value:

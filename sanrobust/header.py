@@ -47,6 +47,7 @@ def started(store: RunStore, ids: Sequence[str], *, facts: Mapping[str, object],
     try:
         start.write(RUNNING)
         yield start
+        start.write(RUNNING)  # whose seconds are in the header's
         start.write(_ended(store, ids, shard))
     except KeyboardInterrupt:
         start.write("interrupted")

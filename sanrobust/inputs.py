@@ -21,6 +21,9 @@ def open_images(data: DataConfig, experiment: Experiment) -> ImageSet:
 
     Raises DataError or UnknownNameError when it cannot serve.
     """
+    if isinstance(data.data, str) and not data.data:
+        raise UsageError("data must be a name, a place or images", seen="it is empty text",
+                         hint="leave it out for the digits")
     if experiment.opens is not None:
         _refuse_no_folder(data, experiment)
         return subset(experiment.opens(Path(str(data.data))), data.num_samples)

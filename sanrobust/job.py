@@ -155,7 +155,7 @@ class Job:
                     self._fill(store, classifier, ids, keeper)
             elif keeper is not None and not keeper.is_finished:
                 keeper.finish(ids)
-        if keeper is not None:
+        if keeper is not None and keeper.folder.is_dir():
             self.reporter.say(f"{classifier.name}: adversarial images are in {keeper.folder}")
         return store.folder
 
@@ -254,7 +254,11 @@ class Job:
             loop = Loop(model, self.images, keeper or self.measurement, store, start,
                         classifier.preprocessing, batch_size, self._workers, self.device,
                         progress)
-            loop.measure(Share(store, start, shard, retry=self.how.retry_failed))
+            share = Share(store, start, shard, retry=self.how.retry_failed)
+            if not share.images:
+                self.reporter.say(f"{classifier.name}: part {shard} has no images, a run is cut "
+                                  f"into blocks of {store.plan.size}")
+            loop.measure(share)
             if keeper is not None and not store.missing():
                 keeper.finish(ids)
 

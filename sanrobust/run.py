@@ -47,7 +47,8 @@ def run(experiment: Experiment, settings: object, models: ModelConfig,
     done = run_part(experiment, settings, models, data, how, reporter, watched=watched)
     if isinstance(done, Summary):
         return done
-    raise done.problem or OutputError("a table must have whole runs", seen=done.lines[0],
+    seen = done.lines[0].removeprefix("no table yet: ")
+    raise done.problem or OutputError("a table must have whole runs", seen=seen,
                                       hint="wait for who measures the rest, and ask again")
 
 

@@ -299,7 +299,8 @@ def unfinished(run: Run) -> str:
         return f"{run.name} is being measured now, {done} so far"
     last = run.starts[-1].facts if run.starts else run.header
     status = str(last.get("status", "running"))
-    ended = {"running": "was killed", "failed": "ended with an error",
+    ended = {"running": "ended without a word (killed, or its disk was full)",
+             "failed": "ended with an error",
              "done": "waits for its other parts"}.get(status, f"was {status}")
     reason = last.get("problem")
     return (f"{run.name} {ended} after {done}{f' ({reason})' if reason else ''}; {run.again()} "

@@ -14,6 +14,7 @@ from sanrobust.attacks.budget import BudgetParts, whole_number
 from sanrobust.attacks.build import build_attack
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.targets import TargetRule
+from sanrobust.device import exact
 from sanrobust.errors import NonFiniteError, UsageError, shown_value
 from sanrobust.experiments.base import Columns, stacked
 from sanrobust.experiments.budgets import failed_rows, rows_of
@@ -52,6 +53,7 @@ class Attacked:
                 for eps, part in right.groupby(sound["eps"].astype(float), dropna=False)}
 
 
+@exact()
 def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "autoattack",
            eps: float | str | Sequence[float] | None = None, ids: Sequence[str] | None = None,
            batch_size: int = 64, **settings: Any) -> Attacked:
@@ -75,6 +77,8 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
     chosen = _settings(attack, eps, settings)
     names = [str(place) for place in range(len(images))] if ids is None else [*map(str, ids)]
     _require_fitting(images, labels, names, batch_size)
+    if images.is_inference():  # which no gradient goes through
+        images = images.clone()
     labels = labels.to(images.device, torch.int64)
     rule = chosen.rule()
     run = build_attack(chosen, rule)

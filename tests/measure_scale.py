@@ -4,7 +4,8 @@
 
 The images are links to a few files of 16 pixels and the network is tiny, so that what is left is
 the price of keeping account. Of each run: seconds until the first records, images per second and
-CPU time, memory of all its processes over time, what it leaves on disk; then `sanrobust table`, the
+CPU time, memory of all its processes in the second and the last tenth of the measuring and at its
+peak, which is reading records back, what it leaves on disk; then `sanrobust table`, the
 same command once more, and the way to new records for a run that was killed at nine tenths. The
 last line is the exponent of CPU time in the number of images, without that of the first run, which
 is the price of the start.
@@ -53,12 +54,21 @@ class Watched:
 
     seconds: float = 0.0
     first: float = math.inf
+    last: float = 0.0
     cpu: float = 0.0
-    memory: list[float] = field(default_factory=list)
+    memory: list[tuple[int, float]] = field(default_factory=list)  # files of records, MiB
+
+    @property
+    def measuring(self) -> float:
+        """The seconds from its first records to its last."""
+        return self.last - self.first
 
     def tenth(self, number: int) -> float:
-        """Return the mean memory in MiB over a tenth of the time of measuring, from 0."""
-        return float(np.mean(np.array_split(self.memory, 10)[number]))
+        """Return the mean memory in MiB over a tenth of the files of records, from 0."""
+        most = self.memory[-1][0]
+        part = [held for files, held in self.memory
+                if number <= 10 * files / most < number + 1 and files < most]
+        return sum(part) / len(part) if part else math.nan
 
 
 def link(folder: Path, images: int) -> None:
@@ -108,13 +118,15 @@ def watch(words: list[str], out: Path, *, kill_at: int | None = None, every: flo
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                              env={**os.environ, "SANROBUST_HOME": str(out.parent / "home")})
     seen = Watched()
+    latest = before
     while child.poll() is None:
-        there = records_in(out)
-        if there > before and math.isinf(seen.first):
-            seen.first = time.monotonic() - begun
-        if not math.isinf(seen.first):
+        there, now = records_in(out), time.monotonic() - begun
+        if there > before:
+            seen.first = min(seen.first, now)
+            seen.last = now if there > latest else seen.last
+            latest = there
             with suppress(OSError):
-                seen.memory.append(memory_of(child.pid))
+                seen.memory.append((there, memory_of(child.pid)))
         if kill_at is not None and there >= kill_at:
             child.send_signal(signal.SIGKILL)
         time.sleep(every if there > before else 0.05)
@@ -141,9 +153,10 @@ def measure(folder: Path, images: int) -> tuple[float, float]:
                                                             ).read_bytes()
     if not same:
         sys.exit("the run that was killed and went on has another table")
-    rate = images / (whole.seconds - whole.first) if whole.seconds > whole.first else math.nan
+    rate = images / whole.measuring if whole.measuring else math.nan
+    peak = max(held for _, held in whole.memory)
     print(ROW.format(images, f"{whole.first:.1f}", f"{rate:.0f}", f"{whole.cpu:.1f}",
-                     f"{whole.tenth(1):.0f} / {whole.tenth(9):.0f}", f"{max(whole.memory):.0f}",
+                     f"{whole.tenth(1):.0f} / {whole.tenth(9):.0f}", f"{peak:.0f}",
                      files, f"{table.seconds:.1f}", f"{again.seconds:.1f}",
                      f"{resumed.first:.1f}"), flush=True)
     return images, whole.cpu

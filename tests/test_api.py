@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,43 @@ def test_who_catches_the_errors_of_models_does_not_go_on_when_stopped(images: Pa
         except SanrobustError as error:
             pytest.fail(f"as if the model had failed: {error}")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("around", [
+    lambda: torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode, torch.no_grad])
+def test_what_the_caller_has_switched_on_reaches_no_number(
+        tmp_path: Path, around: Callable[[], AbstractContextManager[object]]) -> None:
+    model = sanrobust.create_model("resnet26.digits")
+
+    def numbers(out: str) -> tuple[pd.DataFrame, torch.Tensor]:
+        few = sanrobust.DataConfig(num_samples=6)
+        made = sanrobust.pgd("resnet26.digits", data=few, budgets=[(8, 4, 3)], out=tmp_path / out)
+        pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        return made.records, sanrobust.attack(model, pixels, torch.tensor([1, 2]), attack="pgd",
+                                              budgets=[(8, 4, 3)]).adversarial
+    alone = numbers("alone")
+    with around():
+        within = numbers("within")
+    pd.testing.assert_frame_equal(alone[0], within[0])
+    assert torch.equal(alone[1], within[1])
+
+
+def test_the_type_that_torch_makes_by_itself_reaches_no_number(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        made = sanrobust.rotate("resnet26.digits", data=sanrobust.DataConfig(num_samples=6),
+                                out=tmp_path)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made["n"].tolist() == [6]
+
+
+def test_nothing_is_not_taken_for_the_default(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="data must be .* it is empty text"):
+        sanrobust.rotate("resnet26.digits", data="", out=tmp_path)
+    with pytest.raises(UsageError, match="eps must be a radius"):
+        sanrobust.attack(Grey(), torch.rand(1, 3, 8, 8), torch.tensor([0]), eps=[])
 
 
 def test_a_checkpoint_may_be_text(images: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,14 @@ def rows(ids: Sequence[str]) -> dict[str, list[object]]:
     values.update(image=list(ids), label=[1] * count, view=["none"] * count, pred=[1] * count,
                   top5_hit=[True] * count, prob_label=[0.5] * count)
     return values
+
+
+def test_the_header_of_a_complete_run_has_the_seconds_of_its_processes(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SPEC) as store, blocks_of(4):
+        with started(store, IDS, facts={}, remarks={}):
+            time.sleep(0.3)
+            append(store, rows(IDS))
+        assert float(str(store.header()["seconds"])) >= 0.3
 
 
 def measure(out: Path, *parts: Sequence[str], spec: RunSpec = SPEC, command: str = "") -> Run:

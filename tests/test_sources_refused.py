@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+import sanrobust
 from conftest import Command
+from sanrobust.errors import DataError
 from source_files import IDS, IMAGES, LABELS, floats, levels, pack, png, samples
 
 PNG = png(IMAGES[0])
@@ -217,3 +219,20 @@ def test_a_saved_dataset_that_is_damaged_or_lacks_columns_is_refused(command: Co
             datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / name)
         done = command("rotate", "-m", "grey_models:right", "--data", tmp_path / name)
         assert done.exit_code == 3 and words in done.stderr, done.output
+
+
+class Torn(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """Its seventh item cannot be had."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
+        if place == 7:
+            raise ValueError("the disk is gone")
+        return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(place)), 0
+
+
+def test_an_item_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="item 7 stopped with ValueError: the disk is gone"):
+        sanrobust.rotate("resnet26.digits", data=Torn(), out=tmp_path)

@@ -207,10 +207,11 @@ def test_table_names_runs_in_progress_and_runs_that_were_killed(command: Command
     facts.pop("sha256")
     path.write_bytes(sealed_text({**facts, "status": "running"}))
     told = command("table", "--out", tmp_path)
-    assert f"{wrong.name} was killed after 0 of 6 images; type sanrobust rotate" in told.output
+    ended = f"{wrong.name} ended without a word (killed, or its disk was full) after 0 of 6 images"
+    assert f"{ended}; type sanrobust rotate" in told.output
     alone = command("table", "-m", WRONG, "--out", tmp_path)
     assert alone.exit_code == OutputError.exit_code
-    assert f"but {wrong.name} was killed after 0 of 6 images: type sanrobust" in alone.output
+    assert f"but {ended}: type sanrobust" in alone.output
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         told = command("table", "--out", tmp_path)

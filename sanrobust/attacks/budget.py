@@ -177,6 +177,9 @@ class BudgetParts:
         several = self.eps.split(",") if isinstance(self.eps, str) else self.eps
         if several is None or not isinstance(several, Iterable):
             several = () if several is None else (several,)
+        elif not (several := list(several)):
+            raise UsageError("eps must be a radius, or several", seen="there is none",
+                             hint="give for example eps=8, or leave it out")
         step = None if self.step is None else _given(self.step, "--step", levels=levels)
         return tuple(_given(each, "--eps", levels=levels) for each in several), step
 

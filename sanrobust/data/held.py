@@ -14,7 +14,7 @@ from sanrobust.data.arrays import array_images
 from sanrobust.data.decode import ImageError
 from sanrobust.data.imageset import ImageRef, ImageSet
 from sanrobust.data.items import ItemImages, as_pixels, described, label_of, sum_of
-from sanrobust.errors import UsageError
+from sanrobust.errors import DataError, UsageError, first_line
 
 MOST_HELD = 1 << 32
 """Bytes of pixels that are read into memory of a dataset that can be read once only."""
@@ -87,10 +87,20 @@ def _read_through(dataset: Any, name: str) -> ItemImages:
     labels: list[int] = []
     sums: dict[int, bytes] = {}
     for place in range(count):
-        image, label = _pair(dataset[place], place)
+        image, label = _pair(_item(dataset, place), place)
         labels.append(label)
         sums[place] = sum_of(_pixels(image, place))
     return _set(_Images(dataset), labels, name, sums, _classes(dataset, labels))
+
+
+def _item(dataset: Any, place: int) -> Any:
+    try:
+        return dataset[place]
+    except Exception as error:  # the user's own code
+        raise DataError("every item of a dataset must be there",
+                        seen=f"item {place} stopped with {type(error).__name__}: "
+                             f"{first_line(error)}",
+                        hint="mend it, or leave it out with torch.utils.data.Subset") from error
 
 
 def _read_once(dataset: Any, name: str) -> ItemImages:

@@ -32,7 +32,6 @@ _MOST_LABEL_BYTES = 1 << 20
 _BLOCK = 512  # of POSIX's tar format
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
-_LAYOUT = "see README, What --data takes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +211,7 @@ class _Index:
         """Return the images in their order; raises DataError where one has no label."""
         if not self.images:
             raise DataError("a tar archive must hold images", seen=f"there is none in {word}",
-                            hint=f"give a folder or an archive of images, {_LAYOUT}")
+                            hint="give a folder, or an archive that holds KEY.jpg and KEY.cls")
         require_fit_ids(self.images)
         found = {name: self._label_of(key) for key, name in self.keys.items()}
         lacking = [name for name, label in found.items() if label is None]

@@ -69,7 +69,9 @@ class Reader:
         wanted = self._wanted(columns)
         blocks = [self._sealed(path, wanted) for path in listing.blocks.values()]
         others = self.others(listing, columns)
-        whole = pa.concat_tables([wanted.empty_table(), *blocks]).unify_dictionaries()
+        # In one piece: many pieces of one large dictionary each are unified one by one below.
+        whole = pa.concat_tables([wanted.empty_table(), *blocks]
+                                 ).unify_dictionaries().combine_chunks()
         self._require_each_once(whole, blocks)
         if len(others) and len(whole):
             others = others.filter(_not_among(others, whole))
