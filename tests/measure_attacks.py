@@ -1,7 +1,8 @@
 """Our attacks against other people's code, image by image, from the same starts.
 
 ``python tests/measure_attacks.py OUT.csv`` measures the nine networks on the digits, writes OUT.csv
-after each and prints all networks together. The others are imported where they can be:
+after each and prints all networks together; with ``--join`` it puts tables together that were made
+one by one. The others are imported where they can be:
 ``autoattack``, the published code of AutoAttack (https://github.com/fra31/auto-attack; name its
 folder in ``--path``, it is read and never copied), ``torchattacks`` and ``foolbox``. Auto-PGD
 starts at our random points on both sides, PGD at the clean image; Square draws its own squares on
@@ -65,7 +66,7 @@ class AutoAttack:
     @property
     def _kept(self) -> dict[str, Any]:
         norm = {"linf": "Linf", "l2": "L2"}[self.problem.norm.name]
-        return {"eps": self.problem.radius, "norm": norm, "seed": 0,
+        return {"eps": self.problem.radius, "norm": norm, "seed": self.problem.seed,
                 "device": str(self.problem.images.device)}
 
     def survivors(self, name: str) -> Tensor:
@@ -178,19 +179,21 @@ def _timed(attack: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return attack(), time.process_time() - begin
 
 
-def compare(problem: Problem, others: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Yield a row for each attack of each of the others."""
+def compare(problem: Problem, others: Sequence[str], attacks: Sequence[str]
+            ) -> Iterator[dict[str, object]]:
+    """Yield a row for each of the attacks that one of the others has."""
     for other in others:
         theirs = OTHERS[other](problem)
-        for name in theirs.attacks:
+        for name in (name for name in theirs.attacks if name in attacks):
             mine, seconds = _timed(lambda name=name: ours(problem, name))
             kept, their_seconds = _timed(lambda name=name: theirs.survivors(name))
             good = mine.isfinite()
             clean = problem.clean_logits.argmax(1) == problem.labels
             yield {"norm": problem.norm.name, "radius": round(problem.radius, 5),
-                   "against": other, "attack": name, "images": int(good.sum()),
-                   "no numbers": int((~good).sum()), "clean": _percent(clean[good]),
-                   "ours": _percent(mine[good]), "theirs": _percent(kept[good]),
+                   "seed": problem.seed, "against": other, "attack": name,
+                   "images": int(good.sum()), "no numbers": int((~good).sum()),
+                   "clean": _percent(clean[good]), "ours": _percent(mine[good]),
+                   "theirs": _percent(kept[good]),
                    "only ours breaks": _alone(problem, (mine == 0) & kept, other, name),
                    "only theirs breaks": _alone(problem, (mine == 1) & ~kept, other, name),
                    "CPU s ours": round(seconds, 1), "CPU s theirs": round(their_seconds, 1)}
@@ -233,7 +236,7 @@ def _problems(network: str, asked: argparse.Namespace) -> Iterator[Problem]:
     for norm, radius in (("linf", asked.linf / LEVELS), ("l2", asked.l2)):
         with prepared(model, batch.pixels, batch.labels, batch.ids) as (pixels, labels):
             yield Problem(model, pixels, labels, batch.ids, model(pixels).detach(),
-                          NORMS.get(norm), radius, 0)
+                          NORMS.get(norm), radius, asked.seed)
 
 
 def _asked() -> argparse.Namespace:
@@ -247,22 +250,35 @@ def _asked() -> argparse.Namespace:
     words.add_argument("--images", type=int, default=48)
     words.add_argument("--linf", type=float, default=8, help="radius in 1/255")
     words.add_argument("--l2", type=float, default=0.8)
+    words.add_argument("--attack", nargs="+", default=[*MEMBERS, *FIXED])
+    words.add_argument("--seed", type=int, default=0, help="of what is drawn on both sides")
     words.add_argument("--device", default="cpu")
+    words.add_argument("--join", nargs="+", type=Path, default=[], metavar="CSV",
+                       help="tables to put together; nothing is measured")
     return words.parse_args()
+
+
+def _parts(asked: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
+    """Yield the rows of each network and norm, or those of each table that is joined."""
+    for table in asked.join:
+        yield pd.read_csv(table).to_dict("records")
+    others = [name for name in OTHERS if importlib.util.find_spec(name)]
+    for network in [] if asked.join else asked.networks:
+        for problem in _problems(network, asked):
+            yield [{"model": f"{network}.{asked.tag}", **row}
+                   for row in compare(problem, others, asked.attack)]
 
 
 @exact()
 def main() -> None:
-    """Measure the networks asked for and write the table after each."""
+    """Write the table after each part of it, and print all networks together."""
     asked = _asked()
     sys.path += asked.path
-    others = [name for name in OTHERS if importlib.util.find_spec(name)]
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
-    for network in asked.networks:
-        for problem in _problems(network, asked):
-            rows += [{"model": network, **row} for row in compare(problem, others)]
-            pd.DataFrame(rows).to_csv(asked.out, index=False)
+    for part in _parts(asked):
+        rows += part
+        pd.DataFrame(rows).to_csv(asked.out, index=False)
     print(totals(rows).to_string(index=False))
 
 
