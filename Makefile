@@ -81,7 +81,7 @@ $(VENV)/test.stamp: $(SOURCES) $(CONSTRAINTS) | $(BIN)/python
 	touch $@
 
 %/oldest.txt: setup.cfg .ci/oldest.py | $(BIN)/python
-	$(BIN)/python .ci/oldest.py torchattacks corrupt dev > $@
+	$(BIN)/python .ci/oldest.py torchattacks corrupt hf dev > $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .coverage .coverage.*

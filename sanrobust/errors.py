@@ -13,6 +13,7 @@ LONGEST_VALUE = 80
 """Characters of a value that a message shows; of a longer one it shows both ends."""
 _LONGEST_PART = 600
 # A word of a message is a path at most, of which a reader wants all that can be typed.
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")  # as a terminal is told of them
 _LONG_WORD = re.compile(r"\S{241,}")
 
 
@@ -143,4 +144,5 @@ def first_line(error: BaseException) -> str:
     # Even this is their code.
     except Exception:
         said = ""
-    return (said.strip().splitlines() or [""])[0][:300] or type(error).__name__
+    plain = _COLOURS.sub("", said).strip()
+    return (plain.splitlines() or [""])[0][:300] or type(error).__name__

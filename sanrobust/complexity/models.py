@@ -10,7 +10,7 @@ from torch import nn
 
 from sanrobust.complexity.counter import Cost, count
 from sanrobust.complexity.settings import Convention
-from sanrobust.errors import ModelError, SanrobustError
+from sanrobust.errors import ModelError, SanrobustError, first_line
 from sanrobust.kernels import reference
 from sanrobust.kernels.backends import use_backend
 from sanrobust.zoo import catalog
@@ -62,9 +62,8 @@ def count_model(name: str, *, img_size: int | None = None,
         resized = _resized(name, img_size, channels, convention)
         if resized is not None:
             return resized
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name} must take images of {height}x{width} pixels",
-                         seen=f"it failed ({first})",
+                         seen=f"it failed ({first_line(error)})",
                          hint="choose another size with --img-size" if [height, width] == own
                          else f"leave out --img-size: its own is {'x'.join(map(str, own))}"
                          ) from error

@@ -18,7 +18,7 @@ import numpy as np
 from sanrobust.data.imageset import ImageRef, require_fit_ids
 from sanrobust.data.items import (FORMS, ItemImages, arranged, as_array, described, label_of,
                                   misfit)
-from sanrobust.errors import DataError, SanrobustError, UsageError
+from sanrobust.errors import DataError, SanrobustError, UsageError, first_line
 
 NAMES = (("images", "labels"), ("x", "y"), ("x_test", "y_test"), ("data", "targets"))
 _OPTIONAL = ("ids", "classes")
@@ -38,9 +38,8 @@ def open_arrays(path: Path, *, name: str) -> ItemImages:
         raise
     # Damaged and hostile files make readers raise nearly any type; all mean the same to us.
     except Exception as error:
-        detail = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise DataError("a file of arrays must be whole and hold nothing but arrays and text",
-                        seen=f"{path} does not read back ({detail})",
+                        seen=f"{path} does not read back ({first_line(error)})",
                         hint="write it with numpy.savez, torch.save of a dict of tensors, or "
                              "safetensors") from error
     pair = next((pair for pair in NAMES if set(pair) <= set(found)), None)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from sanrobust.data.imageset import FileImages, ImageRef, require_fit_ids
 from sanrobust.data.places import HUB
-from sanrobust.errors import DataError, DownloadError, UsageError, shown_value
+from sanrobust.errors import DataError, DownloadError, UsageError, first_line, shown_value
 from sanrobust.files import open_regular
 
 TEST_SPLITS = ("test", "validation", "val", "valid")
@@ -36,9 +36,8 @@ def open_hub(word: str, *, name: str) -> FileImages:
         raise
     # Whatever the library meets on its way to a dataset, it raises in types of its own.
     except Exception as error:
-        detail = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise DownloadError("a dataset of Hugging Face must be there and load",
-                            seen=f"{word} does not ({type(error).__name__}: {detail})",
+                            seen=f"{word} does not ({type(error).__name__}: {first_line(error)})",
                             hint="check name, split and connection, or save it elsewhere with "
                                  "save_to_disk and give that folder to --data") from error
     return open_table(table, name=name, where=word)
@@ -50,8 +49,8 @@ def open_saved_table(folder: str, *, name: str) -> FileImages:
     try:
         table = library.load_from_disk(folder)
     except Exception as error:
-        detail = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DataError("a saved dataset must read back", seen=f"{folder} does not ({detail})",
+        raise DataError("a saved dataset must read back",
+                        seen=f"{folder} does not ({first_line(error)})",
                         hint="save it anew with save_to_disk") from error
     if isinstance(table, Mapping):
         split = _test_split(list(table), folder)
