@@ -7,6 +7,7 @@ VENV ?= .venv
 OUT ?= results
 PROCESSES ?= auto
 GPU ?= cuda13
+EXTRAS ?= dev,hf
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,8 +26,9 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp check
 
 # Linters and types are for the newest versions alone: what libraries say of their types changes.
+# Every datasets that installs beside torchattacks wants a newer pyarrow than the oldest.
 test-oldest:
-	$(MAKE) $(VENV)-oldest/test.stamp VENV=$(VENV)-oldest CONSTRAINTS=$(VENV)-oldest/oldest.txt
+	$(MAKE) $(VENV)-oldest/test.stamp VENV=$(VENV)-oldest CONSTRAINTS=$(VENV)-oldest/oldest.txt EXTRAS=dev
 	$(VENV)-oldest/bin/pytest -q -n $(PROCESSES) --durations=10
 
 check:
@@ -77,11 +79,11 @@ $(VENV)/demo.stamp: $(SOURCES) | $(BIN)/python
 
 $(VENV)/test.stamp: $(SOURCES) $(CONSTRAINTS) | $(BIN)/python
 	rm -rf build
-	$(PIP) install --quiet $(addprefix -c ,$(CONSTRAINTS)) '.[dev]'
+	$(PIP) install --quiet $(addprefix -c ,$(CONSTRAINTS)) '.[$(EXTRAS)]'
 	touch $@
 
 %/oldest.txt: setup.cfg .ci/oldest.py | $(BIN)/python
-	$(BIN)/python .ci/oldest.py torchattacks corrupt hf dev > $@
+	$(BIN)/python .ci/oldest.py torchattacks corrupt dev > $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .coverage .coverage.*

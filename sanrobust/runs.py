@@ -230,7 +230,7 @@ def every_run(out: Path) -> Found:
 def _run_folders(out: Path) -> list[Path]:
     try:
         return sorted(path for path in (out / RUNS_FOLDER).iterdir()
-                      if (path / HEADER_NAME).exists() or (path / RECORDS_FOLDER).is_dir())
+                      if (path / HEADER_NAME).exists() or any(path.glob(f"{RECORDS_FOLDER}/*")))
     except FileNotFoundError:
         return []
     except OSError as error:

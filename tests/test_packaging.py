@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def test_torchattacks_is_an_extra_that_the_tests_and_both_commands_bring() -> No
     assert "torchattacks" not in settings()["options"]["install_requires"]
     assert options["torchattacks"].split() == ["torchattacks>=3.5.1"]
     assert "sanrobust[torchattacks]" in options["dev"].split()
-    lines = (ROOT / "Makefile").read_text("utf-8").splitlines()
-    installs = [line for line in lines if "$(PIP) install" in line and "$(GPU)" not in line]
+    text = (ROOT / "Makefile").read_text("utf-8")
+    installs = [line for line in text.splitlines()
+                if "$(PIP) install" in line and "$(GPU)" not in line]
     assert len(installs) == 2
-    assert all("[torchattacks]" in line or "[dev]" in line for line in installs)
+    assert all("[torchattacks]" in line or "[$(EXTRAS)]" in line for line in installs)
+    chosen = re.findall(r"\bEXTRAS(?: \?)?=\s*(\S+)", text)  # by default, and for the oldest
+    assert [each.split(",")[0] for each in chosen] == ["dev", "dev"]

@@ -104,3 +104,16 @@ def test_status_reads_no_rows_and_writes_nothing(tmp_path: Path,
     monkeypatch.setattr(reader, "read_sealed", refuse)
     assert len(list(status_lines(tmp_path))) == 1
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_that_was_stopped_before_its_header_is_none_yet(command: Command, tmp_path: Path
+                                                              ) -> None:
+    whole = make_run(tmp_path, "abcd")
+    with RunStore(tmp_path, replace(SPEC, model="n.t")) as begun:
+        assert begun.folder.is_dir()
+    for words in (("status", tmp_path), ("table", "--out", tmp_path)):
+        result = command(*words)
+        assert result.exit_code == 0 and begun.folder.name not in result.output
+    (whole.folder / "run.json").unlink()
+    told = command("status", tmp_path).output
+    assert "run.json does not" in told and "or run the same command again" in told
