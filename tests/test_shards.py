@@ -187,7 +187,7 @@ def test_processes_share_the_images_and_print_one_table(command: Command, tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_one_signal_stops_all_processes_and_the_same_command_goes_on(
         command: Command, tmp_path: Path, number: signal.Signals) -> None:
-    ask = ("pgd", "-m", RESNET, "--num-samples", "96", "-b", "4", "--eps", "8", "--step", "2",
+    ask = ("pgd", "-m", RESNET, "--num-samples", "96", "-b", "16", "--eps", "8", "--step", "2",
            "--iters", "12", "--out")
     child = subprocess.Popen([sys.executable, "-m", "sanrobust", *ask, str(tmp_path / "o"),
                               "--processes", "2"], text=True, start_new_session=True,
