@@ -233,10 +233,11 @@ def _problems(network: str, asked: argparse.Namespace) -> Iterator[Problem]:
     plan = [list(range(len(images.refs)))]
     batch = next(iter(batches(images, classifier.preprocessing, plan=plan, workers=0))).to(device)
     model = accelerate(classifier, device).classifier.eval().requires_grad_(False)
-    for norm, radius in (("linf", asked.linf / LEVELS), ("l2", asked.l2)):
+    radii = {"linf": asked.linf / LEVELS, "l2": asked.l2}
+    for norm in asked.norm:
         with prepared(model, batch.pixels, batch.labels, batch.ids) as (pixels, labels):
             yield Problem(model, pixels, labels, batch.ids, model(pixels).detach(),
-                          NORMS.get(norm), radius, asked.seed)
+                          NORMS.get(norm), radii[norm], asked.seed)
 
 
 def _asked() -> argparse.Namespace:
@@ -248,6 +249,7 @@ def _asked() -> argparse.Namespace:
     words.add_argument("--tag", default="digits", help="of the weights")
     words.add_argument("--checkpoint", type=Path)
     words.add_argument("--images", type=int, default=48)
+    words.add_argument("--norm", nargs="+", default=["linf", "l2"], choices=["linf", "l2"])
     words.add_argument("--linf", type=float, default=8, help="radius in 1/255")
     words.add_argument("--l2", type=float, default=0.8)
     words.add_argument("--attack", nargs="+", default=[*MEMBERS, *FIXED])

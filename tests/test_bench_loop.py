@@ -6,12 +6,14 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import Tensor, nn
 
 from conftest import Command
 from image_files import class_tree
-from sanrobust.bench import machine
+from sanrobust.bench import machine, models
 from sanrobust.bench.loop import PHOTOGRAPH, LoopTime, measure_loop, write_photographs
 from sanrobust.bench.settings import LOOP, LOOPED, Loop, Settings, Shape
 from sanrobust.cli import main
@@ -56,6 +58,23 @@ def test_the_passes_of_the_images_are_counted_and_those_before_are_not(out: Path
     assert (rotate["forward_images"], rotate["backward_images"]) == (str(5 * IMAGES), "0")
     assert pgd["backward_images"] == str(5 * IMAGES)
     assert int(pgd["forward_images"]) > int(pgd["backward_images"])
+
+
+def test_the_bare_model_computes_as_the_command_did(tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    # The bench lets convolutions search for their algorithm, which an evaluation may not.
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    found = []
+    forward = models.forward
+
+    def noted(model: nn.Module, pixels: Tensor) -> Tensor:
+        found.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic))
+        return forward(model, pixels)
+
+    monkeypatch.setattr(models, "forward", noted)
+    measure_loop(MODEL, "rotate", Settings(shape=Shape(4, 32),
+                                           loop=Loop((MODEL,), images=4)))
+    assert set(found) == {(False, True)}
 
 
 def test_the_screen_says_what_the_numbers_are(out: Path) -> None:

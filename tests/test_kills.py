@@ -81,6 +81,8 @@ VICTIMS = {
     "rotate": Victim(("rotate", *SMALL, "-j", "1"), records),
     "pgd": Victim(("pgd", *SMALL), records),
     "pgd saved": Victim(("pgd", *SMALL, "--save-adversarial"), saved_content),
+    "autoattack": Victim(("pgd", *SMALL, "--attack", "autoattack", "--iters", "3", "--queries",
+                          "10", "--seed", "1"), records),
     "table": Victim(("table", "--out", "o"), tables, (("rotate", *SMALL), ("pgd", *SMALL))),
     "zoo add": Victim(("zoo", "add", "resnet26.mine", "w/resnet26.digits.safetensors",
                        "--overwrite"), bytes_of("home/*.safetensors"),
@@ -171,7 +173,7 @@ def commands() -> Iterator[WarmCommands]:
 
 
 @pytest.mark.parametrize(("name", "kinds"), [
-    ("pgd saved", ["KILL"]), ("zoo add", SIGNALS[2:5])])
+    ("pgd saved", ["KILL"]), ("autoattack", ["KILL"]), ("zoo add", SIGNALS[2:5])])
 def test_a_command_that_was_stopped_goes_on(commands: WarmCommands, tmp_path: Path, name: str,
                                             kinds: Sequence[str]) -> None:
     place, chance = Range(commands, tmp_path / "range", name), random.Random(name)

@@ -26,6 +26,8 @@ from warm_commands import alive
 
 SAN, RESNET = "san10-pair.untrained-small", "resnet26.untrained-small"
 SMALL = ("--num-samples", "40", "-b", "4")
+AUTOATTACK = ("pgd", "-m", "resnet26.digits", "--attack", "autoattack", "--iters", "3",
+              "--queries", "10")
 ORDERS = [(1, [1]), (2, [2, 1]), (3, [3, 1, 2]), (5, [4, 2, 5, 1, 3])]
 
 
@@ -47,11 +49,13 @@ def require_same(out: Path, whole: Path, experiment: str) -> None:
     assert files(out) == files(whole)
 
 
-@pytest.mark.parametrize(("experiment", "model"), [("rotate", SAN), ("pgd", RESNET)])
+@pytest.mark.parametrize(("ask", "orders"), [
+    (("rotate", "-m", SAN), ORDERS), (("pgd", "-m", RESNET), ORDERS), (AUTOATTACK, ORDERS[:2])])
 def test_parts_in_any_order_make_what_one_process_makes(
-        command: Command, tmp_path: Path, experiment: str, model: str) -> None:
-    ask = (experiment, "-m", model, *SMALL)
-    for count, order in ORDERS:
+        command: Command, tmp_path: Path, ask: tuple[str, ...],
+        orders: list[tuple[int, list[int]]]) -> None:
+    experiment, ask = ask[0], (*ask, *SMALL)
+    for count, order in orders:
         out = tmp_path / str(count)
         for index in order:
             result = command(*ask, "--out", out, "--shard", f"{index}/{count}")
