@@ -2,15 +2,16 @@
 
 ``python tests/measure_attacks.py OUT.csv`` measures the nine networks on the digits, writes OUT.csv
 after each and prints all networks together; with ``--join`` it puts tables together that were made
-one by one. The others are imported where they can be:
-``autoattack``, the published code of AutoAttack (https://github.com/fra31/auto-attack; name its
-folder in ``--path``, it is read and never copied), ``torchattacks`` and ``foolbox``. Auto-PGD
+one by one, of which a later one replaces rows of an earlier. The others are imported where they
+can be: ``autoattack``, the published code of AutoAttack (https://github.com/fra31/auto-attack; name
+its folder in ``--path``, it is read and never copied), ``torchattacks`` and ``foolbox``. Auto-PGD
 starts at our random points on both sides, PGD at the clean image; Square draws its own squares on
 both.
 
 Images that one side alone breaks are attacked once more by both, each by itself: where sides agree
-then, it was the rounding of sums, whose order depends on the other images of a batch. Images whose
-logits are not finite on the way are left out of a row and counted.
+then, it was the rounding of sums, whose order depends on the other images of a batch. Then by both
+with other draws and its pixels moved a hair: where both break some of these, it was chance. Images
+whose logits are not finite on the way are left out of a row and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ STEPS = 10
 """Of PGD, each a quarter of the radius long; FGSM is one step of all of it."""
 FIXED = {"pgd": (STEPS, 4), "fgsm": (1, 1)}
 """Steps of an attack, and how many steps a radius is long."""
+MEASURED = ["model", "norm", "radius", "seed", "against", "attack"]
+"""What a row is about."""
+TRIES, MOVED = 8, 1e-7
+"""Variants of an image that one side alone breaks, and how far their pixels are moved."""
 
 
 def _right(problem: Problem, pixels: Tensor) -> Tensor:
@@ -204,23 +209,38 @@ def _percent(right: Tensor) -> float:
 
 
 def _alone(problem: Problem, chosen: Tensor, other: str, name: str) -> str:
-    """Name images, and in brackets who breaks each of them when it is attacked by itself."""
+    """Name images, who breaks each by itself, and how many of its `TRIES` variants each side."""
     words = []
     for place in chosen.nonzero():
         image = problem.part(place)
-        broken = [side for side, kept in (("ours", ours(image, name)),
-                                          ("theirs", OTHERS[other](image).survivors(name)))
-                  if not bool(kept)]
-        words.append(f"{image.ids[0]} ({'+'.join(broken) or 'nobody'})")
-    return " ".join(words)
+        tries = [_broken(variant, other, name) for variant in (image, *_variants(image))]
+        sides = "+".join(side for side, was in zip(("ours", "theirs"), tries[0], strict=True)
+                         if was)
+        mine, their = (sum(side) for side in zip(*tries[1:], strict=True))
+        words.append(f"{image.ids[0]} ({sides or 'nobody'}; of {TRIES} variants ours {mine}, "
+                     f"theirs {their})")
+    return ", ".join(words)
 
 
-def totals(rows: list[dict[str, object]]) -> pd.DataFrame:
+def _variants(image: Problem) -> Iterator[Problem]:
+    """Yield an image with other draws and its pixels moved by no more than rounding moves sums."""
+    for seed in range(image.seed + 1, image.seed + 1 + TRIES):
+        random = torch.Generator().manual_seed(seed)
+        noise = torch.randn(image.images.shape, generator=random).to(image.images.device)
+        moved = (image.images + MOVED * noise).clamp(0, 1)
+        yield replace(image, images=moved, clean_logits=image.model(moved).detach(), seed=seed)
+
+
+def _broken(image: Problem, other: str, name: str) -> tuple[bool, bool]:
+    """Return whether each side breaks an image."""
+    return not bool(ours(image, name)), not bool(OTHERS[other](image).survivors(name))
+
+
+def totals(table: pd.DataFrame) -> pd.DataFrame:
     """Return what is left of the images of all networks, in percent."""
-    table = pd.DataFrame(rows)
     sides = ["clean", "ours", "theirs"]
-    table[sides] = table[sides].mul(table["images"], axis=0)
-    found = table.groupby(["norm", "against", "attack"], sort=False)[["images", *sides]].sum()
+    counts = table.assign(**{side: table[side] * table["images"] for side in sides})
+    found = counts.groupby(["norm", "against", "attack"], sort=False)[["images", *sides]].sum()
     found[sides] = found[sides].div(found["images"], axis=0).round(2)
     return found.reset_index()
 
@@ -278,10 +298,12 @@ def main() -> None:
     sys.path += asked.path
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
+    table = pd.DataFrame()
     for part in _parts(asked):
         rows += part
-        pd.DataFrame(rows).to_csv(asked.out, index=False)
-    print(totals(rows).to_string(index=False))
+        table = pd.DataFrame(rows).drop_duplicates(MEASURED, keep="last")
+        table.to_csv(asked.out, index=False)
+    print(totals(table).to_string(index=False))
 
 
 if __name__ == "__main__":

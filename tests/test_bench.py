@@ -207,6 +207,15 @@ def test_a_network_without_attention_has_no_other_formulations() -> None:
         "ours", "resnet50", "resnet50-nhwc"]
 
 
+def test_a_network_whose_norms_are_folded_is_plain_as_it_is_written() -> None:
+    classifier = models.load("resnet26", TINY)
+    assert models.contends("plain", classifier.network)
+    plain, ours = (models.contender(name, classifier, TINY) for name in ("plain", "ours"))
+    assert (plain.computed_by, "folded" in ours.computed_by) == ("as written", True)
+    torch.testing.assert_close(ours.calls["forward"](), plain.calls["forward"](), rtol=1e-3,
+                               atol=1e-3)
+
+
 def rows(path: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as stream:
         yield from csv.DictReader(stream)

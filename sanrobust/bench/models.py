@@ -45,14 +45,14 @@ _RIVALS = (RESNET, RESNET_LAST)
 def contends(name: str, network: nn.Module) -> bool:
     """Return whether contender ``name`` differs from `ours` for ``network``.
 
-    A network without attention has no other formulation of it, and one of a design that was not
-    released only that of another backend.
+    A network without attention has no other formulation of it, but is plain where `ours` has its
+    batch norms folded; one of a design that was not released has only that of another backend.
     """
     if name == OURS or name in _RIVALS:
         return True
     if name == TORCHATTACKS:
         return False
-    has_another = _is_attention if name == PLAIN else is_released
+    has_another = _is_rewritten if name == PLAIN else is_released
     return any(map(has_another, network.modules()))
 
 
@@ -142,7 +142,9 @@ def _ours(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
 
 
 def _plain(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
-    return _Within(classifier, partial(use_backend, "reference")), "reference backend"
+    words = ("reference backend" if any(map(_is_attention, classifier.network.modules()))
+             else "as written")
+    return _Within(classifier, partial(use_backend, "reference")), words
 
 
 def _unfold(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
@@ -196,6 +198,10 @@ _MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
 
 def _is_attention(module: nn.Module) -> bool:
     return isinstance(module, (VectorAttention, LocalAttention))
+
+
+def _is_rewritten(module: nn.Module) -> bool:
+    return _is_attention(module) or isinstance(module, nn.BatchNorm2d)
 
 
 def _reference_attention(layer: nn.Module, features: Tensor) -> Tensor:
