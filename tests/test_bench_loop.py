@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,33 @@ def test_the_passes_of_the_images_are_counted_and_those_before_are_not(out: Path
     assert (rotate["forward_images"], rotate["backward_images"]) == (str(5 * IMAGES), "0")
     assert pgd["backward_images"] == str(5 * IMAGES)
     assert int(pgd["forward_images"]) > int(pgd["backward_images"])
+
+
+SLOW = """
+import time
+
+import torch
+
+CALLS = []
+
+
+class Slow(torch.nn.Module):
+    def forward(self, images):
+        CALLS.append(time.sleep(0.02))
+        return images.flatten(1)[:, :10]
+"""
+
+
+def test_passes_before_the_first_image_are_spent_in_the_model(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_model.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = measure_loop("slow_model:Slow", "rotate", Settings(
+        shape=Shape(4, 32), loop=Loop(("slow_model:Slow",), images=4)))
+    # All but those of the bare model, five views, and one before the network is watched.
+    calls = len(importlib.import_module("slow_model").CALLS) - 6
+    assert calls > 5
+    assert 0.02 * calls <= found.model_seconds < found.seconds
 
 
 def test_the_bare_model_computes_as_the_command_did(tmp_path: Path,

@@ -106,8 +106,7 @@ class _Watch(Silent):
 
     def begin(self, title: str, *, total: int, done: int) -> None:
         """Forget the passes so far, but not their time."""
-        self.before, self.model.seconds = self.model.seconds, 0.0
-        self.model.images.update(forward=0, backward=0)
+        self.before += self.model.forget()
         self.began = self.model.now()
 
 

@@ -57,9 +57,22 @@ class Counted(nn.Module):
         super().__init__()
         self.network = network
         self.images = {"forward": 0, "backward": 0}
-        self.seconds = 0.0
+        # Not plain numbers of the module: those a probe sets back to what they were before it.
+        self._times: list[float] = []
         self._device = device
         self.eval()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the passes that were counted."""
+        return sum(self._times)
+
+    def forget(self) -> float:
+        """Count anew; return the seconds so far."""
+        seconds = self.seconds
+        self._times.clear()
+        self.images.update(forward=0, backward=0)
+        return seconds
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits (B, K)."""
@@ -76,7 +89,7 @@ class Counted(nn.Module):
 
     def add(self, direction: str, images: int, begin: float) -> None:
         """Count a pass that began at ``begin`` and has just ended."""
-        self.seconds += self.now() - begin
+        self._times.append(self.now() - begin)
         self.images[direction] += images
 
     def now(self) -> float:
