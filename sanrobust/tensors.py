@@ -15,11 +15,13 @@ from sanrobust.attacks.build import build_attack
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.targets import TargetRule
 from sanrobust.device import exact
-from sanrobust.errors import NonFiniteError, UsageError, shown_value
+from sanrobust.errors import (ModelError, NonFiniteError, SanrobustError, UsageError, first_line,
+                              shown_value)
 from sanrobust.experiments.base import Columns, stacked
 from sanrobust.experiments.budgets import failed_rows, rows_of
 from sanrobust.registry import unknown_name
 from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.classifier import Classifier
 
@@ -84,6 +86,8 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
     run = build_attack(chosen, rule)
     size = pass_size(max(images.shape[-2:]), images.device)
     guards.check_eval(model)
+    guards.check_batch(images, labels, names)
+    _require_logits(model, images[:1])
     if isinstance(model, Classifier):  # as the commands do
         fast = accelerate(model, images.device)
         model, size = fast.classifier, fast.pass_size(max(images.shape[-2:]), images.device)
@@ -130,6 +134,23 @@ def _require_fitting(images: Tensor, labels: Tensor, ids: Sequence[str], batch_s
                          seen=f"there are {len(images)} images and {len(set(ids))} different ids",
                          hint="leave ids out to number them")
     whole_number(batch_size, "batch_size", least=1, example="batch_size=64")
+
+
+def _require_logits(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that does not make logits of images (B, 3, H, W); raises ModelError."""
+    try:
+        with torch.no_grad():
+            logits = model(images.clone())
+    except (SanrobustError, MemoryError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise ModelError("the model must take float32 images (B, 3, H, W)",
+                         seen=f"it stopped with: {first_line(error)}",
+                         hint="give one in float32, or wrap it so that it converts the pixels and "
+                              "its logits") from error
+    guards.check_form(logits, len(images))
 
 
 @dataclass(frozen=True)

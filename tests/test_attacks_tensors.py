@@ -9,7 +9,7 @@ from attack_tester import OneByOne, mostly_right
 from torch import Tensor
 
 import sanrobust
-from sanrobust.errors import ProtocolError, UnknownNameError, UsageError
+from sanrobust.errors import ModelError, ProtocolError, UnknownNameError, UsageError
 
 QUICK = {"iters": 3, "queries": 5, "version": "apgd-ce,square"}
 
@@ -94,3 +94,22 @@ def test_what_is_no_batch_is_refused() -> None:
         sanrobust.attack(small_net(), images * 255, labels, eps=4)
     with pytest.raises(ProtocolError, match="must be in eval mode"):
         sanrobust.attack(small_net().train(), images, labels, eps=4)
+
+
+def test_a_model_that_makes_no_logits_of_float32_images_is_refused() -> None:
+    class Listed(OneByOne):
+        def forward(self, pixels: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+            return (super().forward(pixels),)
+
+    _, images, labels, _ = mostly_right(3)
+    with pytest.raises(ModelError, match="must take float32 images .*give one in float32"):
+        sanrobust.attack(small_net().half(), images, labels, eps=4, **QUICK)
+    with pytest.raises(ModelError, match="must return logits"):
+        sanrobust.attack(Listed(small_net()), images, labels, eps=4, **QUICK)
+
+
+@pytest.mark.parametrize("eps", [-1, 300, "-1"])
+def test_a_length_that_cannot_be_meant_is_refused_in_its_own_unit(eps: float | str) -> None:
+    _, images, labels, _ = mostly_right(3)
+    with pytest.raises(UsageError, match="a length in the pixel range, from 0 to 255.*0.5"):
+        sanrobust.attack(small_net(), images, labels, norm="l2", eps=eps, **QUICK)

@@ -195,10 +195,8 @@ def parse_length(text: str, option: str) -> float:
     """Read a length in the pixel range such as ``0.5`` or ``128/255``; raises UsageError."""
     numerator, slash, denominator = text.strip().partition("/")
     if not _NUMBER.fullmatch(numerator) or (slash and denominator != str(LEVELS)):
-        raise UsageError(f"{option} must be a length in the pixel range, 0 or more",
-                         seen=f"{shown_value(text)} was seen",
-                         hint=f"type for example {option} 0.5")
-    return _level(float(numerator) / (LEVELS if slash else 1), option)
+        raise _not_a_length(text, option)
+    return _level(float(numerator) / (LEVELS if slash else 1), option, levels=False)
 
 
 def parse_level(text: str, option: str) -> float:
@@ -229,7 +227,7 @@ def parse_level(text: str, option: str) -> float:
 def _given(value: object, name: str, *, levels: bool) -> float:
     if isinstance(value, str):
         return (parse_level if levels else parse_length)(value, name)
-    level = _level(value, name)
+    level = _level(value, name, levels=levels)
     if levels and 0 < level < 1:
         raise UsageError(f"{name} must be in units of 1/255", seen=f"{level:g} was seen",
                          hint=f"give {_likely(level)}, or Budget(...) if {level:g}/255 is meant")
@@ -247,13 +245,19 @@ def _not_a_level(text: object, option: str) -> UsageError:
                       hint=f"type for example {option} 8 or 8/255")
 
 
-def _level(level: object, name: str) -> float:
+def _not_a_length(text: object, option: str) -> UsageError:
+    return UsageError(f"{option} must be a length in the pixel range, from 0 to {LEVELS}",
+                      seen=f"{shown_value(text)} was seen",
+                      hint=f"type for example {option} 0.5")
+
+
+def _level(level: object, name: str, *, levels: bool = True) -> float:
     try:
         number = float(level) if isinstance(level, Real) else math.nan
     except OverflowError:
         number = math.inf
     if isinstance(level, bool) or not 0 <= number <= LEVELS:
-        raise _not_a_level(level, name)
+        raise (_not_a_level if levels else _not_a_length)(level, name)
     return number
 
 
