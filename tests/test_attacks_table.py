@@ -33,7 +33,8 @@ def test_autoattack_says_what_it_did_and_what_broke_the_images(tmp_path: Path) -
     shares = table[[name for name in table if name.startswith("by_")]].fillna(0).sum(axis=1)
     assert (shares + table["top1_adv"]).tolist() == pytest.approx([100, 100])
     assert table["top1_adv"].tolist()[1] < table["top1_adv"].tolist()[0]
-    assert "What broke the images" in (tmp_path / "o" / "pgd.md").read_text("utf-8")
+    written = (tmp_path / "o" / "pgd.md").read_text("utf-8")
+    assert "What broke the images" in written and "apgd-dlr" not in written  # no member of it
     records = pd.read_parquet(next((tmp_path / "o" / "runs").glob("*/records")))
     broken = records[records["broken_by"].notna() & (records["broken_by"] != "clean")]
     assert (broken["adv_pred"] != broken["label"]).all() and (broken["broken_at"] >= 0).all()

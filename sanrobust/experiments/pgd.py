@@ -243,19 +243,19 @@ def _blind(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _broken(entries: Sequence[Entry]) -> Iterator[Listing]:
     """Yield a table of what broke the images, where attacks of a suite were told apart."""
-    lines = []
-    for entry in entries:
-        for part in sorted({key.partition(":")[0] for key in entry.values if ":by_" in key}):
-            shares = {name: entry.values.get(f"{part}:{column}", 0.0)
-                      for column, name in BROKEN.items()}
-            if sum(share > 0 for name, share in shares.items() if name != "clean") > 1:
-                lines.append((entry.label, entry.variant, str(int(part) + 1),
-                              *(f"{share:.1f}" for share in shares.values()),
-                              f"{entry.values.get(f'{part}:top1_adv', math.nan):.1f}"))
-    if lines:
+    rows = [(entry, part, {name: entry.values.get(f"{part}:{column}", 0.0)
+                           for column, name in BROKEN.items()})
+            for entry in entries
+            for part in sorted({key.partition(":")[0] for key in entry.values if ":by_" in key})]
+    broke = [{name for name, share in shares.items() if share > 0} for *_, shares in rows]
+    if any(len(names - {"clean"}) > 1 for names in broke):
+        names = [name for name in BROKEN.values() if any(name in each for each in broke)]
+        lines = tuple((entry.label, entry.variant, str(int(part) + 1),
+                       *(f"{shares[name]:.1f}" for name in names),
+                       f"{entry.values.get(f'{part}:top1_adv', math.nan):.1f}")
+                      for entry, part, shares in rows)
         yield Listing("What broke the images, in percent of them, by the number of the budget",
-                      ("Method", "Attack", "Budget", *BROKEN.values(), "none"), tuple(lines),
-                      stubs=3)
+                      ("Method", "Attack", "Budget", *names, "none"), lines, stubs=3)
 
 
 def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Summary]:
