@@ -35,6 +35,7 @@ from sanrobust.attacks.fab import ranks, runner_up
 from sanrobust.attacks.norms import NORMS
 from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.problem import Problem, prepared
+from sanrobust.attacks.result import BudgetResult
 from sanrobust.attacks.suite import Strength, attack_until_broken
 from sanrobust.attacks.versions import MEMBERS, Version
 from sanrobust.data.datasets import open_dataset
@@ -50,6 +51,8 @@ STEPS = 10
 """Of PGD, each a quarter of the radius long; FGSM is one step of all of it."""
 FIXED = {"pgd": (STEPS, 4), "fgsm": (1, 1)}
 """Steps of an attack, and how many steps a radius is long."""
+ROUNDED = 0.01
+"""Levels of 0 to 255 below which a difference of pixels is float32's rounding."""
 MEASURED = ["model", "norm", "radius", "seed", "against", "attack"]
 """What a row is about."""
 TRIES, MOVED = 8, 1e-7
@@ -169,14 +172,31 @@ def ours(problem: Problem, name: str) -> Tensor:
 
 
 def _ours(problem: Problem, name: str) -> Tensor:
-    if name not in FIXED:
-        found = attack_until_broken(problem, Version((name,), {}), STRENGTH)
-        return found.logits.argmax(1) == problem.labels
+    if name in FIXED:
+        return _stepped(problem, name).adv_pred == problem.labels
+    found = attack_until_broken(problem, Version((name,), {}), STRENGTH)
+    return found.logits.argmax(1) == problem.labels
+
+
+def _stepped(problem: Problem, name: str) -> BudgetResult:
+    """Return what our PGD makes of images in so many steps."""
     steps, parts = FIXED[name]
     radius = problem.radius * (LEVELS if problem.norm.levels else 1)
     (result,) = pgd(problem.model, problem.images, problem.labels, problem.ids, targets=None,
                     budgets=[Budget(radius, radius / parts, steps)], norm=problem.norm.name)
-    return result.adv_pred == problem.labels
+    return result
+
+
+def _apart(problem: Problem, other: str, name: str) -> dict[str, float]:
+    """Return how many values of adversarials differ by more than `ROUNDED` levels, and how far."""
+    if name not in FIXED:
+        return {}
+    steps, parts = FIXED[name]
+    made = OTHERS[other](problem).attacked(steps, problem.radius / parts)
+    apart = LEVELS * (_stepped(problem, name).adversarial - made).abs()
+    far = apart > ROUNDED
+    return {"values apart, %": 100 * float(far.float().mean()),
+            "images apart": int(far.flatten(1).any(1).sum()), "levels apart": float(apart.max())}
 
 
 def _timed(attack: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -201,7 +221,8 @@ def compare(problem: Problem, others: Sequence[str], attacks: Sequence[str]
                    "theirs": _percent(kept[good]),
                    "only ours breaks": _alone(problem, (mine == 0) & kept, other, name),
                    "only theirs breaks": _alone(problem, (mine == 1) & ~kept, other, name),
-                   "CPU s ours": round(seconds, 1), "CPU s theirs": round(their_seconds, 1)}
+                   "CPU s ours": round(seconds, 1), "CPU s theirs": round(their_seconds, 1),
+                   **_apart(problem.part(good.nonzero().squeeze(1)), other, name)}
 
 
 def _percent(right: Tensor) -> float:

@@ -88,8 +88,7 @@ def test_passes_before_the_first_image_are_spent_in_the_model(
     assert 0.02 * calls <= found.model_seconds < found.seconds
 
 
-def test_the_bare_model_computes_as_the_command_did(tmp_path: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bare_model_computes_as_the_command_did(monkeypatch: pytest.MonkeyPatch) -> None:
     # The bench lets convolutions search for their algorithm, which an evaluation may not.
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     found = []
@@ -100,8 +99,7 @@ def test_the_bare_model_computes_as_the_command_did(tmp_path: Path,
         return forward(model, pixels)
 
     monkeypatch.setattr(models, "forward", noted)
-    measure_loop(MODEL, "rotate", Settings(shape=Shape(4, 32),
-                                           loop=Loop((MODEL,), images=4)))
+    measure_loop(MODEL, "rotate", Settings(shape=Shape(4, 32), loop=Loop((MODEL,), images=4)))
     assert set(found) == {(False, True)}
 
 
