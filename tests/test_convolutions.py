@@ -12,13 +12,14 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust import steady
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.steady import FixedSizeBatches
 from sanrobust.zoo import accelerate as accelerating
 from sanrobust.zoo import convolutions
 from sanrobust.zoo.accelerate import SWITCHED_OFF, accelerate
 from sanrobust.zoo.classifier import Classifier
-from sanrobust.zoo.convolutions import ChannelsLast, Rewritten, refusal, rewrite
+from sanrobust.zoo.convolutions import ChannelsLast, FilledLinear, Rewritten, refusal, rewrite
 from sanrobust.zoo.resolve import create_model
 
 CPU = torch.device("cpu")
@@ -194,15 +195,29 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+def test_a_linear_layer_sums_alike_in_every_pass() -> None:
+    plain = nn.Linear(256, 10)
+    layer, features = FilledLinear(plain, 32), torch.randn(32, 256)
+    whole = layer(features)
+    for count in range(1, 33):
+        assert torch.equal(layer(features[:count]), whole[:count])
+    torch.testing.assert_close(whole, plain(features))
+    for other in (torch.randn(2, 5, 256), torch.randn(40, 256), torch.randn(256)):
+        assert torch.equal(layer(other), plain(other))
+
+
+@pytest.mark.parametrize("patience", [0, 8])  # smaller passes are tried out at once, or not here
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize(("side", "precision"), [(32, "float32"), (72, "float32"), (32, "bfloat16"),
                                                  (32, "float16")])
-def test_no_bit_depends_on_the_batch(side: int, precision: str, threads: int) -> None:
+def test_no_bit_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch, side: int, precision: str,
+                                     threads: int, patience: int) -> None:
     network = randomised(create_model("resnet26.untrained-small").network)
     made = accelerate(classifier(network, side), CPU, precision=precision)
     model = FixedSizeBatches(made.classifier, made.pass_size(side, CPU))
     pixels = some_images(5, side).sigmoid()
     whole = logits_and_gradient(model, pixels)
+    monkeypatch.setattr(steady, "_PATIENCE", patience)
     parts = [logits_and_gradient(model, part) for part in pixels.split((1, 3, 1))]
     for one, two in zip(whole, zip(*parts)):
         assert torch.equal(one, torch.cat(two)), f"{threads} threads"

@@ -12,7 +12,7 @@ import torch
 from conftest import Command
 from torch import Tensor, nn
 
-from sanrobust.steady import FixedSizeBatches, pass_size
+from sanrobust.steady import FixedSizeBatches, pass_size, passes_of
 from sanrobust.zoo.resolve import create_model
 
 CPU = torch.device("cpu")
@@ -41,6 +41,56 @@ def test_every_pass_has_one_size_and_the_filling_is_dropped(count: int, passes: 
     pixels = images(count)
     assert torch.equal(FixedSizeBatches(model, 4)(pixels), plain(pixels))
     assert model.sizes == passes
+
+
+class Uneven(Remembering):
+    """Sums in another way where there are fewer than 4 images."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels) * (1 + 1e-6 * (len(pixels) < 4))
+
+
+class Drawing(Remembering):
+    """Adds what it draws."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels) + torch.randn(len(pixels), 1)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize(("made", "passes"), [(Remembering, [2, 8, 2]), (Uneven, [4, 8, 4]),
+                                              (Drawing, [8, 8, 8])])
+def test_smaller_passes_are_taken_once_they_are_seen_to_be_equal(
+        made: type[Remembering], passes: list[int], with_gradient: bool) -> None:
+    inner = made()
+    model, pixels = FixedSizeBatches(inner, 8), images(2).requires_grad_(with_gradient)
+    first = model(pixels)
+    while inner.sizes[-1] == 8 and len(inner.sizes) < 60:
+        model(pixels)
+    inner.sizes.clear()
+    torch.manual_seed(0)
+    last = [model(some) for some in (pixels, images(8), pixels)]
+    assert inner.sizes == passes
+    if made is not Drawing:
+        assert torch.equal(last[0], first) and torch.equal(last[2], first)
+
+
+def test_trying_passes_out_takes_nothing_from_what_others_draw() -> None:
+    model, drawn = FixedSizeBatches(Drawing(), 8), []
+    for tries in (3, 30):  # the smaller passes are tried out in the second
+        for _ in range(tries):
+            torch.manual_seed(0)
+            model(images(2))
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(("count", "passes"), [(1, (2,)), (2, (2,)), (3, (4,)), (5, (8,)),
+                                               (18, (16, 2)), (20, (16, 4)), (31, (32,))])
+def test_what_is_left_goes_through_the_passes_that_cost_least(count: int, passes: tuple[int, ...]
+                                                              ) -> None:
+    assert passes_of(count, (32, 16, 8, 4, 2)) == passes
+    assert passes_of(count, (32,)) == (32,)
 
 
 def test_without_a_size_a_batch_is_passed_on_as_it_is() -> None:

@@ -104,9 +104,9 @@ class _State:
     @classmethod
     def at(cls, point: Point, problem: Problem) -> _State:
         # Halved at first, as the original has it: the first checkpoint asks for falls alone.
-        return cls(point, point.pixels, point, torch.full_like(point.loss, 2 * problem.radius),
-                   torch.zeros_like(point.loss), point.loss, point.loss,
-                   torch.ones_like(point.wrong))
+        step = torch.full_like(point.loss, 2 * problem.radius)
+        return cls(point, point.pixels, point.copy(), step, torch.zeros_like(step), point.loss,
+                   point.loss, torch.ones_like(point.wrong))
 
     def part(self, index: Tensor) -> _State:
         return _State(self.point.part(index), self.before[index], self.best.part(index),
@@ -117,12 +117,12 @@ class _State:
         """Return where the next step leads, with the momentum of the last (equation 2)."""
         assert self.point.gradient is not None
         here = self.point.pixels
-        downhill = problem.norm.direction(self.point.gradient)
-        aim = problem.project(here - downhill * column(self.step, here))
+        move = problem.norm.direction(self.point.gradient).mul_(column(-self.step, here))
+        aim = problem.project(move.add_(here))
         if first:
             return aim
-        return problem.project(here + (aim - here) * MOMENTUM
-                               + (here - self.before) * (1 - MOMENTUM))
+        drift = (here - self.before).mul_(1 - MOMENTUM)
+        return problem.project(aim.sub_(here).mul_(MOMENTUM).add_(here).add_(drift))
 
     def move(self, point: Point) -> None:
         """Go to a new point."""
@@ -131,14 +131,14 @@ class _State:
         self.falls = self.falls + (point.loss < self.last)
         self.last = point.loss
         self.before, self.point = self.point.pixels, point
-        self.best = self.best.where(point.loss < self.best.loss, point)
+        self.best.put(point.loss < self.best.loss, point)
 
     def halve(self, steps: int) -> None:
         """Halve the steps of images that made too little of the last ``steps``."""
         rarely = self.falls <= RHO * steps
         still = ~self.halved & (self.best.loss >= self.lowest)
         self.halved = rarely | still
-        self.lowest = self.best.loss
+        self.lowest = self.best.loss.clone()
         self.step = torch.where(self.halved, self.step / 2, self.step)
         self.point = self.point.where(self.halved, self.best)
         self.falls = torch.zeros_like(self.falls)

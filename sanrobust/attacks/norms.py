@@ -8,12 +8,15 @@ Letters: B images, N entries of an image. Radii and lengths are in the pixel ran
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from sanrobust.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Projection = Callable[[Tensor], Tensor]
 
 TINY = 1e-12
 
@@ -43,8 +46,10 @@ class Norm(Protocol):
         """Return the step of length 1 that climbs steepest, of the gradient's shape."""
         ...
 
-    def project(self, pixels: Tensor, images: Tensor, radius: float) -> Tensor:
-        """Return the nearest points of the ball around ``images``, clipped to [0, 1]."""
+    def projection(self, images: Tensor, radius: float) -> Projection:
+        """Return what moves pixels, in place, to the nearest points of the ball around ``images``
+        that are in [0, 1].
+        """
         ...
 
 
@@ -65,9 +70,10 @@ class Linf:
         """Return the gradient's sign."""
         return gradient.sign()
 
-    def project(self, pixels: Tensor, images: Tensor, radius: float) -> Tensor:
+    def projection(self, images: Tensor, radius: float) -> Projection:
         """Clip every entry."""
-        return pixels.clamp((images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1))
+        low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
+        return lambda pixels: pixels.clamp_(low, high)
 
 
 class L2:
@@ -85,12 +91,14 @@ class L2:
         """Return the gradient divided by its length; zero where it has none."""
         return gradient / column(self.size(gradient).clamp_min(TINY), gradient)
 
-    def project(self, pixels: Tensor, images: Tensor, radius: float) -> Tensor:
+    def projection(self, images: Tensor, radius: float) -> Projection:
         """Shorten what is longer than the radius, then clip, which shortens it further."""
-        change = pixels - images
-        size = self.size(change)
-        share = (radius / size.clamp_min(TINY)).clamp_max(1)
-        return (images + change * column(share, change)).clamp_(0, 1)
+        def project(pixels: Tensor) -> Tensor:
+            change = pixels.sub_(images)
+            share = (radius / self.size(change).clamp_min(TINY)).clamp_max(1)
+            return change.mul_(column(share, change)).add_(images).clamp_(0, 1)
+
+        return project
 
 
 NORMS: Registry[Norm] = Registry("norm", listing="sanrobust pgd --help")

@@ -154,6 +154,7 @@ class _Ball:
         self.norm = norm
         self._images = images
         self.radius = budget.eps / unit
+        self._nearest = norm.projection(images, self.radius)
         self._step = (budget.step or 0) / unit
         self.on_grid = _on_grid(images) & (snap and norm.levels and budget.on_grid)
         self._snaps = bool(self.on_grid.any())
@@ -169,7 +170,7 @@ class _Ball:
 
     def project(self, pixels: Tensor) -> Tensor:
         """Clip to the ball and to [0, 1]; an 8-bit image is kept exactly one."""
-        clipped = self.norm.project(pixels, self._images, self.radius)
+        clipped = self._nearest(pixels)
         if not self._snaps:
             return clipped
         return torch.where(self.on_grid.view(-1, 1, 1, 1), _snapped(clipped), clipped)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from sanrobust.errors import ModelError
 
 if TYPE_CHECKING:
     from sanrobust.attacks.losses import Loss
+    from sanrobust.attacks.norms import Projection
 
 Classifier = guards.Classifier
 
@@ -59,14 +61,23 @@ class Point:
 
     def where(self, choice: Tensor, other: Point) -> Point:
         """Return the other point of each image that is chosen, (B,) bool, and this of the rest."""
-        def pick(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(choice.view(-1, *[1] * (old.ndim - 1)), new, old)
+        made = self.copy()
+        made.put(choice, other)
+        return made
 
-        gradient = None
-        if self.gradient is not None and other.gradient is not None:
-            gradient = pick(other.gradient, self.gradient)
-        return Point(pick(other.pixels, self.pixels), pick(other.logits, self.logits),
-                     pick(other.loss, self.loss), gradient, pick(other.wrong, self.wrong))
+    def copy(self) -> Point:
+        """Return a point in memory of its own."""
+        gradient = None if self.gradient is None else self.gradient.clone()
+        return Point(self.pixels.clone(), self.logits.clone(), self.loss.clone(), gradient,
+                     self.wrong.clone())
+
+    def put(self, choice: Tensor, other: Point) -> None:
+        """Overwrite the point of each image that is chosen, (B,) bool, with the other."""
+        rows = choice.nonzero().squeeze(1)
+        for part in fields(self):
+            mine, theirs = getattr(self, part.name), getattr(other, part.name)
+            if mine is not None:
+                mine.index_copy_(0, rows, theirs[rows])
 
 
 @dataclass(frozen=True)
@@ -105,9 +116,9 @@ class Problem:
         norm: of the ball.
         radius: of the ball, in the pixel range.
         seed: of what is drawn.
-        room: how many images a pass may have where several tries of an image are made at once; the
-            batch itself always has room.
-        pass_size: images of which passes are made up, see `sanrobust.steady.FixedSizeBatches`.
+        room: how many images a pass may have where several tries of an image are made at once.
+        pass_size: images of which passes are made up, see `sanrobust.steady.FixedSizeBatches`; more
+            take longer in proportion. None where a pass takes what it is given.
         tries: where the images are tries of fewer.
     """
 
@@ -120,7 +131,7 @@ class Problem:
     radius: float
     seed: int
     room: int = 1
-    pass_size: int = 1
+    pass_size: int | None = None
     tries: Tries | None = None
 
     @property
@@ -142,9 +153,10 @@ class Problem:
         tries = Tries.of(len(self.ids), count, self.images.device)
         return replace(self.part(tries.image), tries=tries)
 
-    def project(self, pixels: Tensor) -> Tensor:
-        """Return the nearest legal images."""
-        return self.norm.project(pixels, self.images, self.radius)
+    @cached_property
+    def project(self) -> Projection:
+        """What moves pixels, in place, to the nearest legal images."""
+        return self.norm.projection(self.images, self.radius)
 
     def start(self, purpose: str, restart: int, share: float = 1.0) -> Tensor:
         """Return a random point of each image, ``share`` of the radius away before it is clipped.
@@ -211,8 +223,8 @@ def forward(model: Classifier, pixels: Tensor, *, with_graph: bool,
 
 def gradient_of(values: Tensor, run: Forward) -> Tensor:
     """Return the gradient of each image's value (B,) in its pixels; the graph is freed."""
-    # The sum, not the mean: an image's gradient must not depend on its batch.
-    return torch.autograd.grad(values.sum(), run.pixels)[0]
+    # Of each image by itself, no mean: a gradient must not depend on its batch.
+    return torch.autograd.grad(values, run.pixels, torch.ones_like(values))[0]
 
 
 @contextmanager
@@ -268,7 +280,7 @@ class Outcome:
         """Enter the loss and the gradient of some images."""
         self.noted.append((index, point.loss))
         if point.gradient is not None:
-            self.zero[index] = torch.minimum(self.zero[index], zero_share(point.gradient))
+            self.zero.scatter_reduce_(0, index, zero_share(point.gradient), "amin")
 
     def leave(self, index: Tensor, point: Point, step: int | Tensor) -> Tensor:
         """Enter the images that have just lost their label; return which of ``index`` go on.

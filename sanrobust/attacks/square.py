@@ -31,7 +31,7 @@ _SCHEDULED = 10_000
 _GRID = 5
 """Squares on a side of the first change in L2."""
 _WITHOUT_GRADIENT = 4
-"""How many times the images of a pass have room where nothing is kept for a gradient, at least."""
+"""How many times as many images have room where nothing is kept for a gradient."""
 _IN_VAIN = 0.5
 """How many queries of an image are kept at most, on an average, of those made at once."""
 _REMEMBERED = 20
@@ -68,7 +68,7 @@ class Square:
         index = torch.arange(len(problem.ids), device=problem.images.device)
         outcome.note(index, best)
         state = _State(problem, best, draws, index, torch.zeros_like(index))
-        room, kept = _WITHOUT_GRADIENT * max(problem.room, len(index)), 1.0
+        room, kept = problem.pass_size or _WITHOUT_GRADIENT * problem.room, 1.0
         ahead = images = 0
         for turn in count():
             if not len(state.left(outcome, self.queries)):
@@ -76,7 +76,7 @@ class Square:
             # Seldom another, as many a network is slow in its first pass of a shape.
             if len(state.index) != images or turn % _REMEMBERED == 0:
                 images = len(state.index)
-                ahead = _ahead(images, room, problem.pass_size, kept)
+                ahead = _ahead(images, room, problem.pass_size or 1, kept)
             plan = _Plan.of(state.made, self.queries, ahead)
             try:
                 tried = self._try(search, state, plan)
@@ -131,7 +131,7 @@ class _State:
         mine = (plan.turn < used[plan.image]).nonzero().squeeze(1)
         outcome.noted.append((self.index[plan.image[mine]],
                               torch.where(serves, tried.loss, before)[mine]))
-        self.best = self.best.where(serves[final], tried.part(final))
+        self.best.put(serves[final], tried.part(final))
         self.draws.skip(used * search.words(tried.pixels.shape[1]))
         self.made = self.made + used
         return float(serves[final].sum() / len(mine))
@@ -226,7 +226,7 @@ class _LinfSquares:
         side = torch.tensor([sides[share] for share in shares], device=pixels.device)
         inside = _window(draws, side, height, width)
         signs = draws.signs(channels).view(-1, channels, 1, 1)
-        return problem.project(inside * (signs * (2 * problem.radius)) + pixels)
+        return problem.project((inside * (signs * (2 * problem.radius))).add_(pixels))
 
 
 class _L2Squares:

@@ -164,8 +164,7 @@ def attack_until_broken(problem: Problem, version: Version, strength: Strength) 
         while waiting and len(left := state.left()):
             # Images that have left make room for further tries of the others; what comes of a try
             # does not depend on those beside it.
-            room = max(problem.room, len(problem.ids)) // len(left)
-            now = waiting[:room if abreast else 1]
+            now = waiting[:max(problem.room // len(left), 1) if abreast else 1]
             try:
                 made = member.attack(problem.part(left), now, strength)
             except NonFiniteError:  # of a try that would not be made, perhaps
@@ -243,7 +242,7 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
     version = (version_of(settings.version) if settings.attack == "autoattack"
                else Version((settings.attack,), {settings.attack: settings.restarts}))
     norm = NORMS.get(settings.norm)
-    size = (model.size or 1) if isinstance(model, FixedSizeBatches) else 1
+    size = model.size if isinstance(model, FixedSizeBatches) else None
     with prepared(model, images, labels, ids) as (images, labels):
         clean = forward(model, images, with_graph=False).logits
         guards.check_finite(clean)
@@ -252,7 +251,7 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
         for budget in settings.strengths:
             radius = budget.eps / (LEVELS if norm.levels else 1)
             problem = Problem(model, images, labels, ids, clean, norm, radius, settings.seed,
-                              max(len(ids), size), size)
+                              size or len(ids), size)
             found = attack_until_broken(problem, version, Strength(
                 iters=budget.iters or 0, queries=settings.queries,
                 rescaled=settings.attack != "autoattack", looks=version.looks))

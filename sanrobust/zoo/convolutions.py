@@ -25,6 +25,7 @@ from sanrobust.errors import first_line
 from sanrobust.kernels.folding import affine
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import VectorAttention
+from sanrobust.steady import pass_size
 from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.code import origin
 from sanrobust.zoo.digest import LIBRARIES, MODULE_ATTRIBUTES
@@ -85,6 +86,31 @@ class _Turned(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad.contiguous()
+
+
+class FilledLinear(nn.Module):
+    """A linear layer whose input (B, C) is filled up with zeros to at least ``rows``.
+
+    Libraries sum in another order where rows are few. So no pass that is smaller than a full one
+    differs from it here, and none does at all where all convolutions sum alike.
+
+    Args:
+        linear: whose parameters it has.
+        rows: of a full pass.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.linear = linear
+        self.rows = rows
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, K)."""
+        missing = self.rows - len(features)
+        if features.ndim != 2 or missing <= 0:
+            return self.linear(features)  # type: ignore[no-any-return]
+        filled = nn.functional.pad(features, (0, 0, 0, missing))
+        return self.linear(filled)[:len(features)]  # type: ignore[no-any-return]
 
 
 def rewrite(network: nn.Module, img_size: int, device: torch.device, *, fold: bool,
@@ -168,6 +194,11 @@ def _rewritten(network: nn.Module, images: Tensor, fold: bool, channels_last: bo
     if channels_last:
         other = ChannelsLast(other)
         words.append("channels last")
+    rows = pass_size(images.shape[-1], images.device)
+    if rows is not None:
+        for name, module in list(other.named_modules()):
+            if type(module) is nn.Linear:
+                _put(other, name, FilledLinear(module, rows))
     error, size = float((other.eval()(images) - plain).norm()), float(plain.norm())
     if not error <= ROUNDING * size:  # nor where either is no number
         return Rewritten(network, "", f"its logits, of norm {size:.2g}, would move by {error:.2g}")
@@ -227,5 +258,10 @@ def _fold(network: nn.Module, convolution_name: str, norm_name: str) -> None:
                                             for each in (weight, shift))
     # Those of timm end with an activation.
     rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-    place, _, name = norm_name.rpartition(".")
-    setattr(network.get_submodule(place), name, nn.Sequential(*rest) if rest else nn.Identity())
+    _put(network, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    place, _, own = name.rpartition(".")
+    setattr(network.get_submodule(place), own, module)
