@@ -131,7 +131,7 @@ class _State:
         mine = (plan.turn < used[plan.image]).nonzero().squeeze(1)
         outcome.noted.append((self.index[plan.image[mine]],
                               torch.where(serves, tried.loss, before)[mine]))
-        self.best.put(serves[final], tried.part(final))
+        self.best = self.best.where(serves[final], tried.part(final))
         self.draws.skip(used * search.words(tried.pixels.shape[1]))
         self.made = self.made + used
         return float(serves[final].sum() / len(mine))
