@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from sanrobust.attacks.budget import Budget
     from sanrobust.choices import DataConfig
+    from sanrobust.comparing import compare
+    from sanrobust.comparison import Comparison
     from sanrobust.errors import SanrobustError
     from sanrobust.preprocessing import Preprocessing
     from sanrobust.result import Result
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
     pgd: Callable[..., Result]
     rotate: Callable[..., Result]
 
-__all__ = ["Attacked", "Budget", "Classifier", "DataConfig", "Preprocessing", "Result",
-           "SanrobustError", "attack", "create_model", "pgd", "rotate"]
+__all__ = ["Attacked", "Budget", "Classifier", "Comparison", "DataConfig", "Preprocessing",
+           "Result", "SanrobustError", "attack", "compare", "create_model", "pgd", "rotate"]
 
 _HOMES = {
     "Attacked": "sanrobust.tensors",
     "attack": "sanrobust.tensors",
+    "Comparison": "sanrobust.comparison",
+    "compare": "sanrobust.comparing",
     "Budget": "sanrobust.attacks.budget",
     "DataConfig": "sanrobust.choices",
     "Preprocessing": "sanrobust.preprocessing",

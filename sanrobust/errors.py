@@ -107,6 +107,12 @@ class OutputError(SanrobustError):
     exit_code = 6
 
 
+class ThresholdError(SanrobustError):
+    """Numbers that are worse than the user lets pass."""
+
+    exit_code = 1
+
+
 class BackendError(SanrobustError):
     """A compute device or kernel backend that cannot run what was asked."""
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm
+from numpy.typing import NDArray
+from scipy.stats import binomtest, norm, ttest_1samp
 from scipy.stats import t as student
 
 from sanrobust.errors import OutputError
@@ -140,28 +143,35 @@ class PairedDifference:
 
     Attributes:
         n: images that both models evaluated.
-        only_a, only_b: images on which the outcome holds for one model alone.
+        only_a, only_b: images on which the outcome holds for one model alone, or more for it.
+        rate_a, rate_b: of these images in percent; nan without images.
         difference: rate of a minus rate of b, in points; nan without images.
-        low, high: its interval, in points (Bonett and Price 2012).
-        p_value: exact two-sided McNemar test that neither model is better.
+        low, high: its interval, in points (Bonett and Price 2012; Student's t of means).
+        p_value: exact two-sided McNemar test that neither model is better; of means the paired t
+            test.
+        of_means: whether the outcomes are means of several answers, and no flags.
     """
 
     n: int
     only_a: int
     only_b: int
+    rate_a: float
+    rate_b: float
     difference: float
     low: float
     high: float
     p_value: float
+    of_means: bool = False
 
 
-def paired_difference(outcomes_a: pd.Series[bool], outcomes_b: pd.Series[bool], *,
+def paired_difference(outcomes_a: pd.Series[Any], outcomes_b: pd.Series[Any], *,
                       confidence: float = 0.95) -> PairedDifference:
     """Compare two models image by image: far sharper than two separate intervals.
 
     Args:
         outcomes_a, outcomes_b: nullable flags by image, such as `rotation_outcomes` and
-            `pgd_outcomes` return; images that are NA for either model are left out.
+            `pgd_outcomes` return, or numbers from 0 to 1; images that are NA for either model are
+            left out.
         confidence: coverage of the interval, in (0, 1).
 
     Raises OutputError when the two do not speak of the same images.
@@ -171,16 +181,22 @@ def paired_difference(outcomes_a: pd.Series[bool], outcomes_b: pd.Series[bool], 
         raise OutputError("a paired comparison needs the same images for both models",
                           seen=f"{len(odd)} of them have only one ({odd[0]})",
                           hint="run both models on the same data and --num-samples")
-    both = pd.DataFrame({"a": outcomes_a, "b": outcomes_b}).dropna().astype(bool)
-    only_a = int((both["a"] & ~both["b"]).sum())
-    only_b = int((both["b"] & ~both["a"]).sum())
-    n = len(both)
+    both = pd.DataFrame({"a": outcomes_a, "b": outcomes_b}).dropna().astype("float64")
+    a, b, n = both["a"], both["b"], len(both)
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
     if n == 0:
-        return PairedDifference(0, 0, 0, math.nan, math.nan, math.nan, math.nan)
+        nan = math.nan
+        return PairedDifference(0, 0, 0, nan, nan, nan, nan, nan, nan)
+    rate_a, rate_b = (100 * float(each.sum()) / n for each in (a, b))
+    if not both.isin([0, 1]).all(axis=None):
+        low, high, p_value = _means_test((a - b).to_numpy(), confidence)
+        return PairedDifference(n, only_a, only_b, rate_a, rate_b, rate_a - rate_b, low, high,
+                                p_value, of_means=True)
     low, high = _paired_interval(only_a, only_b, n, confidence)
     discordant = only_a + only_b
     p_value = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
-    return PairedDifference(n, only_a, only_b, 100 * (only_a - only_b) / n, low, high, p_value)
+    return PairedDifference(n, only_a, only_b, rate_a, rate_b, 100 * (only_a - only_b) / n, low,
+                            high, p_value)
 
 
 def _paired_interval(only_a: int, only_b: int, n: int, confidence: float) -> tuple[float, float]:
@@ -188,6 +204,27 @@ def _paired_interval(only_a: int, only_b: int, n: int, confidence: float) -> tup
     a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
     return 100 * max(a - b - half, -1.0), 100 * min(a - b + half, 1.0)
+
+
+def _means_test(change: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
+    """Return the t-interval of a mean in percent, and the p of its being 0."""
+    if len(change) < 2 or not change.any():
+        return math.nan, math.nan, math.nan if change.any() else 1.0
+    with warnings.catch_warnings():  # where all images change alike
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = ttest_1samp(change, 0)
+        low, high = test.confidence_interval(confidence)
+    return 100 * float(low), 100 * float(high), float(test.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for all of them together (Holm 1979); nan stays and counts not."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, least = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        adjusted[place] = least
+    return adjusted
 
 
 @dataclass(frozen=True)
@@ -335,6 +372,6 @@ def minus(a: float | int | str | None, b: float | int | str | None) -> float:
     return a - b
 
 
-def with_failed(outcomes: pd.Series[bool], records: pd.DataFrame) -> pd.Series[bool]:
+def with_failed(outcomes: pd.Series[Any], records: pd.DataFrame) -> pd.Series[Any]:
     """Return outcomes of all images in the order of their records; of failed ones they are NA."""
     return outcomes.reindex(pd.Index(records["image"].unique(), name="image"))

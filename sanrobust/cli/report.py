@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import click
 
@@ -41,7 +43,30 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def print_summary(summary: Summary) -> None:
+class Printed(Protocol):
+    """What a command prints: a table, its files, and what a reader should know besides.
+
+    Attributes:
+        text: the table as people read it on a screen.
+        files: the files written.
+        remarks: sentences that belong to it.
+        problem: why it is not all that was asked for; None when it is.
+    """
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
+
+    @property
+    def problem(self) -> SanrobustError | None: ...
+
+
+def print_summary(summary: Printed) -> None:
     """Print a table to standard output and where its files are to standard error.
 
     Raises the summary's problem, if it has one, when all is printed.
@@ -54,7 +79,7 @@ def print_summary(summary: Summary) -> None:
         raise summary.problem
 
 
-def _print_table(summary: Summary) -> None:
+def _print_table(summary: Printed) -> None:
     try:
         click.echo(f"\n{summary.text}\n")
         sys.stdout.flush()
@@ -65,7 +90,7 @@ def _print_table(summary: Summary) -> None:
             error, hint=f"read {summary.files[0]}, where it stands as well") from error
 
 
-def print_each(makers: Mapping[str, Callable[[], Summary]]) -> None:
+def print_each(makers: Mapping[str, Callable[[], Printed]]) -> None:
     """Make and print several summaries, by their experiment's name.
 
     One that cannot be shown hides no other: that nothing of it fits what was asked for is said

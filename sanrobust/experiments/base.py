@@ -6,7 +6,7 @@ experiment loads neither torch nor pandas; its functions load what they need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -127,6 +127,23 @@ class Plot:
     draw: Callable[[pd.DataFrame], Figure | None]
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Whether a rate's yes holds of each image.
+
+    Attributes:
+        name: of the rate, as the layout has it.
+        holds: by image, nullable flags, or numbers from 0 to 1 where several answers of an image
+            are averaged; NA where it is not known, as of images that failed.
+        part: values of the layout's part columns, None for what the run does not have; empty for
+            what its parts share.
+    """
+
+    name: str
+    holds: pd.Series[Any]
+    part: tuple[object, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything about one experiment.
@@ -144,6 +161,8 @@ class Experiment:
         told_by_rows: settings of the specification that the rows tell themselves, as a list of
             budgets, of which one does not change the numbers of another.
         layout: how the table is printed.
+        outcomes: what holds of each image, from the same, for `sanrobust.comparing`; None: models
+            cannot be compared by it.
         reference: published numbers, where there are any.
         plots: figures beside the table.
         makes_images: whether its measurements are each a `Maker`, whose images the user may save.
@@ -159,6 +178,7 @@ class Experiment:
     records: Records
     summarise: Callable[[pd.DataFrame, Mapping[str, object]], Sequence[Summary]]
     layout: Layout
+    outcomes: Callable[[pd.DataFrame, Mapping[str, object]], Iterator[Outcome]] | None = None
     told_by_rows: tuple[str, ...] = ()
     reference: Reference | None = None
     plots: tuple[Plot, ...] = ()

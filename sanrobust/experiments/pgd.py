@@ -13,7 +13,8 @@ from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.attacks.describe import attack_name, attack_strength, attack_words
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.attacks.versions import MEMBERS
-from sanrobust.experiments.base import Columns, Experiment, Images, Plot, Reference, stacked
+from sanrobust.experiments.base import (Columns, Experiment, Images, Outcome, Plot, Reference,
+                                        stacked)
 from sanrobust.experiments.budgets import (BUDGET, RECORDS, Budget, budget_order, budget_text,
                                            budget_words, budgets_of, failed_rows, rows_of)
 from sanrobust.experiments.curve import draw_curve
@@ -113,12 +114,7 @@ def pgd_summaries(records: pd.DataFrame) -> list[Summary]:
     attack does not report is nan, or None in the budget. Raises OutputError when an image counts
     twice or lacks a budget.
     """
-    from sanrobust import metrics
-    keys = budgets_of(records)
-    # An image that failed before the attack began may not know the attack's budget.
-    attacked = [key for key, sound in zip(keys, records["error"].isna()) if sound]
-    budgets = sorted(set(attacked or keys), key=budget_order)
-    table = metrics.per_image(records, keys, budgets, noun="budget")
+    table, budgets = _by_budget(records)
     return [_summary(table, budget) for budget in budgets]
 
 
@@ -134,6 +130,26 @@ def pgd_outcomes(records: pd.DataFrame, *, budget: Budget,
     from sanrobust import metrics
     table = metrics.per_image(records, budgets_of(records), [budget], noun="budget", more=True)
     return metrics.with_failed(_outcomes(table.rows[budget])[measure], records)
+
+
+def _all_outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
+    del settings
+    from sanrobust import metrics
+    table, budgets = _by_budget(records)
+    for budget in budgets:
+        for name, holds in _outcomes(table.rows[budget]).items():
+            yield Outcome(name, metrics.with_failed(holds, records),
+                          () if name == "clean_top1" else budget)
+
+
+def _by_budget(records: pd.DataFrame) -> tuple[PerImage, list[Budget]]:
+    """Split the records of one model by budget; return the budgets in the order of Table 10."""
+    from sanrobust import metrics
+    keys = budgets_of(records)
+    # An image that failed before the attack began may not know the attack's budget.
+    attacked = [key for key, sound in zip(keys, records["error"].isna()) if sound]
+    budgets = sorted(set(attacked or keys), key=budget_order)
+    return metrics.per_image(records, keys, budgets, noun="budget"), budgets
 
 
 def _outcomes(rows: pd.DataFrame) -> dict[str, pd.Series[bool]]:
@@ -301,6 +317,7 @@ PGD = Experiment(
     records=RECORDS,
     makes_images=True,
     summarise=_summaries,
+    outcomes=_all_outcomes,
     told_by_rows=("budgets",),
     layout=Layout(
         rates=RATES,

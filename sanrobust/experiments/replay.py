@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sanrobust.choices import FLOAT32
 from sanrobust.errors import DataError
-from sanrobust.experiments.base import Columns, Experiment, Records, stacked
-from sanrobust.experiments.budgets import (BUDGET, budget_order, budget_text, budget_words,
+from sanrobust.experiments.base import Columns, Experiment, Outcome, Records, stacked
+from sanrobust.experiments.budgets import (BUDGET, Budget, budget_order, budget_text, budget_words,
                                            budgets_of)
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sanrobust.data.replayed import SavedImages
     from sanrobust.data.saved import Saved
     from sanrobust.experiments.base import Model
-    from sanrobust.metrics import Summary
+    from sanrobust.metrics import PerImage, Summary
     from sanrobust.preprocessing import Preprocessing
 
 RATES = ("top1", "success", "transfer", "source_top1", "source_success")
@@ -164,9 +164,7 @@ def replay_summaries(records: pd.DataFrame) -> list[Summary]:
     lacks a budget.
     """
     from sanrobust import metrics
-    keys = budgets_of(records)
-    budgets = sorted(set(keys), key=budget_order)
-    table = metrics.per_image(records, keys, budgets, noun="budget")
+    table, budgets = _by_budget(records)
     summaries = []
     for budget in budgets:
         rows = table.rows[budget]
@@ -196,6 +194,25 @@ def _outcomes(rows: pd.DataFrame, broken: pd.Series[bool]) -> dict[str, pd.Serie
 def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Summary]:
     del settings
     return replay_summaries(records)
+
+
+def _by_budget(records: pd.DataFrame) -> tuple[PerImage, list[Budget]]:
+    from sanrobust import metrics
+    keys = budgets_of(records)
+    budgets = sorted(set(keys), key=budget_order)
+    return metrics.per_image(records, keys, budgets, noun="budget"), budgets
+
+
+def _all_outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
+    """Yield what holds of the images on the model; what held on their source is no model's own."""
+    del settings
+    from sanrobust import metrics
+    table, budgets = _by_budget(records)
+    for budget in budgets:
+        rows = table.rows[budget]
+        found = _outcomes(rows, rows["source_broken"].astype("boolean"))
+        for name in ("top1", "success", "transfer"):
+            yield Outcome(name, metrics.with_failed(found[name], records), budget)
 
 
 def _heads(parts: Sequence[Part]) -> list[Head]:
@@ -293,6 +310,7 @@ REPLAY = Experiment(
         read=("image", "label", "target", *BUDGET, "source_pred", "source_broken", "right",
               "on_target", "error")),
     summarise=_summaries,
+    outcomes=_all_outcomes,
     layout=Layout(
         rates=RATES,
         values=(*BUDGET, *RATES[:3], "broken", *RATES[3:]),

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sanrobust.data.views import VIEWS, view
-from sanrobust.experiments.base import Columns, Experiment, Records, Reference, stacked
+from sanrobust.experiments.base import (Columns, Experiment, Outcome, Records, Reference,
+                                        stacked)
 from sanrobust.experiments.layout import Entry, Head, Layout, Measure, Part
 
 if TYPE_CHECKING:
@@ -130,6 +131,13 @@ def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Su
     return [rotation_summary(records)]
 
 
+def _outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
+    del settings
+    for name in VIEWS:
+        yield Outcome(f"{name}_top1", rotation_outcomes(records, view=name))
+        yield Outcome(f"{name}_top5", rotation_outcomes(records, view=name, measure="top5"))
+
+
 def _heads(parts: Sequence[Part]) -> list[Head]:
     del parts
     return [Head(each.title, "", (Measure(f"{name}_top1", "top-1"),
@@ -178,6 +186,7 @@ ROTATION = Experiment(
         key=("image", "view"),
         read=("image", "label", "view", "pred", "top5_hit", "error")),
     summarise=_summaries,
+    outcomes=_outcomes,
     told_by_rows=("views",),
     layout=Layout(
         rates=_RATES,

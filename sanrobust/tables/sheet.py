@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from sanrobust.tables.lines import aligned, pipes
 from sanrobust.tables.markdown import escape as escape_markdown
 
 _WIDTH = 100
+_MINUS = re.compile(r"-(?=\d)")
 _SIGNS = {"φ": r"$\varphi$", "ψ": r"$\psi$", "β": r"$\beta$", "≠": r"$\neq$", "→": r"$\to$"}
 
 
@@ -56,7 +58,7 @@ def to_markdown(sheet: Sheet) -> str:
 def to_latex(sheet: Sheet) -> str:
     """Render as a LaTeX ``table*`` whose only package is booktabs."""
     columns = "l" * sheet.stubs + "r" * (len(sheet.headings) - sheet.stubs)
-    body = "    \\midrule\n".join("".join(f"    {_latex_row(line)}" for line in group)
+    body = "    \\midrule\n".join("".join(f"    {_latex_row(line, sheet.stubs)}" for line in group)
                                   for group in sheet.groups)
     return ("% needs \\usepackage{booktabs}\n"
             "\\begin{table*}[p]\n"
@@ -64,7 +66,7 @@ def to_latex(sheet: Sheet) -> str:
             "  \\scriptsize\\setlength{\\tabcolsep}{2pt}\\renewcommand{\\arraystretch}{0.9}\n"
             f"  \\begin{{tabular}}{{{columns}}}\n"
             "    \\toprule\n"
-            f"    {_latex_row(sheet.headings)}"
+            f"    {_latex_row(sheet.headings, len(sheet.headings))}"
             "    \\midrule\n"
             f"{body}"
             "    \\bottomrule\n"
@@ -74,8 +76,9 @@ def to_latex(sheet: Sheet) -> str:
             "\\end{table*}\n")
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(_latex, cells)) + " \\\\\n"
+def _latex_row(cells: Sequence[str], stubs: int) -> str:
+    numbers = (_MINUS.sub("$-$", _latex(cell)) for cell in cells[stubs:])
+    return " & ".join([*map(_latex, cells[:stubs]), *numbers]) + " \\\\\n"
 
 
 def _latex(text: str) -> str:

@@ -15,7 +15,8 @@ from sanrobust.experiments.accuracy.diagrams import BINS, draw, variant
 from sanrobust.experiments.accuracy.scoring import (FILE, PRESENT, ClassChoice, checked_classes,
                                                     checked_file, classes_in_words,
                                                     digest_in_words, read_label_sets)
-from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
+from sanrobust.experiments.base import (Columns, Experiment, Outcome, Plot, Records,
+                                        stacked)
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part, Listing
 from sanrobust.options import Whole, option, setting
 from sanrobust.reasons import EXCLUDED
@@ -230,6 +231,14 @@ def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Su
     return [accuracy_summary(records, bins=int(str(settings["bins"])))]
 
 
+def _outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
+    del settings
+    from sanrobust import metrics
+    rows = metrics.per_image(records, [""] * len(records), [""], noun="prediction").rows[""]
+    for name in ("top1", "top5"):
+        yield Outcome(name, metrics.with_failed(metrics.flags(rows, f"{name}_hit"), records))
+
+
 def _heads(parts: Sequence[Part]) -> list[Head]:
     del parts
     return [Head("accuracy", "", (Measure("top1", "top-1"), Measure("top5", "top-5"))),
@@ -337,6 +346,7 @@ ACCURACY = Experiment(
         read=("image", "label", "label_name", "pred", "pred_name", "top1_hit", "top5_hit",
               "confidence", "log_likelihood", "brier", "num_classes", "error")),
     summarise=_summaries,
+    outcomes=_outcomes,
     layout=Layout(
         rates=("top1", "top5"),
         values=("top1", "top5", "ece", "nll", "nll_low", "nll_high", "brier", "brier_low",

@@ -10,9 +10,10 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
+from sanrobust.experiments.base import (Columns, Experiment, Outcome, Plot, Records,
+                                        stacked)
 from sanrobust.experiments.corrupt.heatmap import draw
 from sanrobust.experiments.corrupt.names import (ALEXNET_CLEAN, BY_NAME, COMMON, GROUPS,
                                                  SETS, SEVERITIES)
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sanrobust.data.loader import Batch, FailedImage
     from sanrobust.experiments.base import Model
     from sanrobust.experiments.corrupt.files import CorruptedFiles
-    from sanrobust.metrics import Summary
+    from sanrobust.metrics import PerImage, Summary
     from sanrobust.preprocessing import Preprocessing
 
     Outcomes = Mapping[Condition, pd.Series[bool]]
@@ -180,15 +181,56 @@ def corruption_summaries(records: pd.DataFrame, *, corruptions: Sequence[str] = 
     condition.
     """
     from sanrobust import metrics
-    keys = list(zip(records["corruption"], records["severity"]))
-    wanted = [CLEAN, *((name, severity) for name in corruptions for severity in severities)]
-    table = metrics.per_image(records, keys, wanted, noun="condition")
-    wrong = {key: ~metrics.predicted(table.rows[key], "pred") for key in wanted}
+    table, wrong = _wrong(records, corruptions, severities)
     shared = {**metrics.counts(table), **_of_groups(wrong, corruptions, failed=table.failed)}
     rows = [_of_one(wrong, name, failed=table.failed) for name in corruptions]
     if relative and tuple(severities) == SEVERITIES:
         _put_relative(shared, rows)
     return [{**shared, **row} for row in rows]
+
+
+def _wrong(records: pd.DataFrame, corruptions: Sequence[str], severities: Sequence[int]
+           ) -> tuple[PerImage, Outcomes]:
+    """Return the records by condition, and which images are misclassified in each."""
+    from sanrobust import metrics
+    keys = list(zip(records["corruption"], records["severity"]))
+    wanted = [CLEAN, *((name, severity) for name in corruptions for severity in severities)]
+    table = metrics.per_image(records, keys, wanted, noun="condition")
+    return table, {key: ~metrics.predicted(table.rows[key], "pred") for key in wanted}
+
+
+def _outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
+    """Yield the errors that a table prints; of several conditions the part that is wrong."""
+    from sanrobust import metrics
+    corruptions, severities = settings["corruptions"], settings["severities"]
+    assert isinstance(corruptions, list) and isinstance(severities, list)
+    _, wrong = _wrong(records, corruptions, severities)
+    yield Outcome("clean_error", metrics.with_failed(wrong[CLEAN], records))
+    for column, members in _members(corruptions):
+        yield Outcome(column, _mean(wrong, members, records))
+    for name in corruptions:
+        yield Outcome("error", _mean(wrong, [name], records), (name,))
+
+
+def _mean(wrong: Outcomes, corruptions: Container[str], records: pd.DataFrame) -> pd.Series[Any]:
+    """Return the part of the conditions of some corruptions in which each image is wrong."""
+    import pandas as pd
+
+    from sanrobust import metrics
+    several = [outcomes.astype("Float64") for (name, _), outcomes in wrong.items()
+               if name in corruptions]
+    return metrics.with_failed(pd.concat(several, axis=1).mean(axis=1), records)
+
+
+def _members(corruptions: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each column that is a mean over corruptions, where all are there, and which they are.
+    """
+    for column, members in _GROUPS.items():
+        chosen = [name for name in corruptions if name in members]
+        if column == "mean_error":
+            yield column, chosen or list(corruptions)
+        elif len(chosen) == len(members):
+            yield column, chosen
 
 
 def _of_groups(wrong: Outcomes, corruptions: Sequence[str], *, failed: int) -> Summary:
@@ -197,14 +239,9 @@ def _of_groups(wrong: Outcomes, corruptions: Sequence[str], *, failed: int) -> S
     shared: Summary = {}
     metrics.put_rate(shared, "clean_top1", ~wrong[CLEAN], failed=failed)
     metrics.put_rate(shared, "clean_error", wrong[CLEAN], failed=failed, failed_counts=True)
-    for column, members in _GROUPS.items():
-        chosen = [name for name in corruptions if name in members]
-        if column == "mean_error":
-            chosen = chosen or list(corruptions)
-        elif len(chosen) < len(members):
-            continue
+    for column, members in _members(corruptions):
         _put_mean(shared, column, [outcomes for (name, _), outcomes in wrong.items()
-                                   if name in chosen], failed=failed)
+                                   if name in members], failed=failed)
     return shared
 
 
@@ -384,6 +421,7 @@ CORRUPT = Experiment(
         key=("image", "corruption", "severity"),
         read=("image", "label", "corruption", "severity", "pred", "error")),
     summarise=_summaries,
+    outcomes=_outcomes,
     layout=Layout(
         rates=_RATES,
         values=("clean_top1", "clean_error", "mean_error", "mce", "relative_mce",

@@ -8,7 +8,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from sanrobust.experiments.base import Columns, Experiment, Plot, Records, stacked
+from sanrobust.experiments.base import (Columns, Experiment, Outcome, Plot, Records,
+                                        stacked)
 from sanrobust.experiments.layout import Entry, Facts, Head, Layout, Measure, Part
 from sanrobust.experiments.spatial.attack import (FILLS, STILL, Answer, Answers, Move,
                                                   SpatialSettings)
@@ -174,6 +175,13 @@ def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Su
     return spatial_summaries(records)
 
 
+def _outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
+    del settings
+    for key in dict.fromkeys(_keys(records)):
+        part, name = ((key,), ANGLE) if isinstance(key, float) else ((), key)
+        yield Outcome(f"{name}_top1", spatial_outcomes(records, measure=key), part)
+
+
 def _heads(parts: Sequence[Part]) -> list[Head]:
     del parts
     titles = zip(ATTACKS, ("natural", "random", "worst of k", "whole grid"), strict=True)
@@ -320,6 +328,7 @@ SPATIAL = Experiment(
         key=("image", "measure", "angle"),
         read=("image", "label", "measure", "angle", "pred", "error")),
     summarise=_summaries,
+    outcomes=_outcomes,
     told_by_rows=("angles",),
     layout=Layout(
         rates=RATES, values=(*_SHARED, ANGLE, RATES[-1]), clean=RATES[0], heads=_heads,

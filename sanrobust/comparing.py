@@ -1,0 +1,260 @@
+"""Models held against each other by their records of the same images; loads no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+
+from sanrobust.comparison import PREFIX, Comparison, Difference, texts
+from sanrobust.errors import OutputError, SanrobustError, UsageError
+from sanrobust.experiments.base import Experiment, Outcome
+from sanrobust.experiments.catalog import EXPERIMENTS
+from sanrobust.experiments.layout import Measure, Part
+from sanrobust.files import printable, write_text
+from sanrobust.metrics import holm, paired_difference
+from sanrobust.processes import uninterrupted
+from sanrobust.runs import Run, find_runs, select, tables_locked
+from sanrobust.summary import unfinished
+
+# What may differ between models that are compared; the settings told by the rows are their parts.
+_OF_MODEL = ("model", "weights", "preprocessing", "code", "settings")
+_LOWER_IS_BETTER = ("success", "error", "transfer")
+_WORDS = {"data_digest": "images or labels", "images": "number of images"}
+
+
+@dataclass
+class _Side:
+    """The newest outcomes of one model under one set of settings."""
+
+    name: str
+    runs: list[Run] = field(default_factory=list)
+    outcomes: dict[tuple[Part, str], Outcome] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> set[Part]:
+        """Values of the layout's part columns that it has."""
+        return {part for part, _ in self.outcomes if part}
+
+    def add(self, run: Run, experiment: Experiment) -> None:
+        assert experiment.outcomes is not None
+        self.runs.append(run)
+        for outcome in experiment.outcomes(run.records(experiment.records.read), run.settings):
+            self.outcomes[_part(outcome), outcome.name] = outcome
+
+
+def compare(out: Path, experiment: str, models: Sequence[str] = (), *, data: Sequence[str] = (),
+            all_pairs: bool = False, everything: bool = False,
+            fail_under: float | None = None) -> Comparison:
+    """Compare models on the same images, by their records under ``out``, and write the table.
+
+    Args:
+        out: folder of the results.
+        experiment: name of what was measured.
+        models: names of models or of their architectures, or of run folders, the first of which is
+            held against each other one; none means every model with complete runs.
+        data: names of datasets; none means any.
+        all_pairs: hold each against each.
+        everything: every rate of every part, not only those that tables print.
+        fail_under: least advantage in points, of the first model over each other one in each rate,
+            that is no problem; None for any.
+
+    Raises UsageError for models that are not there or cannot be compared, with the field that
+    differs, and OutputError where records do not read back or files cannot be written.
+    """
+    kind = EXPERIMENTS.get(experiment)
+    if kind.outcomes is None:
+        raise UsageError("an experiment must say what holds of each image to compare models by it",
+                         seen=f"{experiment} does not", hint="compare them by another one")
+    with tables_locked(out):
+        chosen = _chosen(out, experiment, models, data)
+        rows, done, remarks = _rows(kind, chosen, all_pairs=all_pairs, everything=everything)
+        adjusted = holm([row.found.p_value for row in rows])
+        made = Comparison(experiment, tuple(replace(row, holm=p) for row, p in zip(rows, adjusted)),
+                          (), (*_remarks(chosen), *remarks), done, fail_under)
+        files = {out / f"{PREFIX}{kind.files}.{suffix}": text
+                 for suffix, text in texts(made).items()}
+        with uninterrupted():  # all files or none
+            for path, text in files.items():
+                write_text(path, text)
+    return replace(made, files=tuple(files))
+
+
+def _chosen(out: Path, experiment: str, models: Sequence[str], data: Sequence[str]
+            ) -> dict[str, list[Run]]:
+    """Return the complete runs of each model, under the name that a table calls it by."""
+    found = find_runs(out, experiment)
+    runs = [run for run in select(found.runs, data=data) if run.complete]
+    if not runs:
+        waiting = [unfinished(run) for run in found.runs if not run.complete]
+        raise OutputError("models are compared by complete runs", seen=waiting[0] if waiting
+                          else f"there is none of {experiment} under {out}",
+                          hint="finish it" if waiting else f"type sanrobust {experiment} --out "
+                          f"{shlex.quote(str(out))} first, or name another folder with --out")
+    chosen: dict[str, list[Run]] = {}
+    for name in models or dict.fromkeys(str(run.spec["model"]) for run in runs):
+        called, its = _named(name, runs, out)
+        if called in chosen:
+            raise UsageError("a model must be named once", seen=f"{printable(name)} is {called} "
+                             "again", hint="leave one of the two out")
+        chosen[called] = its
+    if len(chosen) < 2:
+        raise UsageError("a comparison must have two models",
+                         seen=f"there is {' and '.join(chosen)} alone",
+                         hint=f"measure another one with sanrobust {experiment} -m NAME")
+    return chosen
+
+
+def _named(name: str, runs: Sequence[Run], out: Path) -> tuple[str, list[Run]]:
+    """Return the runs of a model or of a folder, and what they are called in a table."""
+    by_model = select(runs, models=(name,))
+    names = {str(run.spec["model"]) for run in by_model}
+    if len(names) > 1:
+        raise UsageError("a name must be that of one model",
+                         seen=f"{name} is {' and '.join(sorted(names))}",
+                         hint="give the full name")
+    if by_model:
+        return names.pop(), list(by_model)
+    by_folder = select(runs, names=(name,))
+    if not by_folder:
+        there = ", ".join(sorted({str(run.spec["model"]) for run in runs}))
+        raise UsageError(f"a model to compare must have a complete run under {out}",
+                         seen=f"none is of {printable(name)!r}", hint=f"there are {there}")
+    return by_folder[-1].name, list(by_folder[-1:])
+
+
+def _settings(run: Run, experiment: Experiment) -> dict[str, object]:
+    """Return all that must agree for two runs to be compared."""
+    fixed = {name: value for name, value in run.spec.items() if name not in _OF_MODEL}
+    told = {name: value for name, value in run.settings.items()
+            if name not in experiment.told_by_rows}
+    return {**fixed, **told}
+
+
+def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
+          everything: bool) -> tuple[list[Difference], tuple[str, ...], tuple[str, ...]]:
+    """Return the differences of all pairs, without their adjusted p, what was done, and remarks."""
+    groups: dict[str, dict[str, _Side]] = {}
+    for name, runs in chosen.items():
+        for run in runs:
+            key = json.dumps(_settings(run, experiment), sort_keys=True)
+            groups.setdefault(key, {}).setdefault(name, _Side(name)).add(run, experiment)
+    names = list(chosen)
+    pairs = list(combinations(names, 2)) if all_pairs else [(names[0], each) for each in names[1:]]
+    rows: list[Difference] = []
+    done: dict[str, None] = {}
+    remarks: dict[str, None] = {}
+    for a, b in pairs:
+        both = [sides for sides in groups.values() if a in sides and b in sides]
+        before = len(rows)
+        for sides in both:
+            rows += _differences(experiment, sides[a], sides[b], everything=everything)
+            done[_done(experiment, sides[a].runs[-1])] = None
+            remarks.update(dict.fromkeys(_alone(experiment, sides[a], sides[b])))
+        if len(rows) == before:
+            raise _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
+    return rows, tuple(each for each in done if each), tuple(remarks)
+
+
+def _alone(experiment: Experiment, a: _Side, b: _Side) -> Iterator[str]:
+    """Say which parts only one of two models was measured in."""
+    layout = experiment.layout
+    for mine, other in ((a, b), (b, a)):
+        parts = sorted(mine.parts - other.parts, key=layout.order)
+        if other.parts and parts:
+            words = "; ".join(_part_words(experiment, part) for part in parts)
+            yield f"only {mine.name} was measured at {words}"
+
+
+def _part_words(experiment: Experiment, part: Part) -> str:
+    return ", ".join(f"{column} {value:g}" if isinstance(value, float) else value
+                     for column, value in zip(experiment.layout.parts, part) if value != math.inf)
+
+
+def _facts(run: Run) -> dict[str, object]:
+    """Return a run's settings as the columns of a table have them."""
+    return {name: json.dumps(value) if isinstance(value, (list, dict)) else value
+            for name, value in run.settings.items()}
+
+
+def _done(experiment: Experiment, run: Run) -> str:
+    words = experiment.layout.done(_facts(run))
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}." if words else ""
+
+
+def _differences(experiment: Experiment, a: _Side, b: _Side, *, everything: bool
+                 ) -> Iterator[Difference]:
+    shared = [key for key in a.outcomes if key in b.outcomes]
+    if a.parts and b.parts and not a.parts & b.parts:
+        return  # what their parts share, such as clean images, is not what was asked for
+    run = a.runs[-1]
+    variant = experiment.layout.variant(_facts(run))
+    for (part, name), words, higher in _measures(experiment, shared, everything=everything):
+        found = paired_difference(a.outcomes[part, name].holds, b.outcomes[part, name].holds)
+        if found.n:  # otherwise nothing is known of it
+            yield Difference(a.name, b.name, printable(str(run.spec["data"])), variant, words,
+                             name, found, math.nan, higher)
+
+
+def _measures(experiment: Experiment, shared: Sequence[tuple[Part, str]], *, everything: bool
+              ) -> Iterator[tuple[tuple[Part, str], str, bool]]:
+    """Yield what both sides know, in words, and whether it is good where it is high."""
+    layout = experiment.layout
+    parts = sorted({part for part, _ in shared if part}, key=layout.order)
+    left = dict.fromkeys(shared)
+    for head in layout.heads(parts):
+        for measure in head.measures:
+            key = _key(measure, parts)
+            if key in left:
+                del left[key]
+                words = f"{head.title}{f' ({head.detail})' if head.detail else ''}"
+                yield key, f"{words}: {measure.label}", measure.best is not min
+    for part, name in left if everything else ():
+        told = _part_words(experiment, part)
+        yield ((part, name), f"{told}: {name}" if told else name,
+               not any(word in name for word in _LOWER_IS_BETTER))
+
+
+def _key(measure: Measure, parts: Sequence[Part]) -> tuple[Part, str]:
+    number, colon, name = measure.key.rpartition(":")
+    return (parts[int(number)] if colon else (), name)
+
+
+def _part(outcome: Outcome) -> Part:
+    """Return the part as layouts have it: inf stands for what the run does not have."""
+    return tuple(math.inf if value is None else value if isinstance(value, str)
+                 else float(str(value)) for value in outcome.part)
+
+
+def _incomparable(experiment: Experiment, one: Run, other: Run, a: str, b: str) -> SanrobustError:
+    """Return what says in which field the newest runs of two models differ."""
+    mine, theirs = _settings(one, experiment), _settings(other, experiment)
+    differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    # That of the contents says the same again, where the data have another name.
+    if "data" in differ:
+        differ = [name for name in differ if name not in ("data_digest", "images")]
+    told = "; ".join(f"{_WORDS.get(name, name)}: {_shown(mine.get(name))} and "
+                     f"{_shown(theirs.get(name))}" for name in differ)
+    if not differ:
+        told = "; ".join(f"{name}: {_shown(one.settings.get(name))} and "
+                         f"{_shown(other.settings.get(name))}" for name in experiment.told_by_rows)
+    return UsageError("models that are compared must be measured alike",
+                      seen=f"{a} and {b} differ in {told}",
+                      hint=f"measure both with the same options of sanrobust {experiment.name}")
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return printable(text[:12] if len(text) == 64 else text)
+
+
+def _remarks(chosen: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    for name, runs in chosen.items():
+        digests = {str(run.spec["weights"]) for run in runs}
+        if len(digests) > 1:
+            yield (f"{name} was measured with {len(digests)} sets of weights; the newest run of "
+                   "each setting counts")

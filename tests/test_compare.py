@@ -1,0 +1,224 @@
+"""Models held against each other on the same images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Command
+from scipy.stats import ttest_rel
+
+from sanrobust import compare
+from sanrobust.comparison import PREFIX
+from sanrobust.errors import ThresholdError, UsageError
+from sanrobust.experiments.catalog import EXPERIMENTS
+from sanrobust.metrics import holm, paired_difference
+from sanrobust.runs import find_runs
+
+A, B = "resnet26.digits", "san10-pair.digits"
+
+
+def by_image(values: object) -> pd.Series[float]:
+    return pd.Series(np.asarray(values))
+
+
+def test_means_are_compared_as_by_the_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (2, 40)) / 5
+    found, test = paired_difference(by_image(a), by_image(b)), ttest_rel(a, b)
+    bounds = test.confidence_interval(0.95)
+    assert found.of_means and found.p_value == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx((100 * bounds.low, 100 * bounds.high))
+    assert found.difference == pytest.approx(100 * (a - b).mean())
+    assert (found.only_a, found.only_b) == ((a > b).sum(), (a < b).sum())
+
+
+@pytest.mark.parametrize(("change", "p"), [(0.0, 1.0), (0.2, 0.0)])
+def test_means_that_all_change_alike(change: float, p: float) -> None:
+    b = by_image(np.linspace(0, 0.5, 8))
+    assert paired_difference(b + change, b).p_value == pytest.approx(p, abs=1e-12)
+
+
+# 4 * 0.005, 3 * 0.01, 2 * 0.03, and 0.04, which may not be less than the one before.
+@pytest.mark.parametrize(("p", "adjusted"), [
+    ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]), ([0.5, 0.9], [1.0, 1.0]),
+    ([0.02, math.nan, 0.01], [0.02, math.nan, 0.02]), ([], [])])
+def test_holm_multiplies_by_the_tests_that_are_left(p: list[float], adjusted: list[float]) -> None:
+    assert holm(p) == pytest.approx(adjusted, nan_ok=True)
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.1, 0.1, 100), (0.02, 0.1, 100),
+                                                     (0.3, 0.2, 50), (0.01, 0.01, 451)])
+def test_the_interval_covers_the_true_difference(only_a: float, only_b: float, n: int) -> None:
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(600):
+        draws = rng.random(n)
+        found = paired_difference(by_image(draws < only_a),
+                                  by_image((draws >= only_a) & (draws < only_a + only_b)))
+        covered.append(found.low <= 100 * (only_a - only_b) <= found.high)
+    # At 95 % fewer than 93 % of 600 are covered once in 90 times; the draws are always the same.
+    assert np.mean(covered) >= 0.93
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models under every experiment, on a few digits."""
+    from click.testing import CliRunner
+
+    from sanrobust.cli import main
+    out = tmp_path_factory.mktemp("measured")
+
+    def typed(*words: object) -> None:
+        result = CliRunner().invoke(main, [*map(str, words), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+
+    few, both = ("--num-samples", 8), ("-m", A, "-m", B)
+    typed("rotate", *both, *few)
+    typed("pgd", *both, *few, "--save-adversarial")
+    typed("spatial", *both, *few, "--grid", "3x3x3", "--angles", "-45,0,45")
+    typed("accuracy", *both, *few)
+    typed("corrupt", *both, *few, "--corruptions", "contrast,brightness", "--severities", "1,5")
+    folder = next(each.folder for each in find_runs(out, "pgd").runs if each.spec["model"] == A)
+    typed("replay", folder, *both)
+    return out
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.names())
+def test_outcomes_are_those_behind_the_rates_of_the_table(measured: Path, experiment: str) -> None:
+    kind = EXPERIMENTS.get(experiment)
+    assert kind.outcomes is not None
+    for run in find_runs(measured, experiment).runs:
+        records = run.records(kind.records.read)
+        rows = {tuple(row[name] for name in kind.layout.parts): row
+                for row in kind.summarise(records, run.settings)}
+        named = set()
+        for outcome in kind.outcomes(records, run.settings):
+            row = rows[outcome.part] if outcome.part else next(iter(rows.values()))
+            known = outcome.holds.dropna().astype(float)
+            rate = 100 * known.mean() if len(known) else math.nan
+            assert row[outcome.name] == pytest.approx(rate, nan_ok=True), outcome.name
+            assert len(outcome.holds) == 8
+            named.add(outcome.name)
+        printed = {measure.key.rpartition(":")[2] for head in kind.layout.heads(list(rows))
+                   for measure in head.measures} & set(kind.layout.rates)
+        whole = {name for name in printed if not math.isnan(float(next(iter(rows.values())).get(
+            name, math.nan) or math.nan))}
+        assert whole <= named
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.names())
+def test_every_experiment_compares(measured: Path, experiment: str) -> None:
+    made = compare(measured, experiment, [A, B])
+    other = compare(measured, experiment, [B, A])
+    assert [row.found.difference for row in made.rows] == [
+        -row.found.difference for row in other.rows]
+    assert len(compare(measured, experiment, [A, B], everything=True).rows) >= len(made.rows) > 0
+    assert all(path.exists() and path.name.startswith(PREFIX) for path in made.files)
+
+
+def test_a_table_of_rotations(command: Command, measured: Path) -> None:
+    result = command("compare", A, B, "--experiment", "rotate", "--out", measured)
+    assert result.exit_code == 0, result.output
+    rows = pd.read_csv(measured / "compare_rotation.csv")
+    assert len(rows) == 10 and set(rows["n"]) == {8}
+    # Each rate is that of the table of the experiment.
+    table = pd.read_csv(measured / "rotation.csv").set_index("model")
+    for row in rows.itertuples():
+        assert row.rate_a == pytest.approx(table.loc[A, row.rate])
+        assert row.rate_b == pytest.approx(table.loc[B, row.rate])
+    assert "first is resnet26.digits; second is san10-pair.digits" in " ".join(
+        result.output.split())
+    assert "Embedded demonstration" in result.output
+
+
+def test_pairs(measured: Path, command: Command) -> None:
+    third = "san10-patch.digits"
+    assert command("rotate", "-m", third, "--num-samples", 8, "--out", measured).exit_code == 0
+    first = compare(measured, "rotate", [A, B, third])
+    assert {(row.a, row.b) for row in first.rows} == {(A, B), (A, third)}
+    every = compare(measured, "rotate", [A, B, third], all_pairs=True)
+    assert len({(row.a, row.b) for row in every.rows}) == 3
+    assert [row.found for row in every.rows][:20] == [row.found for row in first.rows]
+    assert [row.holm for row in every.rows] == holm([row.found.p_value for row in every.rows])
+
+
+def test_a_threshold(measured: Path, command: Command) -> None:
+    made = compare(measured, "pgd", [A, B])
+    lowest = min(row.advantage for row in made.rows)
+    # A high success of the attack is no advantage.
+    assert any(row.rate == "success" and row.advantage == -row.found.difference
+               for row in made.rows)
+    assert compare(measured, "pgd", [A, B], fail_under=lowest).problem is None
+    assert isinstance(compare(measured, "pgd", [A, B], fail_under=lowest + 0.1).problem,
+                      ThresholdError)
+    result = command("compare", A, B, "--out", measured, "--experiment", "pgd", "--fail-under", 100)
+    assert result.exit_code == 1 and "Measure" in result.output
+    assert "advantage must be at least 100 points" in result.stderr
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("rotate", "--num-samples", 7), "number of images: 8 and 7"),
+    (("pgd", "--num-samples", 8, "--seed", 5), "seed: 0 and 5"),
+    (("pgd", "--num-samples", 8, "--eps", 3, "--step", 1, "--iters", 2), "budgets"),
+])
+def test_runs_that_were_measured_otherwise_are_refused(
+        command: Command, measured: Path, tmp_path: Path, words: tuple[object, ...], told: str
+        ) -> None:
+    import shutil
+    out, name = tmp_path / "out", str(words[0])
+    (out / "runs").mkdir(parents=True)
+    run = next(each for each in find_runs(measured, name).runs if each.spec["model"] == A)
+    shutil.copytree(run.folder, out / "runs" / run.name)
+    assert command(*words, "-m", B, "--out", out).exit_code == 0
+    result = command("compare", A, B, "--out", out)
+    assert result.exit_code == 2 and told in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(("models", "told"), [
+    ((A,), "there is resnet26.digits alone"), ((A, "resnet26"), "named once"),
+    ((A, "resnet99"), "there are resnet26.digits, san10-pair.digits"),
+])
+def test_names_that_cannot_be_meant(measured: Path, models: tuple[str, ...], told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        compare(measured, "pgd", models)
+    assert told in str(error.value)
+
+
+def test_a_folder_names_a_run(measured: Path) -> None:
+    runs = find_runs(measured, "pgd").runs
+    made = compare(measured, "pgd", [run.name for run in runs])
+    assert {(row.a, row.b) for row in made.rows} == {tuple(run.name for run in runs)}
+
+
+def test_nothing_to_compare(command: Command, tmp_path: Path) -> None:
+    for words in ((), ("--experiment", "rotate")):
+        result = command("compare", "--out", tmp_path, *words)
+        assert result.exit_code in (2, 6) and "sanrobust rotate" in result.stderr
+
+
+def test_a_budget_that_one_alone_has_is_said(command: Command, measured: Path) -> None:
+    assert command("pgd", "-m", A, "--num-samples", 8, "--eps", 3, "--step", 1, "--iters", 2,
+                   "--out", measured).exit_code == 0
+    made = compare(measured, "pgd", [A, B])
+    assert len(made.rows) == 5
+    assert made.remarks == ("only resnet26.digits was measured at eps 3, step 1, iters 2",)
+
+
+def test_an_experiment_that_says_nothing_of_images_is_refused(
+        measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+    silent = replace(EXPERIMENTS.get("rotate"), outcomes=None)
+    monkeypatch.setattr("sanrobust.comparing.EXPERIMENTS", {"rotate": silent})
+    with pytest.raises(UsageError, match="what holds of each image"):
+        compare(measured, "rotate", [A, B])
+
+
+def test_numbers_below_zero_have_a_minus_in_latex(measured: Path) -> None:
+    made = compare(measured, "rotate", [A, B])
+    if not any(row.found.low < 0 for row in made.rows):
+        pytest.fail("eight images must leave an interval that reaches below zero")
+    text = next(path for path in made.files if path.suffix == ".tex").read_text("utf-8")
+    assert "$-$" in text and "[-" not in text
