@@ -88,6 +88,11 @@ def _chosen(out: Path, experiment: str, models: Sequence[str], data: Sequence[st
             ) -> dict[str, list[Run]]:
     """Return the complete runs of each model, under the name that a table calls it by."""
     found = find_runs(out, experiment)
+    for name in data:
+        if found.runs and not select(found.runs, data=(name,)):
+            there = ", ".join(sorted({str(run.spec["data"]) for run in found.runs}))
+            raise UsageError(f"--data must fit a run under {out}", seen=f"none is on "
+                             f"{printable(name)!r}", hint=f"there are {there}")
     runs = [run for run in select(found.runs, data=data) if run.complete]
     if not runs:
         waiting = [unfinished(run) for run in found.runs if not run.complete]

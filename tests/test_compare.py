@@ -161,6 +161,7 @@ def test_a_threshold(measured: Path, command: Command) -> None:
 
 @pytest.mark.parametrize(("words", "told"), [
     (("rotate", "--num-samples", 7), "number of images: 8 and 7"),
+    (("rotate", "--num-samples", 8, "--precision", "bfloat16"), "precision: float32 and bfloat16"),
     (("pgd", "--num-samples", 8, "--seed", 5), "seed: 0 and 5"),
     (("pgd", "--num-samples", 8, "--eps", 3, "--step", 1, "--iters", 2), "budgets"),
 ])
@@ -222,3 +223,19 @@ def test_numbers_below_zero_have_a_minus_in_latex(measured: Path) -> None:
         pytest.fail("eight images must leave an interval that reaches below zero")
     text = next(path for path in made.files if path.suffix == ".tex").read_text("utf-8")
     assert "$-$" in text and "[-" not in text
+
+
+def test_no_experiment_passes_a_threshold_by_being_left_out(command: Command, measured: Path
+                                                            ) -> None:
+    third = "san15-pair.digits"
+    assert command("rotate", "-m", third, "--num-samples", 8, "--out", measured).exit_code == 0
+    result = command("compare", A, third, "--out", measured)
+    assert result.exit_code == 0 and "pgd: no table, because none is of" in result.stderr
+    for words in (("--fail-under", -100), ("--experiment", "rotate", "--experiment", "pgd")):
+        result = command("compare", A, third, "--out", measured, *words)
+        assert result.exit_code == 2 and "none is of 'san15-pair.digits'" in result.stderr
+
+
+def test_a_mistyped_dataset(command: Command, measured: Path) -> None:
+    result = command("compare", A, B, "--out", measured, "--data", "digit")
+    assert result.exit_code == 2 and "there are digits" in result.stderr

@@ -44,4 +44,5 @@ def compare(models: tuple[str, ...], out: Path, experiments: tuple[str, ...],
         raise UsageError("a comparison must have runs", seen=f"there are none under {out}",
                          hint="measure models first, for example with sanrobust rotate")
     print_each({name: partial(compared, out, name, models, data=data, all_pairs=all_pairs,
-                              everything=everything, fail_under=fail_under) for name in there})
+                              everything=everything, fail_under=fail_under) for name in there},
+               every=bool(experiments) or fail_under is not None)

@@ -90,11 +90,12 @@ def _print_table(summary: Printed) -> None:
             error, hint=f"read {summary.files[0]}, where it stands as well") from error
 
 
-def print_each(makers: Mapping[str, Callable[[], Printed]]) -> None:
+def print_each(makers: Mapping[str, Callable[[], Printed]], *, every: bool = False) -> None:
     """Make and print several summaries, by their experiment's name.
 
     One that cannot be shown hides no other: that nothing of it fits what was asked for is said
-    where another does, and the first problem of any other kind is raised at the end.
+    where another does, unless every one must be shown; the first problem of any other kind is
+    raised at the end.
     """
     unfit: dict[str, UsageError] = {}
     problems: list[SanrobustError] = []
@@ -105,7 +106,7 @@ def print_each(makers: Mapping[str, Callable[[], Printed]]) -> None:
             unfit[name] = error
         except SanrobustError as error:
             problems.append(error)
-    if len(unfit) == len(makers):
+    if unfit and (every or len(unfit) == len(makers)):
         raise next(iter(unfit.values()))
     for name, reason in unfit.items():
         say(f"{name}: no table, because {reason.seen}")
