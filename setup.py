@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 NATIVE = Path("sanrobust") / "kernels" / "native"
@@ -31,6 +32,13 @@ class DistributionWithKernels(Distribution):
         return True
 
 
+class WheelForEveryPython(bdist_wheel):
+    """Builds one wheel for all versions of Python: the kernels know nothing of it."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
 def compile_kernels(target, objects):
     """Run native/build.py, which must not be imported as part of the package yet."""
     path = Path(__file__).resolve().parent / NATIVE / "build.py"
@@ -45,4 +53,5 @@ def compile_kernels(target, objects):
               file=sys.stderr)
 
 
-setup(cmdclass={"build_py": BuildWithKernels}, distclass=DistributionWithKernels)
+setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelForEveryPython},
+      distclass=DistributionWithKernels)
