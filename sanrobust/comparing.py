@@ -18,8 +18,8 @@ from sanrobust.experiments.layout import Measure, Part
 from sanrobust.files import printable, write_text
 from sanrobust.metrics import holm, paired_difference
 from sanrobust.processes import uninterrupted
-from sanrobust.runs import Run, find_runs, select, tables_locked
-from sanrobust.summary import unfinished
+from sanrobust.runs import Found, Run, find_runs, select, tables_locked
+from sanrobust.summary import damage, provenance, unfinished
 
 # What may differ between models that are compared; the settings told by the rows are their parts.
 _OF_MODEL = ("model", "weights", "preprocessing", "code", "settings")
@@ -47,8 +47,8 @@ class _Side:
             self.outcomes[_part(outcome), outcome.name] = outcome
 
 
-def compare(out: Path, experiment: str, models: Sequence[str] = (), *, data: Sequence[str] = (),
-            all_pairs: bool = False, everything: bool = False,
+def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
+            data: Sequence[str] = (), all_pairs: bool = False, everything: bool = False,
             fail_under: float | None = None) -> Comparison:
     """Compare models on the same images, by their records under ``out``, and write the table.
 
@@ -56,66 +56,80 @@ def compare(out: Path, experiment: str, models: Sequence[str] = (), *, data: Seq
         out: folder of the results.
         experiment: name of what was measured.
         models: names of models or of their architectures, or of run folders, the first of which is
-            held against each other one; none means every model with complete runs.
+            held against each other one; none means every model with complete runs, by name.
         data: names of datasets; none means any.
         all_pairs: hold each against each.
         everything: every rate of every part, not only those that tables print.
-        fail_under: least advantage in points, of the first model over each other one in each rate,
-            that is no problem; None for any.
+        fail_under: least advantage in points, of the first model of each pair in each rate, that
+            is no problem; None for any.
 
-    Raises UsageError for models that are not there or cannot be compared, with the field that
-    differs, and OutputError where records do not read back or files cannot be written.
+    Runs whose header does not read back are left out and are the comparison's problem; unfinished
+    ones are among its remarks. Raises UsageError for models that are not there or cannot be
+    compared, with the field that differs, and OutputError where records do not read back or files
+    cannot be written.
     """
-    kind = EXPERIMENTS.get(experiment)
+    kind, out = EXPERIMENTS.get(experiment), Path(out)
+    models, data = ((each,) if isinstance(each, str) else each for each in (models, data))
+    if fail_under is not None and not math.isfinite(fail_under):
+        raise UsageError("a threshold must be a number of points", seen=f"it is {fail_under}",
+                         hint="give for example -2")
     if kind.outcomes is None:
         raise UsageError("an experiment must say what holds of each image to compare models by it",
                          seen=f"{experiment} does not", hint="compare them by another one")
     with tables_locked(out):
-        chosen = _chosen(out, experiment, models, data)
+        found = find_runs(out, experiment)
+        chosen = _chosen(found, out, experiment, models, data)
         rows, done, remarks = _rows(kind, chosen, all_pairs=all_pairs, everything=everything)
         adjusted = holm([row.found.p_value for row in rows])
         made = Comparison(experiment, tuple(replace(row, holm=p) for row, p in zip(rows, adjusted)),
-                          (), (*_remarks(chosen), *remarks), done, fail_under)
+                          (), (*_remarks(chosen), *remarks), done, fail_under,
+                          damage(found.damaged))
         files = {out / f"{PREFIX}{kind.files}.{suffix}": text
                  for suffix, text in texts(made).items()}
         with uninterrupted():  # all files or none
             for path, text in files.items():
                 write_text(path, text)
-    return replace(made, files=tuple(files))
+    # That runs may go on is no matter of the files.
+    waiting = [f"not compared: {unfinished(run)}"
+               for run in select(found.runs, models=models, data=data) if not run.complete]
+    return replace(made, files=tuple(files), remarks=(*made.remarks, *waiting))
 
 
-def _chosen(out: Path, experiment: str, models: Sequence[str], data: Sequence[str]
-            ) -> dict[str, list[Run]]:
+def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
+            data: Sequence[str]) -> dict[str, list[Run]]:
     """Return the complete runs of each model, under the name that a table calls it by."""
-    found = find_runs(out, experiment)
     for name in data:
         if found.runs and not select(found.runs, data=(name,)):
             there = ", ".join(sorted({str(run.spec["data"]) for run in found.runs}))
             raise UsageError(f"--data must fit a run under {out}", seen=f"none is on "
                              f"{printable(name)!r}", hint=f"there are {there}")
     runs = [run for run in select(found.runs, data=data) if run.complete]
+    waiting = [unfinished(run) for run in found.runs if not run.complete]
     if not runs:
-        waiting = [unfinished(run) for run in found.runs if not run.complete]
-        raise OutputError("models are compared by complete runs", seen=waiting[0] if waiting
-                          else f"there is none of {experiment} under {out}",
-                          hint="finish it" if waiting else f"type sanrobust {experiment} --out "
-                          f"{shlex.quote(str(out))} first, or name another folder with --out")
+        raise damage(found.damaged) or OutputError(
+            "models are compared by complete runs", seen=waiting[0] if waiting
+            else f"there is none of {experiment} under {out}", hint="compare when it is finished"
+            if waiting else f"type sanrobust {experiment} --out {shlex.quote(str(out))} first, or "
+            "name another folder with --out")
     chosen: dict[str, list[Run]] = {}
-    for name in models or dict.fromkeys(str(run.spec["model"]) for run in runs):
-        called, its = _named(name, runs, out)
+    for name in models or sorted({str(run.spec["model"]) for run in runs}):
+        called, its = _named(name, runs, found, out)
         if called in chosen:
-            raise UsageError("a model must be named once", seen=f"{printable(name)} is {called} "
-                             "again", hint="leave one of the two out")
+            raise UsageError("a model must be named once",
+                             seen=f"{called} is meant by two of {', '.join(map(str, models))}",
+                             hint="leave one of the two out")
         chosen[called] = its
     if len(chosen) < 2:
+        also = f", and {waiting[0]}" if waiting else ""
         raise UsageError("a comparison must have two models",
-                         seen=f"there is {' and '.join(chosen)} alone",
+                         seen=f"there is {' and '.join(chosen)} alone{also}",
                          hint=f"measure another one with sanrobust {experiment} -m NAME")
     return chosen
 
 
-def _named(name: str, runs: Sequence[Run], out: Path) -> tuple[str, list[Run]]:
+def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str, list[Run]]:
     """Return the runs of a model or of a folder, and what they are called in a table."""
+    name = str(name).rstrip("/").rpartition("/")[2]  # of a path, its folder
     by_model = select(runs, models=(name,))
     names = {str(run.spec["model"]) for run in by_model}
     if len(names) > 1:
@@ -126,6 +140,12 @@ def _named(name: str, runs: Sequence[Run], out: Path) -> tuple[str, list[Run]]:
         return names.pop(), list(by_model)
     by_folder = select(runs, names=(name,))
     if not by_folder:
+        begun = select(found.runs, models=(name,)) or select(found.runs, names=(name,))
+        if begun:
+            raise UsageError("a model to compare must have a complete run",
+                             seen=unfinished(begun[-1]), hint="compare when it is finished")
+        if found.damaged:  # may be what is meant
+            raise damage(found.damaged) or found.damaged[0]
         there = ", ".join(sorted({str(run.spec["model"]) for run in runs}))
         raise UsageError(f"a model to compare must have a complete run under {out}",
                          seen=f"none is of {printable(name)!r}", hint=f"there are {there}")
@@ -152,6 +172,7 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], each) for each in names[1:]]
     rows: list[Difference] = []
     done: dict[str, None] = {}
+    used: set[str] = set()
     remarks: dict[str, None] = {}
     for a, b in pairs:
         both = [sides for sides in groups.values() if a in sides and b in sides]
@@ -160,8 +181,12 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
             rows += _differences(experiment, sides[a], sides[b], everything=everything)
             done[_done(experiment, sides[a].runs[-1])] = None
             remarks.update(dict.fromkeys(_alone(experiment, sides[a], sides[b])))
+            used.update(run.name for side in (sides[a], sides[b]) for run in side.runs)
         if len(rows) == before:
             raise _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
+    remarks.update(dict.fromkeys(f"{run.name} takes no part, as nothing was measured like it"
+                                 for runs in chosen.values() for run in runs
+                                 if run.name not in used))
     return rows, tuple(each for each in done if each), tuple(remarks)
 
 
@@ -180,14 +205,14 @@ def _part_words(experiment: Experiment, part: Part) -> str:
                      for column, value in zip(experiment.layout.parts, part) if value != math.inf)
 
 
-def _facts(run: Run) -> dict[str, object]:
-    """Return a run's settings as the columns of a table have them."""
+def _facts(experiment: Experiment, run: Run) -> dict[str, object]:
+    """Return what decides a run's numbers as the columns of a table have it."""
     return {name: json.dumps(value) if isinstance(value, (list, dict)) else value
-            for name, value in run.settings.items()}
+            for name, value in provenance(run, experiment).items() if value is not None}
 
 
 def _done(experiment: Experiment, run: Run) -> str:
-    words = experiment.layout.done(_facts(run))
+    words = experiment.layout.done(_facts(experiment, run))
     return f"{words[:1].upper()}{words[1:].rstrip('.')}." if words else ""
 
 
@@ -197,7 +222,7 @@ def _differences(experiment: Experiment, a: _Side, b: _Side, *, everything: bool
     if a.parts and b.parts and not a.parts & b.parts:
         return  # what their parts share, such as clean images, is not what was asked for
     run = a.runs[-1]
-    variant = experiment.layout.variant(_facts(run))
+    variant = experiment.layout.variant(_facts(experiment, run))
     for (part, name), words, higher in _measures(experiment, shared, everything=everything):
         found = paired_difference(a.outcomes[part, name].holds, b.outcomes[part, name].holds)
         if found.n:  # otherwise nothing is known of it

@@ -73,6 +73,7 @@ class Comparison:
         remarks: what a reader should know besides, a sentence each.
         done: what was done to the images, a sentence for each variant.
         fail_under: advantage of the first model below which there is a problem; None for none.
+        damage: what says that runs do not read back; None where all do.
     """
 
     experiment: str
@@ -81,6 +82,7 @@ class Comparison:
     remarks: tuple[str, ...]
     done: tuple[str, ...]
     fail_under: float | None = None
+    damage: SanrobustError | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -98,7 +100,9 @@ class Comparison:
 
     @property
     def problem(self) -> SanrobustError | None:
-        """What says that the first model of a pair is too much worse somewhere, where it is."""
+        """What says that runs do not read back, or the first of a pair is too much worse."""
+        if self.damage is not None:
+            return self.damage
         fail_under = -math.inf if self.fail_under is None else self.fail_under
         low = [row for row in self.rows if row.advantage < fail_under]
         if not low:
@@ -160,9 +164,11 @@ def _caption(made: Comparison, several: Sequence[str]) -> str:
         f"Paired comparison in {', '.join(where)}{f'; {who}' if who else ''}. Rates in percent of "
         f"the {count} images that both models evaluated; diff. is that of the first minus that of "
         "the second in points, with its paired interval; 1st only and 2nd only count the images of "
-        f"one alone; {tests}, Holm's p is adjusted for all {len(made.rows)} rows; better is which "
-        f"of the two has the better rate, where Holm's p is below {CLEAR:g}.",
-        *made.done, *([note] if note else [])])
+        f"which the measure holds, or holds more, for one alone; {tests}, Holm's p is adjusted for "
+        f"all {len(made.rows)} rows; better is which of the two has the better rate, where Holm's "
+        f"p is below {CLEAR:g}.",
+        *made.done, *(f"{each[:1].upper()}{each[1:]}." for each in made.remarks),
+        *([note] if note else [])])
 
 
 def _line(row: Difference, several: Sequence[str]) -> tuple[str, ...]:

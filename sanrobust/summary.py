@@ -139,9 +139,9 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
     found = find_runs(out, experiment)
     asked = select(found.runs, names=chosen.runs, models=chosen.models, data=chosen.data)
     if found.runs and not asked:
-        damage = _damage(found.damaged)
-        if damage is not None:  # may have been what was asked for
-            raise damage
+        problem = damage(found.damaged)
+        if problem is not None:  # may have been what was asked for
+            raise problem
         raise UsageError("a table must have a run that was asked for",
                          seen=f"no run of {experiment} under {out} is of all that was chosen",
                          hint="leave out --run, --model or --data")
@@ -151,7 +151,7 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
             table_rows.add(run)
     damaged = (*found.damaged, *table_rows.damaged)
     if not table_rows.rows:
-        raise _damage(damaged) or _nothing_complete(asked, experiment, out)
+        raise damage(damaged) or _nothing_complete(asked, experiment, out)
     table = _table(EXPERIMENTS.get(experiment), list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
@@ -159,7 +159,7 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
     remarks = (*_unmatched(found.runs, chosen, experiment), *_unchosen(found.runs, asked),
                *table_rows.superseded(), *_unfinished(asked),
                *(f"not in the table: {error}" for error in damaged), *_doubtful(table))
-    return Summary(table, tuple(files), remarks, _damage(damaged))
+    return Summary(table, tuple(files), remarks, damage(damaged))
 
 
 def _write(table: Table, out: Path) -> list[Path]:
@@ -208,10 +208,10 @@ def _rows(run: Run) -> Iterator[Row]:
     experiment = EXPERIMENTS.get(run.experiment)
     for summary in experiment.summarise(run.records(experiment.records.read), run.settings):
         yield {"model": run.spec["model"], "data": run.spec["data"], **summary,
-               **_provenance(run, experiment)}
+               **provenance(run, experiment)}
 
 
-def _provenance(run: Run, experiment: Experiment) -> Row:
+def provenance(run: Run, experiment: Experiment) -> Row:
     """Return everything that decides a run's numbers, and where they are."""
     spec = run.spec
     shown = {name: value for name, value in run.settings.items()
@@ -307,7 +307,8 @@ def unfinished(run: Run) -> str:
             "to go on")
 
 
-def _damage(damaged: Sequence[OutputError]) -> SanrobustError | None:
+def damage(damaged: Sequence[OutputError]) -> SanrobustError | None:
+    """Return the one error that tells of several runs that do not read back; None for none."""
     if len(damaged) < 2:
         return damaged[0] if damaged else None
     seen = "; ".join(error.seen for error in damaged[:_NAMED])

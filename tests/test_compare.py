@@ -205,7 +205,10 @@ def test_a_budget_that_one_alone_has_is_said(command: Command, measured: Path) -
                    "--out", measured).exit_code == 0
     made = compare(measured, "pgd", [A, B])
     assert len(made.rows) == 5
-    assert made.remarks == ("only resnet26.digits was measured at eps 3, step 1, iters 2",)
+    words = "nly resnet26.digits was measured at eps 3, step 1, iters 2"
+    assert made.remarks == ("o" + words,)
+    assert all("O" + words in path.read_text("utf-8") for path in made.files
+               if path.suffix != ".csv")
 
 
 def test_an_experiment_that_says_nothing_of_images_is_refused(
@@ -239,3 +242,67 @@ def test_no_experiment_passes_a_threshold_by_being_left_out(command: Command, me
 def test_a_mistyped_dataset(command: Command, measured: Path) -> None:
     result = command("compare", A, B, "--out", measured, "--data", "digit")
     assert result.exit_code == 2 and "there are digits" in result.stderr
+
+
+def copied(measured: Path, tmp_path: Path) -> Path:
+    import shutil
+    return Path(shutil.copytree(measured, tmp_path / "copied"))
+
+
+def header(out: Path, experiment: str, model: str) -> Path:
+    return next(run.folder / "run.json" for run in find_runs(out, experiment).runs
+                if run.spec["model"] == model)
+
+
+@pytest.mark.parametrize("words", [(), (B, A), (A,)])
+def test_a_damaged_run_is_named(command: Command, measured: Path, tmp_path: Path,
+                                words: tuple[str, ...]) -> None:
+    out = copied(measured, tmp_path)
+    assert command("rotate", "-m", "san15-pair", "--num-samples", 8, "--out", out).exit_code == 0
+    path = header(out, "rotate", A)
+    path.write_text("{", encoding="utf-8")
+    result = command("compare", *words, "--experiment", "rotate", "--out", out)
+    assert result.exit_code == 6 and path.parent.name in result.stderr
+    # Of those left two can be compared, where they are not named.
+    assert ("Paired comparison" in result.output) == (not words)
+
+
+def test_an_unfinished_run_is_named(command: Command, measured: Path, tmp_path: Path) -> None:
+    out, third = copied(measured, tmp_path), "san15-pair.digits"
+    # One of two parts.
+    assert command("accuracy", "-m", third, "--num-samples", 8, "--shard", "2/2", "--out", out
+                   ).exit_code == 0
+    every = command("compare", "--experiment", "accuracy", "--out", out)
+    assert every.exit_code == 0 and f"not compared: accuracy-{third}" in every.stderr
+    named = command("compare", A, third, "--experiment", "accuracy", "--out", out)
+    assert named.exit_code == 2 and f"accuracy-{third}" in named.stderr
+    assert "of 8 images" in named.stderr
+    one = command("compare", third, B, "--experiment", "accuracy", "--out", out)
+    assert one.exit_code == 2 and "complete run" in one.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "101"])
+def test_a_threshold_that_is_none(command: Command, measured: Path, value: str) -> None:
+    result = command("compare", A, B, "--out", measured, "--fail-under", value)
+    assert result.exit_code == 2 and "Paired" not in result.output
+
+
+def test_what_was_done_is_told_as_by_the_experiment(measured: Path) -> None:
+    made = compare(str(measured), "corrupt", [A, B])
+    table = " ".join((measured / "corruptions.md").read_text("utf-8").replace("\\", "").split())
+    assert made.done and all(each[1:].rstrip(".") in table for each in made.done)
+
+
+def test_a_path_names_a_run_and_models_come_by_name(measured: Path) -> None:
+    folders = [str(run.folder) for run in find_runs(measured, "accuracy").runs]
+    assert len(compare(measured, "accuracy", folders).rows) == 2
+    assert {row.a for row in compare(measured, "accuracy").rows} == {A}
+
+
+def test_runs_that_nothing_was_measured_like_are_named(command: Command, measured: Path,
+                                                       tmp_path: Path) -> None:
+    out = copied(measured, tmp_path)
+    assert command("accuracy", "-m", A, "--num-samples", 7, "--out", out).exit_code == 0
+    made = compare(out, "accuracy", [A, B])
+    assert {row.found.n for row in made.rows} == {8}
+    assert any("takes no part, as nothing was measured like it" in each for each in made.remarks)

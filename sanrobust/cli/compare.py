@@ -24,16 +24,17 @@ from sanrobust.experiments.catalog import EXPERIMENTS
 @click.option("--everything", is_flag=True,
               help="Every rate that was recorded, such as each angle, not only those of the table.")
 @click.option("--fail-under", type=click.FloatRange(-100, 100), metavar="POINTS",
-              help="Exit with 1 where the first model's advantage over another is below this; -2 "
-                   "lets it be two points worse.")
+              help="Exit with 1 where the first model of a pair has less advantage than this "
+                   "in any row; -2 lets it be two points worse.")
 def compare(models: tuple[str, ...], out: Path, experiments: tuple[str, ...],
             data: tuple[str, ...], all_pairs: bool, everything: bool,
             fail_under: float | None) -> None:
     """Compare models by the records in OUT: paired differences, intervals and tests.
 
     The first MODEL is held against each other one, on the images that both evaluated. A MODEL is a
-    name as tables have it, its architecture alone, or the folder of a run; without any, all that
-    were measured take part. Writes OUT/compare_*.csv, .md and .tex.
+    full name such as san10-pair.digits, its architecture alone, or the folder of a run; without
+    any, all that were measured take part in the order of their names. Writes OUT/compare_*.csv, .md
+    and .tex, which replace those of an earlier comparison.
     """
     from sanrobust.cli.report import print_each
     from sanrobust.comparing import compare as compared
