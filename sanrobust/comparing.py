@@ -19,19 +19,20 @@ from sanrobust.files import printable, write_text
 from sanrobust.metrics import holm, paired_difference
 from sanrobust.processes import uninterrupted
 from sanrobust.runs import Found, Run, find_runs, select, tables_locked
-from sanrobust.summary import damage, provenance, unfinished
+from sanrobust.summary import Selection, damage, provenance, require_known, unfinished
 
 # What may differ between models that are compared; the settings told by the rows are their parts.
-_OF_MODEL = ("model", "weights", "preprocessing", "code", "settings")
+_OF_MODEL = ("model", "weights", "preprocessing", "code")
 _LOWER_IS_BETTER = ("success", "error", "transfer")
 _WORDS = {"data_digest": "images or labels", "images": "number of images"}
 
 
 @dataclass
 class _Side:
-    """The newest outcomes of one model under one set of settings."""
+    """The newest outcomes of one model under one set of settings, of one set of weights alone."""
 
     name: str
+    model: dict[str, object]
     runs: list[Run] = field(default_factory=list)
     outcomes: dict[tuple[Part, str], Outcome] = field(default_factory=dict)
 
@@ -78,31 +79,25 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
                          seen=f"{experiment} does not", hint="compare them by another one")
     with tables_locked(out):
         found = find_runs(out, experiment)
+        require_known(out, [experiment], Selection(data=tuple(data)))
         chosen = _chosen(found, out, experiment, models, data)
         rows, done, remarks = _rows(kind, chosen, all_pairs=all_pairs, everything=everything)
         adjusted = holm([row.found.p_value for row in rows])
         made = Comparison(experiment, tuple(replace(row, holm=p) for row, p in zip(rows, adjusted)),
-                          (), (*_remarks(chosen), *remarks), done, fail_under,
-                          damage(found.damaged))
+                          (), remarks, done, fail_under, damage(found.damaged))
         files = {out / f"{PREFIX}{kind.files}.{suffix}": text
                  for suffix, text in texts(made).items()}
         with uninterrupted():  # all files or none
             for path, text in files.items():
                 write_text(path, text)
-    # That runs may go on is no matter of the files.
-    waiting = [f"not compared: {unfinished(run)}"
-               for run in select(found.runs, models=models, data=data) if not run.complete]
-    return replace(made, files=tuple(files), remarks=(*made.remarks, *waiting))
+    waiting = tuple(f"not compared: {unfinished(run)}"
+                    for run in select(found.runs, models=models, data=data) if not run.complete)
+    return replace(made, files=tuple(files), remarks=waiting)
 
 
 def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
             data: Sequence[str]) -> dict[str, list[Run]]:
     """Return the complete runs of each model, under the name that a table calls it by."""
-    for name in data:
-        if found.runs and not select(found.runs, data=(name,)):
-            there = ", ".join(sorted({str(run.spec["data"]) for run in found.runs}))
-            raise UsageError(f"--data must fit a run under {out}", seen=f"none is on "
-                             f"{printable(name)!r}", hint=f"there are {there}")
     runs = [run for run in select(found.runs, data=data) if run.complete]
     waiting = [unfinished(run) for run in found.runs if not run.complete]
     if not runs:
@@ -154,7 +149,8 @@ def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str
 
 def _settings(run: Run, experiment: Experiment) -> dict[str, object]:
     """Return all that must agree for two runs to be compared."""
-    fixed = {name: value for name, value in run.spec.items() if name not in _OF_MODEL}
+    fixed = {name: value for name, value in run.spec.items()
+             if name not in (*_OF_MODEL, "settings")}
     told = {name: value for name, value in run.settings.items()
             if name not in experiment.told_by_rows}
     return {**fixed, **told}
@@ -162,12 +158,16 @@ def _settings(run: Run, experiment: Experiment) -> dict[str, object]:
 
 def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
           everything: bool) -> tuple[list[Difference], tuple[str, ...], tuple[str, ...]]:
-    """Return the differences of all pairs, without their adjusted p, what was done, and remarks."""
+    """Return the differences of all pairs without their adjusted p, what was done, and what else
+    is to be told."""
     groups: dict[str, dict[str, _Side]] = {}
     for name, runs in chosen.items():
         for run in runs:
-            key = json.dumps(_settings(run, experiment), sort_keys=True)
-            groups.setdefault(key, {}).setdefault(name, _Side(name)).add(run, experiment)
+            sides = groups.setdefault(json.dumps(_settings(run, experiment), sort_keys=True), {})
+            model = {each: run.spec.get(each) for each in _OF_MODEL}
+            if name not in sides or sides[name].model != model:
+                sides[name] = _Side(name, model)
+            sides[name].add(run, experiment)
     names = list(chosen)
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], each) for each in names[1:]]
     rows: list[Difference] = []
@@ -184,9 +184,9 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
             used.update(run.name for side in (sides[a], sides[b]) for run in side.runs)
         if len(rows) == before:
             raise _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
-    remarks.update(dict.fromkeys(f"{run.name} takes no part, as nothing was measured like it"
-                                 for runs in chosen.values() for run in runs
-                                 if run.name not in used))
+    remarks.update(dict.fromkeys(
+        f"{run.name} takes no part: nothing was measured like it, or the model anew with other "
+        "weights" for runs in chosen.values() for run in runs if run.name not in used))
     return rows, tuple(each for each in done if each), tuple(remarks)
 
 
@@ -280,11 +280,3 @@ def _incomparable(experiment: Experiment, one: Run, other: Run, a: str, b: str) 
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return printable(text[:12] if len(text) == 64 else text)
-
-
-def _remarks(chosen: Mapping[str, Sequence[Run]]) -> Iterator[str]:
-    for name, runs in chosen.items():
-        digests = {str(run.spec["weights"]) for run in runs}
-        if len(digests) > 1:
-            yield (f"{name} was measured with {len(digests)} sets of weights; the newest run of "
-                   "each setting counts")

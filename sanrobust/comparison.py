@@ -70,19 +70,21 @@ class Comparison:
         experiment: its name.
         rows: the differences.
         files: the files written.
-        remarks: what a reader should know besides, a sentence each.
+        told: what a reader of the numbers should know besides, a sentence each.
         done: what was done to the images, a sentence for each variant.
         fail_under: advantage of the first model below which there is a problem; None for none.
         damage: what says that runs do not read back; None where all do.
+        remarks: what a command says beside the table: which runs are not finished.
     """
 
     experiment: str
     rows: tuple[Difference, ...]
     files: tuple[Path, ...]
-    remarks: tuple[str, ...]
+    told: tuple[str, ...]
     done: tuple[str, ...]
     fail_under: float | None = None
     damage: SanrobustError | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -167,7 +169,7 @@ def _caption(made: Comparison, several: Sequence[str]) -> str:
         f"which the measure holds, or holds more, for one alone; {tests}, Holm's p is adjusted for "
         f"all {len(made.rows)} rows; better is which of the two has the better rate, where Holm's "
         f"p is below {CLEAR:g}.",
-        *made.done, *(f"{each[:1].upper()}{each[1:]}." for each in made.remarks),
+        *made.done, *(f"{each[:1].upper()}{each[1:]}." for each in made.told),
         *([note] if note else [])])
 
 

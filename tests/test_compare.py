@@ -206,7 +206,7 @@ def test_a_budget_that_one_alone_has_is_said(command: Command, measured: Path) -
     made = compare(measured, "pgd", [A, B])
     assert len(made.rows) == 5
     words = "nly resnet26.digits was measured at eps 3, step 1, iters 2"
-    assert made.remarks == ("o" + words,)
+    assert made.told == ("o" + words,)
     assert all("O" + words in path.read_text("utf-8") for path in made.files
                if path.suffix != ".csv")
 
@@ -305,4 +305,26 @@ def test_runs_that_nothing_was_measured_like_are_named(command: Command, measure
     assert command("accuracy", "-m", A, "--num-samples", 7, "--out", out).exit_code == 0
     made = compare(out, "accuracy", [A, B])
     assert {row.found.n for row in made.rows} == {8}
-    assert any("takes no part, as nothing was measured like it" in each for each in made.remarks)
+    assert any("takes no part: nothing was measured like it" in each for each in made.told)
+
+
+def test_a_model_has_one_set_of_weights(tmp_path: Path) -> None:
+    """A budget that only older weights were measured at is theirs, and no number of the newer."""
+    from torch import nn
+
+    from sanrobust import Budget, DataConfig, Preprocessing, pgd
+
+    def measure(model: object, *radii: float) -> None:
+        pgd(model, data=DataConfig(num_samples=8), preprocessing=Preprocessing(img_size=32),
+            budgets=[Budget(eps, 1, 1) for eps in radii], out=tmp_path)
+
+    for radii in ((2, 4), (4,)):
+        measure(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)), *radii)
+    names = {run.spec["model"] for run in find_runs(tmp_path, "pgd").runs}
+    pgd(B, data=DataConfig(num_samples=8), budgets=[Budget(eps, 1, 1) for eps in (2, 4)],
+        out=tmp_path)
+    made = compare(tmp_path, "pgd", [*map(str, names), B])
+    assert len(names) == 1 and len({row.measure for row in made.rows}) == 3
+    assert not any("ε = 2" in row.measure for row in made.rows)
+    assert any("takes no part" in each for each in made.told)
+    assert any("only san10-pair.digits was measured at eps 2" in each for each in made.told)
