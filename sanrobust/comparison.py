@@ -176,9 +176,10 @@ def _caption(made: Comparison, several: Sequence[str]) -> str:
 def _line(row: Difference, several: Sequence[str]) -> tuple[str, ...]:
     found = row.found
     better = {row.a: "first", row.b: "second"}.get(row.better, "-")
+    bounds = ", ".join(printed(bound, signed=True) for bound in (found.low, found.high))
     return (*(str(getattr(row, name)) for name in several), row.measure, better,
             printed(found.rate_a), printed(found.rate_b), printed(found.difference, signed=True),
-            f"[{printed(found.low, signed=True)}, {printed(found.high, signed=True)}]",
+            "-" if math.isnan(found.low) else f"[{bounds}]",
             str(found.only_a), str(found.only_b), _small(found.p_value), _small(row.holm))
 
 

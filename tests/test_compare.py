@@ -12,7 +12,7 @@ from conftest import Command
 from scipy.stats import ttest_rel
 
 from sanrobust import compare
-from sanrobust.comparison import PREFIX
+from sanrobust.comparison import PREFIX, Comparison, Difference
 from sanrobust.errors import ThresholdError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.metrics import holm, paired_difference
@@ -328,3 +328,12 @@ def test_a_model_has_one_set_of_weights(tmp_path: Path) -> None:
     assert not any("ε = 2" in row.measure for row in made.rows)
     assert any("takes no part" in each for each in made.told)
     assert any("only san10-pair.digits was measured at eps 2" in each for each in made.told)
+
+
+def test_means_that_do_not_differ_have_no_interval() -> None:
+    half = by_image([0.5, 0.5, 1.0])
+    found = paired_difference(half, half)
+    row = Difference(A, B, "digits", "", "error", "error", found, 1.0, False)
+    text = Comparison("corrupt", (row,), (), (), ()).text
+    assert math.isnan(row.found.low) and row.found.p_value == 1
+    assert "66.7" in text and "[" not in text and "nan" not in text
