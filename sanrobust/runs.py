@@ -227,6 +227,19 @@ def every_run(out: Path) -> Found:
     return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
 
 
+def require_runs(out: Path) -> Found:
+    """Return the runs of every experiment under ``out``; raises OutputError where none lies."""
+    if not out.is_dir():
+        raise OutputError("a folder of results must be there", seen=f"there is no folder {out}",
+                          hint="name another one, or measure into it with --out")
+    found = every_run(out)
+    if found.empty:
+        raise OutputError("a folder of results must hold runs", seen=f"{out} holds none",
+                          hint="name another one, or measure into it: sanrobust rotate --out "
+                               f"{shlex.quote(str(out))}")
+    return found
+
+
 def _run_folders(out: Path) -> list[Path]:
     try:
         return sorted(path for path in (out / RUNS_FOLDER).iterdir()

@@ -1,0 +1,134 @@
+"""Figures that a report alone has: errors against severity, and losses step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from sanrobust.runs import Run
+from sanrobust.tables import Table
+from sanrobust.tables.entries import entries
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FEWEST_STEPS = 3
+_LINES = ("-", "--", ":", "-.")
+_COLOURS = 10
+_ACROSS = 5
+
+Steps = dict[str, dict[str, "np.ndarray[tuple[int, int], np.dtype[np.float64]]"]]
+"""Losses (images, steps + 1) by what was done and the label of the model."""
+
+
+def labels(table: Table) -> dict[str, str]:
+    """Return what the lines of a table call each run."""
+    found = entries(table)
+    several = len({entry.data for entry in found}) > 1
+    return {str(entry.facts["run_id"]): entry.label + (f" on {entry.data}" if several else "")
+            for entry in found if "run_id" in entry.facts}
+
+
+def draw_severities(table: Table) -> Figure | None:
+    """Draw the error against severity, a panel per corruption; None for fewer than 3 severities.
+    """
+    from matplotlib.figure import Figure
+    rows, names = table.rows, labels(table)
+    columns = {int(name[-1]): name for name in map(str, rows.columns)
+               if name.startswith("error_") and name[-1].isdigit() and rows[name].notna().any()}
+    if len(columns) < _FEWEST_STEPS or "corruption" not in rows:
+        return None
+    known = sorted(rows["corruption"].unique(), key=lambda name: table.layout.order((name,)))
+    across = min(_ACROSS, len(known))
+    down = math.ceil(len(known) / across)
+    figure = Figure(figsize=(1.0 + 1.9 * across, 1.0 + 1.7 * down), layout="constrained")
+    panels = [*figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat]
+    for panel, corruption in zip(panels, known):
+        panel.set_title(table.layout.part_words((corruption,)), fontsize="small")
+        _lines(panel, rows[rows["corruption"] == corruption], columns, names)
+    for panel in panels[len(known):]:
+        panel.set_axis_off()
+    handles, texts = panels[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=3, fontsize="small")
+    figure.supxlabel("severity", fontsize="small")
+    figure.supylabel("top-1 error in %", fontsize="small")
+    return figure
+
+
+def _lines(panel: Axes, rows: pd.DataFrame, columns: Mapping[int, str],
+           names: Mapping[str, str]) -> None:
+    styles = _styles()
+    for _, row in rows.iterrows():
+        colour, line = next(styles)
+        panel.plot(list(columns), [row[name] for name in columns.values()], color=colour,
+                   linestyle=line, linewidth=1, label=_visible(names.get(row["run_id"],
+                                                                         row["model"])))
+    panel.set_ylim(0, 100)
+    panel.set_xticks(list(columns))
+    panel.tick_params(labelsize="x-small")
+    panel.grid(alpha=0.3)
+
+
+def _styles() -> Iterator[tuple[str, str]]:
+    """Yield colours, then the same with another line."""
+    for line in cycle(_LINES):
+        yield from ((f"C{number}", line) for number in range(_COLOURS))
+
+
+def _visible(label: str) -> str:
+    # A legend leaves out what begins with an underscore.
+    return f" {label}" if label.startswith("_") else label
+
+
+def draw_steps(table: Table, runs: Sequence[Run]) -> Figure | None:
+    """Draw the mean loss of the images step by step, of attacks that end with no image early.
+
+    A line per model, a panel per attack and kind of loss; the last budget of each run counts. None
+    where no run has such losses. Raises OutputError where records do not read back.
+    """
+    from matplotlib.figure import Figure
+    found = _losses(table, runs)
+    if not found:
+        return None
+    figure = Figure(figsize=(1.2 + 3.6 * len(found), 4.2), layout="constrained")
+    for panel, (title, lines) in zip(figure.subplots(1, len(found), squeeze=False)[0],
+                                     found.items(), strict=True):
+        styles = _styles()
+        for label, losses in lines.items():
+            colour, line = next(styles)
+            panel.plot(range(losses.shape[1]), losses.mean(axis=0), color=colour, linestyle=line,
+                       marker=".", label=_visible(label))
+        panel.set_title(title, fontsize="small")
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="x-small")
+    figure.supylabel("mean loss", fontsize="small")
+    return figure
+
+
+def _losses(table: Table, runs: Sequence[Run]) -> Steps:
+    import numpy as np
+    found: Steps = {}
+    variants = {str(entry.facts.get("run_id")): entry.variant for entry in entries(table)}
+    names = labels(table)
+    for run in runs:
+        records = run.records(["image", "eps", "step", "iters", "error", "target_loss", "loss"])
+        records = records[records["error"].isna()]
+        if not len(records):
+            continue
+        last = records.iloc[-1]
+        same = (records[["eps", "step", "iters"]] == last[["eps", "step", "iters"]]).all(axis=1)
+        for column, words in (("target_loss", "loss toward the target"), ("loss", "loss")):
+            lists = records.loc[same, column].dropna()
+            lengths = {len(each) for each in lists}
+            if len(lengths) == 1 and max(lengths) >= _FEWEST_STEPS and len(lists) == same.sum():
+                budget = f"ε = {last['eps']:g}" if last["eps"] == last["eps"] else ""
+                title = ", ".join(filter(None, (variants.get(run.name, ""), words, budget)))
+                found.setdefault(title, {})[names.get(run.name, run.name)] = np.stack(
+                    [np.asarray(each, dtype=np.float64) for each in lists])
+    return found
