@@ -70,6 +70,6 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for command in (*commands(), table, compare, report, status, train, study, bench, complexity, show, zoo,
-                info):
+for command in (*commands(), table, compare, report, status, train, study, bench, complexity,
+                show, zoo, info):
     main.add_command(command)

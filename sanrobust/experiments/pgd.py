@@ -334,5 +334,6 @@ PGD = Experiment(
         variant=_variant, variant_noun="Attack", done=_done, notes=_blind,
         failed_as="as wrong, and as reached by the attack"),
     reference=Reference(rows=_table10, fits=_fits, note=_note),
-    plots=(Plot(suffix="_radii", draw=draw_curve, title="Accuracy under attack against the radius"),),
+    plots=(Plot(suffix="_radii", draw=draw_curve,
+                title="Accuracy under attack against the radius"),),
 )

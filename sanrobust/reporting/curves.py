@@ -7,22 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
+from sanrobust.experiments.budgets import BUDGET, budget_order, budget_words, budgets_of
 from sanrobust.runs import Run
 from sanrobust.tables import Table
 from sanrobust.tables.entries import entries
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy import float64
+    from numpy.typing import NDArray
 
+LOSSES = {"target_loss": "loss toward the target", "loss": "loss"}
+"""Columns of records with a loss for each step, in words."""
 _FEWEST_STEPS = 3
 _LINES = ("-", "--", ":", "-.")
 _COLOURS = 10
 _ACROSS = 5
 
-Steps = dict[str, dict[str, "np.ndarray[tuple[int, int], np.dtype[np.float64]]"]]
+Steps = dict[str, dict[str, "NDArray[float64]"]]
 """Losses (images, steps + 1) by what was done and the label of the model."""
 
 
@@ -55,7 +59,8 @@ def draw_severities(table: Table) -> Figure | None:
         panel.set_axis_off()
     handles, texts = panels[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=3, fontsize="small")
-    figure.supxlabel("severity", fontsize="small")
+    for panel in panels[len(known) - across:len(known)]:
+        panel.set_xlabel("severity", fontsize="small")
     figure.supylabel("top-1 error in %", fontsize="small")
     return figure
 
@@ -86,12 +91,14 @@ def _visible(label: str) -> str:
 
 
 def draw_steps(table: Table, runs: Sequence[Run]) -> Figure | None:
-    """Draw the mean loss of the images step by step, of attacks that end with no image early.
+    """Draw the median loss of the images step by step, of attacks that end with no image early.
 
     A line per model, a panel per attack and kind of loss; the last budget of each run counts. None
     where no run has such losses. Raises OutputError where records do not read back.
     """
+    import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     found = _losses(table, runs)
     if not found:
         return None
@@ -101,34 +108,43 @@ def draw_steps(table: Table, runs: Sequence[Run]) -> Figure | None:
         styles = _styles()
         for label, losses in lines.items():
             colour, line = next(styles)
-            panel.plot(range(losses.shape[1]), losses.mean(axis=0), color=colour, linestyle=line,
+            panel.plot(range(losses.shape[1]), np.median(losses, axis=0), color=colour, linestyle=line,
                        marker=".", label=_visible(label))
         panel.set_title(title, fontsize="small")
         panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.legend(fontsize="x-small")
-    figure.supylabel("mean loss", fontsize="small")
+    figure.supylabel("median loss", fontsize="small")
     return figure
 
 
 def _losses(table: Table, runs: Sequence[Run]) -> Steps:
-    import numpy as np
     found: Steps = {}
     variants = {str(entry.facts.get("run_id")): entry.variant for entry in entries(table)}
     names = labels(table)
     for run in runs:
-        records = run.records(["image", "eps", "step", "iters", "error", "target_loss", "loss"])
-        records = records[records["error"].isna()]
-        if not len(records):
-            continue
-        last = records.iloc[-1]
-        same = (records[["eps", "step", "iters"]] == last[["eps", "step", "iters"]]).all(axis=1)
-        for column, words in (("target_loss", "loss toward the target"), ("loss", "loss")):
-            lists = records.loc[same, column].dropna()
-            lengths = {len(each) for each in lists}
-            if len(lengths) == 1 and max(lengths) >= _FEWEST_STEPS and len(lists) == same.sum():
-                budget = f"ε = {last['eps']:g}" if last["eps"] == last["eps"] else ""
-                title = ", ".join(filter(None, (variants.get(run.name, ""), words, budget)))
-                found.setdefault(title, {})[names.get(run.name, run.name)] = np.stack(
-                    [np.asarray(each, dtype=np.float64) for each in lists])
+        for words, losses in _of_run(run):
+            title = ", ".join(filter(None, (variants.get(run.name, ""), words)))
+            found.setdefault(title, {})[names.get(run.name, run.name)] = losses
     return found
+
+
+def _of_run(run: Run) -> Iterator[tuple[str, NDArray[float64]]]:
+    """Yield the losses in the last budget of a run, with which and where in words."""
+    import numpy as np
+    records = run.records(["image", *BUDGET, "error", *LOSSES])
+    records = records[records["error"].isna()]
+    if not len(records):
+        return
+    budgets = budgets_of(records)
+    last = max(budgets, key=budget_order)
+    rows = records[[budget == last for budget in budgets]]
+    for column, words in LOSSES.items():
+        lists = rows[column].dropna()
+        lengths = {len(each) for each in lists}
+        # Where images end early the number of them would change from step to step.
+        if len(lengths) == 1 and min(lengths) >= _FEWEST_STEPS and len(lists) == len(rows):
+            told = budget_words(tuple(math.inf if each is None else each for each in last))
+            yield f"{words}, {told}", np.stack([np.asarray(each, dtype=np.float64)
+                                                for each in lists])

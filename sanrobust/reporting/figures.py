@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "png": {"dpi": 200, "metadata": {"Software": None}},
     "pdf": {"metadata": {"CreationDate": None}},
-    "svg": {"metadata": {"Date": None}},
 }
 """Files of a figure by their suffix, and how matplotlib writes them."""
 

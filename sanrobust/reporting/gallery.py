@@ -142,12 +142,14 @@ def _shot(saved: SavedImages, row: Saved, sizes: Mapping[object, tuple[float, fl
     if clean is not None:
         shown = [("clean", clean), *shown, (f"difference × {TIMES}",
                                             0.5 + TIMES * (attacked - clean))]
-    budget = budget_words(tuple(math.inf if part is None else part for part in row.budget))
-    return Shot(row.image, tuple((words, data_uri(*picture(pixels))) for words, pixels in shown),
-                *(_class(saved, index) for index in (row.label, row.clean_pred, row.adv_pred,
-                                                     row.target)),
-                budget, "" if math.isnan(linf) else
-                f"largest change {linf:.1f}/255, L2 {l2:.2f}")
+    label, before, after, target = (_class(saved, index) for index in (
+        row.label, row.clean_pred, row.adv_pred, row.target))
+    return Shot(
+        row.image,
+        tuple((words, data_uri(*picture(pixels))) for words, pixels in shown),
+        label=label, before=before, after=after, target=target,
+        budget=budget_words(tuple(math.inf if part is None else part for part in row.budget)),
+        size="" if math.isnan(linf) else f"largest change {linf:.1f}/255, L2 {l2:.2f}")
 
 
 def _class(saved: SavedImages, index: int | None) -> str:
@@ -175,4 +177,3 @@ def _sizes(run: Run) -> dict[object, tuple[float, float]]:
     records = run.records(["image", *BUDGET, "linf", "l2"])
     return {(image, budget): (float(linf), float(l2)) for image, budget, linf, l2 in zip(
         records["image"], budgets_of(records), records["linf"], records["l2"], strict=True)}
-

@@ -32,8 +32,9 @@ def data_of(run: Run) -> DataConfig | None:
     word = given.get("data", "digits" if run.spec.get("data") == "digits" else "")
     if not word or (word not in DATASETS and not os.path.exists(os.path.expanduser(word))):
         return None  # what would have to be fetched is not
-    return DataConfig(data=word, **{name: Path(os.path.expanduser(value))
-                                    for name, value in given.items() if name != "data"})
+    paths = {name: Path(os.path.expanduser(value)) for name, value in given.items()}
+    return DataConfig(data=word, labels=paths.get("labels"), class_map=paths.get("class_map"),
+                      root=paths.get("root"))
 
 
 def _given(command: str) -> dict[str, str]:

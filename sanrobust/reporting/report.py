@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from sanrobust.errors import OutputError, SanrobustError, UsageError
 from sanrobust.experiments.base import Experiment
+from sanrobust.experiments.budgets import BUDGET
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import atomic_write, require_writable
 from sanrobust.processes import uninterrupted
@@ -28,7 +29,6 @@ from sanrobust.tables import Table, paper_tables, to_csv
 FOLDER, PAGE = "report", "index.html"
 MOST_IMAGES = 12
 _OWN_FIGURES = ("_severities", "_steps")
-_STEPS_READ = ("target_loss", "loss", "eps", "step", "iters")
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,14 @@ def _section(experiment: Experiment, summary: Summary) -> Section:
     table, stem = summary.table, experiment.files
     figures = tuple(_figures(experiment, table, summary.runs))
     beside = any(name.startswith("paper_") for name in table.columns)
-    own = None if beside or experiment.reference is None else table_view(
-        paper_tables()[stem], f"{experiment.name}-paper")
+    own = None if beside or experiment.reference is None else _paper(experiment)
     return Section(experiment.name, table_view(table, experiment.name), summary.remarks,
                    tuple(listing_views(table, experiment.name)), figures, f"{stem}.csv", own)
+
+
+def _paper(experiment: Experiment) -> TableView:
+    view = table_view(paper_tables()[experiment.files], f"{experiment.name}-paper")
+    return replace(view, title=f"The paper: {view.title}")
 
 
 def _figures(experiment: Experiment, table: Table, runs: Sequence[Run]) -> Iterator[Picture]:
@@ -147,8 +151,8 @@ def _figures(experiment: Experiment, table: Table, runs: Sequence[Run]) -> Itera
                             partial(plot.draw, table.rows))
     yield from pictures(f"{stem}_severities", "Error against severity, by corruption",
                         partial(curves.draw_severities, table))
-    if all(name in experiment.records.columns for name in _STEPS_READ):
-        yield from pictures(f"{stem}_steps", "Mean loss against step",
+    if all(name in experiment.records.columns for name in (*BUDGET, *curves.LOSSES)):
+        yield from pictures(f"{stem}_steps", "Median loss of the images against step",
                             partial(curves.draw_steps, table, runs))
 
 
@@ -164,7 +168,7 @@ def _page(out: Path, sections: Sequence[Section], shown: Gallery, seen: Sequence
     checked = [listing_view(each, f"validity-{number}")
                for number, each in enumerate(verdicts(out), 1)]
     return render(
-        "report.html", title=f"Robustness of {_named(out)}", sections=sections, gallery=shown,
+        "report.html", title=f"Robustness report: {_named(out)}", sections=sections, gallery=shown,
         looks=seen, classes=classes, verdicts=checked, strange=strange,
         models=len({str(run.spec["model"]) for run in runs}), runs=len(runs),
         data=list(dict.fromkeys(str(run.spec["data"]) for run in runs)),

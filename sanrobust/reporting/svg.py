@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 INK = "#010203"
 """What is drawn in it takes the colour of the page's text."""
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "sanrobust", "text.parse_math": False,
-         "legend.frameon": False, "text.color": INK, "axes.edgecolor": INK,
-         "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-         "axes.titlecolor": INK}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "sanrobust", "text.parse_math": False,
+    "legend.frameon": False, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK}
 """Settings of matplotlib with which a figure must be drawn; a name is no formula."""
 
 _ELEMENTS = {"svg", "g", "path", "use", "defs", "clipPath", "rect", "text", "tspan", "image",
@@ -30,6 +30,7 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"(?:(?:normal|italic|oblique)\s+)?(?:(?P<weight>bold|\d{3})\s+)?"
                    r"(?P<size>[\d.]+)px\b.*")
+_PIXELS_PER_POINT = 1.5
 _PICTURE = "data:image/png;base64,"
 
 
@@ -47,9 +48,9 @@ def to_inline(figure: Figure, prefix: str, label: str) -> str:
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(drawn.getvalue())
     _clean(root, prefix, _used(root))
-    for size in ("width", "height"):
-        root.attrib.pop(size, None)
-    root.attrib.update({"role": "img", "aria-label": label})
+    root.attrib.pop("height", None)
+    width = float(root.attrib["viewBox"].split()[2]) * _PIXELS_PER_POINT
+    root.attrib.update({"width": f"{width:.0f}", "role": "img", "aria-label": label})
     return ElementTree.tostring(root, encoding="unicode")
 
 

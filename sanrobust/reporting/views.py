@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sanrobust.experiments.layout import Listing
 from sanrobust.tables import Table
@@ -143,7 +143,10 @@ def _shown(table: Table, cell: Cell, key: str) -> Shown:
 def listing_views(table: Table, name: str) -> Iterator[TableView]:
     """Yield the further tables of an experiment: its parts with all measures, its listings."""
     if table.layout.details and any(each.endswith("_low") for each in table.columns):
-        yield listing_view(intervals(table, grid(table)), f"{name}-parts")
+        noun = table.layout.part_noun.lower() or "part"
+        shown = replace(intervals(table, grid(table)),
+                        title=f"{name} by {noun}: all measures, with {table.intervals}")
+        yield listing_view(shown, f"{name}-parts")
     for number, listing in enumerate(table.layout.listings(entries(table)), 1):
         yield listing_view(listing, f"{name}-more-{number}")
 
