@@ -15,7 +15,7 @@ from sanrobust.cli.complexity import complexity
 from sanrobust.cli.experiments import commands
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.info import info
-from sanrobust.cli.pages import report
+from sanrobust.cli.pages import leaderboard, report
 from sanrobust.cli.show import show
 from sanrobust.cli.status import status
 from sanrobust.cli.streams import open_streams
@@ -70,6 +70,6 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for command in (*commands(), table, compare, report, status, train, study, bench, complexity,
-                show, zoo, info):
+for command in (*commands(), table, compare, report, leaderboard, status, train, study, bench,
+                complexity, show, zoo, info):
     main.add_command(command)

@@ -1,14 +1,19 @@
-"""``sanrobust report``: the results of a folder as one page."""
+"""``sanrobust report`` and ``leaderboard``: results as pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 from sanrobust.options import Whole
+
+if TYPE_CHECKING:
+    from sanrobust.reporting.leaderboard import Board
+    from sanrobust.reporting.report import Report
 
 
 @click.command(cls=Command)
@@ -34,10 +39,30 @@ def report(out: Path, to: Path | None, models: tuple[str, ...], data: tuple[str,
     sort and filter, intervals, curves, attacked images, where every number comes from. Writes
     OUT/report/index.html, the tables as CSV and the figures as PNG, PDF and SVG.
     """
-    from sanrobust.cli.report import say
     from sanrobust.reporting.report import report as reported
     made = reported(out, to=to, runs=runs, models=models, data=data, images=images,
                     attention=attention)
+    _print(made)
+
+
+@click.command(cls=Command)
+@click.argument("folders", nargs=-1, type=PATH, metavar="[OUT]...")
+@click.option("--to", type=PATH, default=Path("leaderboard"), show_default=True, metavar="FOLDER",
+              help="Folder of the page and of a JSON for each model.")
+def leaderboard(folders: tuple[Path, ...], to: Path) -> None:
+    """Rank the models of several folders of results where they were measured alike.
+
+    OUT is a folder of results, by default results, or one of JSON that an earlier leaderboard
+    wrote. Models that were measured on other images or with other settings stand apart, with what
+    differs. Writes FOLDER/index.html and a JSON for each model.
+    """
+    from sanrobust.reporting.leaderboard import leaderboard as ranked
+    _print(ranked(folders or (Path("results"),), to=to))
+
+
+def _print(made: Report | Board) -> None:
+    """Print where a page is to standard output; raise its problem, if it has one."""
+    from sanrobust.cli.report import say
     for line in made.remarks:
         say(line)
     say(f"wrote {len(made.files) - 1} files beside the page")

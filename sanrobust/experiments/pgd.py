@@ -325,7 +325,7 @@ PGD = Experiment(
         extra=("mean_linf",),
         rare={"mean_l2": "mean_l2", **{name: name for name in BROKEN},
               "zero_gradient": "no_gradient", "no_gradient": "no_gradient"},
-        clean="clean_top1", heads=_heads, title=_title, legend=_legend,
+        clean="clean_top1", ranked="top1_adv", heads=_heads, title=_title, legend=_legend,
         parts=BUDGET, order=budget_order, shared=("clean_top1",),
         details=(Measure("clean_top1", "clean top-1"), Measure("success", "s. rate"),
                  Measure("success_any", "s. rate, any iterate"), Measure("top1_adv", "top-1"),

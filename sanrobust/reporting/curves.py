@@ -103,13 +103,13 @@ def draw_steps(table: Table, runs: Sequence[Run]) -> Figure | None:
     if not found:
         return None
     figure = Figure(figsize=(1.2 + 3.6 * len(found), 4.2), layout="constrained")
-    for panel, (title, lines) in zip(figure.subplots(1, len(found), squeeze=False)[0],
-                                     found.items(), strict=True):
+    axes = figure.subplots(1, len(found), squeeze=False)[0]
+    for panel, (title, lines) in zip(axes, found.items(), strict=True):
         styles = _styles()
         for label, losses in lines.items():
             colour, line = next(styles)
-            panel.plot(range(losses.shape[1]), np.median(losses, axis=0), color=colour, linestyle=line,
-                       marker=".", label=_visible(label))
+            panel.plot(range(losses.shape[1]), np.median(losses, axis=0), color=colour,
+                       linestyle=line, marker=".", label=_visible(label))
         panel.set_title(title, fontsize="small")
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

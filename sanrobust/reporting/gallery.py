@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sanrobust.data.saved import FOLDER, SOURCE
 from sanrobust.errors import DataError
-from sanrobust.experiments.budgets import budget_words
+from sanrobust.experiments.budgets import budget_order, budget_words
 from sanrobust.reporting.curves import labels
 from sanrobust.reporting.images import EXACT_SIDE, SHOWN_SIDE, data_uri, picture
 from sanrobust.reporting.originals import Originals
@@ -113,7 +113,7 @@ def _wall(table: Table, run: Run, count: int) -> Wall:
     originals = Originals(run)
     shots = []
     for rows in saved.saved:
-        row = next((each for each in rows if each.clean_pred == each.label
+        row = next((each for each in sorted(rows, key=_order) if each.clean_pred == each.label
                     and each.adv_pred not in (None, each.label)), None)
         if row is not None:
             shots.append(_shot(saved, row, sizes, originals))
@@ -124,6 +124,10 @@ def _wall(table: Table, run: Run, count: int) -> Wall:
                     if entry.facts.get("run_id") == run.name), "")
     note = "" if shots else "No image was classified right before the attack and wrong after it."
     return Wall(", ".join(filter(None, (name, variant))), tuple(shots), note)
+
+
+def _order(row: Saved) -> tuple[float, ...]:
+    return budget_order(row.budget)
 
 
 def _shot(saved: SavedImages, row: Saved, sizes: Mapping[object, tuple[float, float]],

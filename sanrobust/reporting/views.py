@@ -34,6 +34,7 @@ class Shown:
         drop, interval: printed beside and below it; may be empty.
         bold: whether it is the best of its group.
         bar: its interval as it is drawn; None where it has none on a scale of percent.
+        bounds: its interval, unrounded; None where it has none.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Shown:
     interval: str = ""
     bold: bool = False
     bar: Bar | None = None
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _shown(table: Table, cell: Cell, key: str) -> Shown:
         if is_rate and not math.isnan(cell.low) else None
     drop = cell.printed_drop(DASH)
     return Shown(cell.printed(), cell.value, key, "" if drop is None else f"({drop})",
-                 cell.printed_interval(), cell.bold, bar)
+                 cell.printed_interval(), cell.bold, bar,
+                 None if math.isnan(cell.low) else (cell.low, cell.high))
 
 
 def listing_views(table: Table, name: str) -> Iterator[TableView]:
