@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sanrobust.errors import SanrobustError
+from sanrobust.harmless import plain_names
 from sanrobust.reporting.images import data_uri
 from sanrobust.reporting.originals import data_of
 from sanrobust.runs import Run
@@ -82,15 +83,13 @@ def _first_image(run: Run) -> str | None:
 
 
 def _drawn(seen: object) -> Look:
-    from matplotlib import rc_context
-
     from sanrobust.attention_maps import Attention
     from sanrobust.attention_pictures import Selection, draw, plan
     assert isinstance(seen, Attention)
     chosen = plan(seen, Selection(count=_GROUPS))[0]
     content = io.BytesIO()
-    with rc_context({"text.parse_math": False}):
-        draw(seen, chosen).savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
+    plain_names(draw(seen, chosen)).savefig(content, format="png", dpi=_DPI,
+                                            metadata={"Software": None})
     layer, top = chosen.shown.layer, int(seen.probabilities.argmax())
     words = (f"stage {layer.stage}, block {layer.block}; {len(chosen.groups)} of "
              f"{chosen.shown.groups} weight groups at {len(chosen.pixels)} pixels; class {top} "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from sanrobust.harmless import plain_names
 from sanrobust.reporting.svg import STYLE, to_inline
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def pictures(stem: str, title: str, draw: Callable[[], Figure | None]) -> Iterat
         figure = draw()
         if figure is None:
             return
+        plain_names(figure)
         files = {f"{stem}.{kind}": _file(figure, kind) for kind in KINDS}
     yield Picture(stem, title, Markup(to_inline(figure, f"{stem}-", title)), files)
 

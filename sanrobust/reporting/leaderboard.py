@@ -122,7 +122,7 @@ def _table(name: str, standings: Sequence[Standing]) -> Table:
 
 def _ranking(name: str, standings: Sequence[Standing], number: int) -> Ranking:
     table = _table(name, standings)
-    view, key, measure = table_view(table, f"{name}-{number}"), *_ranked(table)
+    view, key, measure = table_view(table, f"{name}-{number}", bold=False), *_ranked(table)
     ranked = sorted(view.units, key=lambda unit: _order(unit, key, measure))
     units = tuple(_with_rank(unit, ranked, key, measure) for unit in ranked)
     better = "lower" if measure.best is min else "higher"
@@ -173,8 +173,7 @@ def _with_rank(unit: Unit, units: Sequence[Unit], key: str, measure: Measure) ->
                  measure)
     rows = (replace(first, stubs=(first.stubs[0], rank, *first.stubs[1:])),
             *(replace(row, stubs=(row.stubs[0], "", *row.stubs[1:])) for row in others))
-    return Unit(tuple(replace(row, cells=tuple(replace(cell, bold=False) for cell in row.cells))
-                      for row in rows))
+    return Unit(rows)
 
 
 def _rank(own: Shown, others: Sequence[Shown], measure: Measure) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 INK = "#010203"
 """What is drawn in it takes the colour of the page's text."""
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "sanrobust", "text.parse_math": False,
+    "svg.fonttype": "none", "svg.hashsalt": "sanrobust",
     "legend.frameon": False, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK}
 """Settings of matplotlib with which a figure must be drawn; a name is no formula."""

@@ -102,13 +102,25 @@ class TableView:
         return any(cell.bar for unit in self.units for row in unit.rows for cell in row.cells)
 
 
-def table_view(table: Table, name: str) -> TableView:
-    """Return the first table of an experiment, as its other files have it, with its intervals."""
-    layout = grid(table)
+def table_view(table: Table, name: str, *, bold: bool = True) -> TableView:
+    """Return the first table of an experiment, as its other files have it, with its intervals.
+
+    Args:
+        table: what it shows.
+        name: of the view.
+        bold: mark the best of each group.
+    """
+    layout = grid(table) if bold else _unmarked(grid(table))
     heads = tuple(Heading(head.title, head.detail, len(head.measures)) for head in layout.heads)
     columns = tuple(measure.label for head in layout.heads for measure in head.measures)
     return TableView(name, f"{title(table)}.", caption(table, layout, weights=True),
                      layout.stubs, heads, columns, tuple(_units(table, layout)))
+
+
+def _unmarked(layout: Grid) -> Grid:
+    return replace(layout, groups=tuple(tuple(
+        replace(line, cells=tuple(replace(cell, bold=False) for cell in line.cells))
+        for line in group) for group in layout.groups))
 
 
 def _units(table: Table, layout: Grid) -> Iterator[Unit]:
