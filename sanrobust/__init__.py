@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sanrobust.comparison import Comparison
     from sanrobust.errors import SanrobustError
     from sanrobust.preprocessing import Preprocessing
+    from sanrobust.reporting.leaderboard import leaderboard
+    from sanrobust.reporting.report import report
     from sanrobust.result import Result
     from sanrobust.zoo.classifier import Classifier
     from sanrobust.zoo.resolve import create_model
@@ -28,13 +30,16 @@ if TYPE_CHECKING:
     rotate: Callable[..., Result]
 
 __all__ = ["Attacked", "Budget", "Classifier", "Comparison", "DataConfig", "Preprocessing",
-           "Result", "SanrobustError", "attack", "compare", "create_model", "pgd", "rotate"]
+           "Result", "SanrobustError", "attack", "compare", "create_model", "leaderboard", "pgd",
+           "report", "rotate"]
 
 _HOMES = {
     "Attacked": "sanrobust.tensors",
     "attack": "sanrobust.tensors",
     "Comparison": "sanrobust.comparison",
     "compare": "sanrobust.comparing",
+    "leaderboard": "sanrobust.reporting.leaderboard",
+    "report": "sanrobust.reporting.report",
     "Budget": "sanrobust.attacks.budget",
     "DataConfig": "sanrobust.choices",
     "Preprocessing": "sanrobust.preprocessing",

@@ -101,5 +101,18 @@ def commands(runs: Sequence[Run], out: str) -> tuple[str, ...]:
 def _typed(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         command = run.header.get("command")
-        yield command if isinstance(command, str) and command else (
-            f"# {run.name} was made by a call of sanrobust.{run.experiment} in Python")
+        if not command:
+            yield f"# {run.name} was made by a call of sanrobust.{run.experiment} in Python"
+        elif isinstance(command, str) and _is_ours(command):
+            yield command
+        else:
+            yield f"# {run.name} says of its command what is none of sanrobust"
+
+
+def _is_ours(command: str) -> bool:
+    """Return whether a header's command is one of ours alone, for somebody may type it."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return False
+    return words[:1] == ["sanrobust"] and shlex.join(words) == command and command.isprintable()
