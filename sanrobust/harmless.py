@@ -32,6 +32,11 @@ def unguarded(text: str) -> str:
     return text[1:] if _GUARDED.match(text) else text
 
 
+def bare(text: str) -> str:
+    """Return what a name and all that `guarded` may have made of it have in common."""
+    return text.lstrip("'") if _GUARDED.match(text) else text
+
+
 def csv_text(rows: pd.DataFrame) -> str:
     """Return a table as CSV without its index, in which no text is a formula."""
     import pandas as pd

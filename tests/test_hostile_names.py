@@ -21,7 +21,7 @@ from sanrobust.harmless import csv_text, guarded, unguarded
 from sanrobust.runs import all_runs
 from table_cases import without_comments
 
-NAMES = ('=HYPERLINK("http:x","y")', "<script>alert(1)<\\script>", r"$\frac{", "'=x", "@SUM(A1)",
+NAMES = ('=HYPERLINK("http:x","y")', r"$\frac{$", "<script>alert(1)<\\script>", "'=x", "@SUM(A1)",
          "+cmd|' C calc'!A0", "-2+3", r"\input{x}", "<img src=x onerror=alert(1)>",
          "a|b](javascript:alert(1))", "&lt;b&gt;", "\uff1d1+1", "{{ 7*7 }}{% raw %}", '"><svg>')
 FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -57,7 +57,8 @@ class Outputs:
         for label, each in enumerate(sorted([folder, "zz"])):
             for number in range(2):
                 grey(self.images / each / f"{file}{number}.png", label)
-        models = [self.model(model), self.model("other")]
+        # The second one is always wrong, so that classes are named too.
+        models = [self.model(model), self.model("other", shift=1)]
         few = {"data": sanrobust.DataConfig(data=str(self.images), name=data),
                "preprocessing": PLAIN, "out": self.out}
         sanrobust.rotate(models, **few)
@@ -69,8 +70,8 @@ class Outputs:
         self.board = sanrobust.leaderboard([self.out], to=place / "board").page
 
     @staticmethod
-    def model(name: str) -> nn.Module:
-        made: nn.Module = type(name, (Grey,), {})(classes=2)
+    def model(name: str, shift: int = 0) -> nn.Module:
+        made: nn.Module = type(name, (Grey,), {})(classes=2, shift=shift)
         return made
 
     def files(self, suffix: str) -> list[Path]:
