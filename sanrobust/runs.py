@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -229,7 +230,7 @@ def every_run(out: Path) -> Found:
 
 def require_runs(out: Path) -> Found:
     """Return the runs of every experiment under ``out``; raises OutputError where none lies."""
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise OutputError("a folder of results must be there", seen=f"there is no folder {out}",
                           hint="name another one, or measure into it with --out")
     found = every_run(out)

@@ -47,7 +47,8 @@ def pictures(stem: str, title: str, draw: Callable[[], Figure | None]) -> Iterat
         figure = draw()
         if figure is None:
             return
-        plain_names(figure)
+        plain_names(figure).draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out, which takes longest
         files = {f"{stem}.{kind}": _file(figure, kind) for kind in KINDS}
     yield Picture(stem, title, Markup(to_inline(figure, f"{stem}-", title)), files)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,7 +84,7 @@ def gathered(folders: Sequence[Path]) -> Gathered:
 
 def _of_folder(folder: Path, remarks: list[str], problems: list[SanrobustError]
                ) -> Iterator[Standing]:
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    files = sorted(folder.glob("*.json")) if os.path.isdir(folder) else []
     if files and not (folder / "runs").is_dir():
         yield from (standing for path in files for standing in _read(path))
         return
