@@ -30,23 +30,25 @@ Steps = dict[str, dict[str, "NDArray[float64]"]]
 """Losses (images, steps + 1) by what was done and the label of the model."""
 
 
-def labels(table: Table) -> dict[str, str]:
-    """Return what the lines of a table call each run."""
+def named(table: Table) -> dict[str, tuple[str, str]]:
+    """Return what the lines of a table call each run, and what was done in it."""
     found = entries(table)
     several = len({entry.data for entry in found}) > 1
-    return {str(entry.facts["run_id"]): entry.label + (f" on {entry.data}" if several else "")
-            for entry in found if "run_id" in entry.facts}
+    return {str(entry.facts["run_id"]): (
+        entry.label + (f" on {entry.data}" if several else ""), entry.variant)
+        for entry in found if "run_id" in entry.facts}
 
 
 def draw_severities(table: Table) -> Figure | None:
     """Draw the error against severity, a panel per corruption; None for fewer than 3 severities.
     """
     from matplotlib.figure import Figure
-    rows, names = table.rows, labels(table)
+    rows = table.rows
     columns = {int(name[-1]): name for name in map(str, rows.columns)
                if name.startswith("error_") and name[-1].isdigit() and rows[name].notna().any()}
     if len(columns) < _FEWEST_STEPS or "corruption" not in rows:
         return None
+    names = named(table)
     known = sorted(rows["corruption"].unique(), key=lambda name: table.layout.order((name,)))
     across = min(_ACROSS, len(known))
     down = math.ceil(len(known) / across)
@@ -66,13 +68,13 @@ def draw_severities(table: Table) -> Figure | None:
 
 
 def _lines(panel: Axes, rows: pd.DataFrame, columns: Mapping[int, str],
-           names: Mapping[str, str]) -> None:
+           names: Mapping[str, tuple[str, str]]) -> None:
     styles = _styles()
     for _, row in rows.iterrows():
         colour, line = next(styles)
         panel.plot(list(columns), [row[name] for name in columns.values()], color=colour,
-                   linestyle=line, linewidth=1, label=_visible(names.get(row["run_id"],
-                                                                         row["model"])))
+                   linestyle=line, linewidth=1,
+                   label=_visible(names.get(row["run_id"], (row["model"],))[0]))
     panel.set_ylim(0, 100)
     panel.set_xticks(list(columns))
     panel.tick_params(labelsize="x-small")
@@ -121,12 +123,12 @@ def draw_steps(table: Table, runs: Sequence[Run]) -> Figure | None:
 
 def _losses(table: Table, runs: Sequence[Run]) -> Steps:
     found: Steps = {}
-    variants = {str(entry.facts.get("run_id")): entry.variant for entry in entries(table)}
-    names = labels(table)
+    names = named(table)
     for run in runs:
+        label, variant = names.get(run.name, (run.name, ""))
         for words, losses in _of_run(run):
-            title = ", ".join(filter(None, (variants.get(run.name, ""), words)))
-            found.setdefault(title, {})[names.get(run.name, run.name)] = losses
+            title = ", ".join(filter(None, (variant, words)))
+            found.setdefault(title, {})[label] = losses
     return found
 
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from sanrobust.data.saved import FOLDER, SOURCE
 from sanrobust.errors import DataError
 from sanrobust.experiments.budgets import budget_order, budget_words
-from sanrobust.reporting.curves import labels
+from sanrobust.reporting.curves import named
 from sanrobust.reporting.images import EXACT_SIDE, SHOWN_SIDE, data_uri, picture
 from sanrobust.reporting.originals import Originals
 from sanrobust.runs import Run
 from sanrobust.tables import Table
-from sanrobust.tables.entries import entries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,11 +78,13 @@ def gallery(tables: Sequence[tuple[Table, Sequence[Run]]], count: int) -> Galler
     """
     walls: list[Wall] = []
     without: list[str] = []
-    for table, runs in tables:
-        for run in runs if count else ():
+    for table, runs in tables if count else ():
+        names = named(table)
+        for run in runs:
             if (run.folder / FOLDER / SOURCE).exists():
+                title = ", ".join(filter(None, names.get(run.name, (run.name,))))
                 try:
-                    walls.append(_wall(table, run, count))
+                    walls.append(_wall(title, run, count))
                 except DataError as error:
                     without.append(str(error))
     shown = count
@@ -107,7 +108,7 @@ def _bytes(walls: Sequence[Wall], count: int) -> int:
                for _, address in shot.pictures)
 
 
-def _wall(table: Table, run: Run, count: int) -> Wall:
+def _wall(title: str, run: Run, count: int) -> Wall:
     from sanrobust.data.replayed import open_saved
     saved, sizes = open_saved(run.folder), _sizes(run)
     originals = Originals(run)
@@ -119,11 +120,8 @@ def _wall(table: Table, run: Run, count: int) -> Wall:
             shots.append(_shot(saved, row, sizes, originals))
         if len(shots) == count:
             break
-    name = labels(table).get(run.name, run.name)
-    variant = next((entry.variant for entry in entries(table)
-                    if entry.facts.get("run_id") == run.name), "")
     note = "" if shots else "No image was classified right before the attack and wrong after it."
-    return Wall(", ".join(filter(None, (name, variant))), tuple(shots), note)
+    return Wall(title, tuple(shots), note)
 
 
 def _order(row: Saved) -> tuple[float, ...]:
