@@ -66,7 +66,7 @@ class Outputs:
         sanrobust.pgd(models, targets="none", budgets=[(4, 2, 3), (8, 4, 3), (90, 30, 3)],
                       save_adversarial=True, **few)
         sanrobust.compare(self.out, "rotate")
-        self.page = sanrobust.report(self.out).page
+        self.page = sanrobust.report(self.out, attention=False).page
         self.board = sanrobust.leaderboard([self.out], to=place / "board").page
 
     @staticmethod

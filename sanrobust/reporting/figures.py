@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Nothing of a file may depend on when it was drawn.
 KINDS: Mapping[str, Mapping[str, Any]] = {
-    "png": {"dpi": 200, "metadata": {"Software": None}},
+    "png": {"dpi": 150, "metadata": {"Software": None}},
     "pdf": {"metadata": {"CreationDate": None}},
 }
 """Files of a figure by their suffix, and how matplotlib writes them."""
