@@ -7,6 +7,11 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from sanrobust.paper import DISPLAY_NAMES
+
+NINE = [f"{name}.digits" for name in DISPLAY_NAMES]
+"""The paper's networks."""
+
 
 def typed(*words: object) -> None:
     """Run a command, which must end well."""

@@ -37,7 +37,7 @@ def report(out: Path, to: Path | None, models: tuple[str, ...], data: tuple[str,
 
     OUT is a folder of results, by default results. The page needs nothing beside it: tables that
     sort and filter, intervals, curves, attacked images, where every number comes from. Writes
-    OUT/report/index.html, the tables as CSV and the figures as PNG, PDF and SVG.
+    OUT/report/index.html, the tables as CSV and the figures as PNG and PDF.
     """
     from sanrobust.reporting.report import report as reported
     made = reported(out, to=to, runs=runs, models=models, data=data, images=images,

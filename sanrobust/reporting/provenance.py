@@ -58,18 +58,19 @@ def of_runs(runs: Sequence[Run]) -> Listing:
     """Return a line for each run: what it measured and what computed it."""
     lines = tuple(_line(run) for run in runs)
     return Listing("Runs whose records the tables are made of",
-                   ("Run", "Experiment", "Model", "Data", "Device", "Precision", "Computed by",
-                    "Measured", "Weights", "Images' digest", "Images", "Seconds"), lines, stubs=10)
+                   ("Model", "Experiment", "Data", "Device", "Precision", "Computed by",
+                    "Measured", "Weights", "Images' digest", "Run", "Images", "Seconds"), lines,
+                   stubs=10)
 
 
 def _line(run: Run) -> tuple[str, ...]:
     spec, facts = run.spec, run.last_start
     environment = facts.get("environment")
     device = environment.get("device") if isinstance(environment, dict) else None
-    words = (run.name, run.experiment, spec.get("model"), spec.get("data"), device,
-             spec.get("precision"), facts.get("computed_by"), run.measured,
-             short(str(spec.get("weights"))), short(str(spec.get("data_digest"))),
-             spec.get("images"), run.header.get("seconds"))
+    words = (spec.get("model"), run.experiment, spec.get("data"), device, spec.get("precision"),
+             facts.get("computed_by"), run.measured, short(str(spec.get("weights"))),
+             short(str(spec.get("data_digest"))), run.name, spec.get("images"),
+             run.header.get("seconds"))
     return tuple(UNKNOWN if word is None else str(word) for word in words)
 
 
