@@ -71,7 +71,7 @@ def test_the_page_of_one_run_follows_from_its_records_alone(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_all_files_follow_from_the_records_alone(measured: Path, made: Report, tmp_path: Path
-                                               ) -> None:
+                                                 ) -> None:
     again = sanrobust.report(str(measured), to=tmp_path)
     assert again.page.read_bytes() == made.page.read_bytes()
     assert [path.read_bytes() for path in again.files] == [
