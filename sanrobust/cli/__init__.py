@@ -10,6 +10,7 @@ import click
 
 from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.cli.bench import bench
+from sanrobust.cli.check import check
 from sanrobust.cli.compare import compare
 from sanrobust.cli.complexity import complexity
 from sanrobust.cli.experiments import commands
@@ -69,6 +70,6 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for command in (*commands(), table, compare, status, train, study, bench, complexity, show, zoo,
-                info):
+for command in (*commands(), check, table, compare, status, train, study, bench, complexity, show,
+                zoo, info):
     main.add_command(command)
