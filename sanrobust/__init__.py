@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     rotate: Callable[..., Result]
 
 __all__ = ["Attacked", "Budget", "Classifier", "Comparison", "DataConfig", "Preprocessing",
-           "Result", "SanrobustError", "Validity", "attack", "check", "compare", "create_model", "pgd", "rotate"]
+           "Result", "SanrobustError", "Validity", "attack", "check", "compare", "create_model",
+           "pgd", "rotate"]
 
 _HOMES = {
     "Attacked": "sanrobust.tensors",

@@ -31,8 +31,9 @@ class Small(nn.Module):
                  act: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
-        self.body = nn.Sequential(*(layer for before, after in zip(widths, widths[1:]) for layer in (
-            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), norm(after), act())))
+        self.body = nn.Sequential(*(
+            layer for before, after in zip(widths, widths[1:]) for layer in (
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), norm(after), act())))
         self.drop = nn.Dropout(0.2)
         self.fc = nn.Linear(16 * widths[-1], 10)
 

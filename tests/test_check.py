@@ -1,5 +1,4 @@
-"""``sanrobust check``: what is wrong with a network is said by its own line, and of sound ones none.
-"""
+"""``sanrobust check``: a fault is told by its own line, and of sound networks none is."""
 
 from __future__ import annotations
 
@@ -18,6 +17,9 @@ from torch.nn import functional as F
 
 import sanrobust
 from conftest import Command
+from sanrobust.data.datasets import open_dataset
+from sanrobust.data.imageset import subset
+from sanrobust.data.loader import batches
 from sanrobust.errors import DataError, ModelError, UsageError
 from sanrobust.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from sanrobust.validity.catalog import LINES
@@ -161,3 +163,255 @@ def test_every_line_rests_on_earlier_ones() -> None:
     names = LINES.names()
     for place, line in enumerate(LINES):
         assert set(line.rests_on) <= set(names[:place]), line.name
+
+
+def test_of_sound_networks_nothing_is_wrong(tmp_path: Path) -> None:
+    robust = trained(Small(), eps=16, epochs=8)
+    made = sanrobust.check([sound(), robust], preprocessing=PLAIN, out=tmp_path, **QUICK)
+    assert made.table["model"].unique().tolist() == ["Small", "Small (2)"]
+    assert not {"wrong", "not judged"} & {*made.table["verdict"]}, made.text
+    assert made.problem is None
+    rates = [numbers["rate_8"] for numbers in made.table["numbers"] if "rate_8" in numbers]
+    assert rates[1] < rates[0] - 50  # it really is the more robust one
+
+
+@pytest.mark.parametrize("name", [
+    "resnet26", "san10-pair", pytest.param("all nine", marks=pytest.mark.slow)])
+def test_the_networks_of_the_digits_pass(name: str, tmp_path: Path) -> None:
+    names = PAPER_ORDER if name == "all nine" else (name,)
+    few = {} if name == "all nine" else {"data": sanrobust.DataConfig(num_samples=24), **QUICK}
+    made = sanrobust.check([f"{each}.digits" for each in names], out=tmp_path, **few)
+    assert made.problem is None, made.text
+    accuracy = made.table[made.table["line"] == "accuracy"]
+    assert {*accuracy["verdict"]} == {"ok"}
+    assert all("is known from" in each for each in accuracy["seen"])
+
+
+@pytest.mark.parametrize("fault", [None, "noise layer", "two labels swapped"])
+def test_no_letter_depends_on_the_batch_size(fault: str | None, tmp_path: Path) -> None:
+    model = sound() if fault is None else BROKEN[fault][0]()
+    texts = set()
+    for size in (1, 7, 64):
+        made = sanrobust.check(model, preprocessing=PLAIN, batch_size=size, iters=4, queries=10,
+                               out=tmp_path / f"{size}",
+                               data=sanrobust.DataConfig(num_samples=20))
+        texts.add(tuple(path.read_bytes() for path in made.files))
+    assert len(texts) == 1
+
+
+def test_the_seed_and_nothing_else_decides_what_is_drawn(tmp_path: Path) -> None:
+    few = sanrobust.DataConfig(num_samples=16)
+    one, same, other = (sanrobust.check(sound(), preprocessing=PLAIN, out=tmp_path, data=few,
+                                        seed=seed, **QUICK).text for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_numbers_are_those_of_the_attack_itself(tmp_path: Path) -> None:
+    model = sanrobust.create_model("san10-pair.digits")
+    images = subset(open_dataset("digits", root=None), 16)
+    (batch,) = batches(images, model.preprocessing, plan=[range(16)], workers=0)
+    with torch.no_grad():
+        predicted = model(batch.pixels).argmax(1)
+    made = sanrobust.check(model, data=sanrobust.DataConfig(num_samples=16), out=tmp_path, **QUICK)
+    numbers = made.table.set_index("line")["numbers"]
+    for steps, name in ((10, "rate"), (20, "rate_twice")):
+        found = sanrobust.attack(model, batch.pixels, predicted, ids=batch.ids, attack="apgd-ce",
+                                 eps=8, iters=steps)
+        assert numbers["steps"][name] == 100 - found.robust_accuracy[8.0]
+    assert numbers["accuracy"]["top1"] == 100 * float((predicted == batch.labels).double().mean())
+
+
+def test_a_scale_that_flattens_cross_entropy_is_no_fault_of_an_attack_without_it(
+        tmp_path: Path) -> None:
+    found = verdicts(BROKEN["saturated"][0](), tmp_path, attack="apgd-dlr")
+    assert not {"wrong", "not judged"} & {*found}
+
+
+class Chance(nn.Module):
+    """A network that knows nothing of the digits."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.sin(997 * pixels.mean((1, 2, 3)).unsqueeze(1) * torch.arange(1, 11))
+
+
+class Overflows(nn.Module):
+    """The sound network, without numbers for images that are brighter."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.inner, self.most = sound(), most
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        bright = pixels.mean((1, 2, 3)).unsqueeze(1) > self.most
+        return self.inner(pixels).masked_fill(bright, float("nan"))  # type: ignore[no-any-return]
+
+
+def test_a_network_no_better_than_chance_has_nothing_to_attack(tmp_path: Path) -> None:
+    made = sanrobust.check(Chance().eval(), preprocessing=PLAIN, out=tmp_path, **QUICK)
+    lines = made.table.set_index("line")
+    assert lines["verdict"]["accuracy"] == "wrong" and lines["verdict"]["label order"] == "ok"
+    assert "no more than by naming the commonest class" in lines["seen"]["accuracy"]
+
+
+def test_images_without_numbers_are_counted(tmp_path: Path) -> None:
+    made = sanrobust.check(Overflows(0.32), preprocessing=PLAIN, out=tmp_path, **QUICK)
+    lines = made.table.set_index("line")
+    finite = lines["numbers"]["logits"]["finite"]
+    assert lines["verdict"]["logits"] == "look" and 8 < finite < 64
+    assert f"{64 - finite} of 64 images have no finite ones" in lines["seen"]["logits"]
+    assert lines["numbers"]["gradients"]["images"] == finite
+
+
+# The network is asked about a black image before anything else.
+def test_a_network_without_any_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="must be finite"):
+        sanrobust.check(Overflows(-1), preprocessing=PLAIN, out=tmp_path)
+
+
+def test_pixels_that_were_divided_twice_are_told(tmp_path: Path) -> None:
+    pixels, labels = torch.rand(16, 3, 32, 32) / 255, torch.arange(16) % 10
+    made = sanrobust.check(sound(), preprocessing=PLAIN, data=(pixels, labels), out=tmp_path)
+    lines = made.table.set_index("line")
+    assert lines["verdict"]["pixel range"] == "wrong"
+    assert "divide 8-bit levels by 255 once" in lines["advice"]["pixel range"]
+
+
+# -- the command
+
+
+def test_the_command_prints_writes_and_ends_well(command: Command, tmp_path: Path) -> None:
+    done = command("check", "-m", "san10-pair.digits", "--num-samples", "16", "--iters", "4",
+                   "--queries", "20", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    rows = pd.read_csv(tmp_path / "check.csv")
+    assert rows["line"].tolist() == list(LINES.names())
+    assert {*rows["model"]} == {"san10-pair.digits"} and {*rows["data"]} == {"digits"}
+    held = json.loads((tmp_path / "check.json").read_text())
+    assert held["settings"]["iters"] == 4 and held["failed"] == {}
+    (model,) = held["models"]
+    assert [line["verdict"] for line in model["lines"]] == rows["verdict"].tolist()
+    numbers = [json.loads(each) for each in rows["numbers"]]
+    assert [line["numbers"] for line in model["lines"]] == numbers
+    markdown = (tmp_path / "check.md").read_text()
+    assert markdown.count("| san10-pair.digits |") == len(LINES)
+    for name in LINES.names():
+        assert f"  {name} " in done.output
+
+
+def saturated() -> nn.Module:
+    """What the command names as ``test_check:saturated``."""
+    return nn.Sequential(BROKEN["saturated"][0]())
+
+
+def half_asleep() -> nn.Module:
+    """A network that refuses to be put in eval mode."""
+    class Awake(nn.BatchNorm2d):
+        def train(self, mode: bool = True) -> nn.Module:
+            return super().train(True)
+
+    return nn.Sequential(Awake(3), sound())
+
+
+def test_a_wrong_line_is_the_exit_code_and_costs_no_other_model(command: Command,
+                                                                tmp_path: Path) -> None:
+    done = command("check", "-m", "test_check:saturated", "-m", "test_check:half_asleep",
+                   "-m", "san10-pair.digits", "--num-samples", "8", "--iters", "2", "--queries",
+                   "5", "--img-size", "32", "--crop-pct", "1", "--out", str(tmp_path))
+    assert done.exit_code == 1, done.output
+    rows = pd.read_csv(tmp_path / "check.csv")
+    wrong = rows[rows["verdict"] == "wrong"].set_index("model")["line"].to_dict()
+    assert wrong == {"test_check:saturated": "saturation", "test_check:half_asleep": "eval mode"}
+    assert rows["model"].nunique() == 3
+    assert "saturation of test_check:saturated, eval mode of test_check:half_asleep" in done.output
+
+
+def test_a_model_that_cannot_be_had_costs_no_other(command: Command, tmp_path: Path) -> None:
+    done = command("check", "-m", "test_check:nothing", "-m", "san10-pair.digits", "--num-samples",
+                   "8", "--iters", "2", "--queries", "5", "--out", str(tmp_path))
+    assert done.exit_code == 2 and "nothing" in done.output, done.output
+    assert {*pd.read_csv(tmp_path / "check.csv")["model"]} == {"san10-pair.digits"}
+    assert "test_check:nothing" in json.loads((tmp_path / "check.json").read_text())["failed"]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (("-m", "san01-pair"), 2, "did you mean san10-pair?"),
+    (("-m", "resnet26.digits", "--attack", "apgd-cee"), 2, "did you mean apgd-ce?"),
+    (("-m", "resnet26.digits", "--eps", "0.03"), 2, "8/255"),
+    (("-m", "resnet26.digits", "--eps", "200"), 2, "from 1 to 63.75"),
+    (("-m", "resnet26.digits", "--eps", "nan"), 2, "--eps"),
+    (("-m", "resnet26.digits", "--iters", "1"), 2, "--iters"),
+    (("-m", "resnet26.digits", "--queries", "0"), 2, "--queries"),
+    (("-m", "resnet26.digits", "--num-samples", "452"), 2, "451"),
+    (("-m", "resnet26.digits", "--data", "no/such"), 3, "no/such"),
+    (("-m", "resnet26.digits", "--device", "gpu"), 2, "--device cpu"),
+    (("-m", "resnet26.digits", "--shard", "1/2"), 2, "--shard"),
+    (("-m", "resnet26.digits", "--out", "/dev/null/there"), 6, "/dev/null"),
+])
+def test_what_cannot_be_meant_is_refused(command: Command, words: tuple[str, ...], code: int,
+                                         said: str) -> None:
+    done = command("check", *words)
+    assert done.exit_code == code and said in done.output, done.output
+
+
+def test_each_line_is_explained(command: Command) -> None:
+    done = command("check", "--list")
+    assert done.exit_code == 0
+    for line in LINES:
+        assert f"{line.name} ({line.source})" in done.output
+
+
+def test_names_from_outside_are_only_text(tmp_path: Path) -> None:
+    hostile = "=1+1|<b>\\cmd{x}"
+    images = torch.rand(16, 3, 32, 32), torch.arange(16) % 10
+    data = sanrobust.DataConfig(data=images, name=hostile)
+    made = sanrobust.check(sound(), preprocessing=PLAIN, data=data, out=tmp_path, **QUICK)
+    assert {*made.table["data"]} == {hostile}
+    assert {*pd.read_csv(tmp_path / "check.csv")["data"]} == {f"'{hostile}"}
+    markdown = (tmp_path / "check.md").read_text()
+    assert "<b>" not in markdown.replace("\\<b", "") and "1|" not in markdown.replace("1\\|", "")
+
+
+class Stops(nn.Module):
+    """Stops the process politely in a later pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = sound()
+        self.passes = 0
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        Stops.count += 1
+        if Stops.count == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.inner(pixels)  # type: ignore[no-any-return]
+
+    count = 0
+
+
+def test_what_was_judged_before_a_stop_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="after 1 of 2 models: type the same command again"):
+        sanrobust.check([sound(), Stops()], preprocessing=PLAIN, out=tmp_path, **QUICK)
+    assert {*pd.read_csv(tmp_path / "check.csv")["model"]} == {"Small"}
+
+
+@pytest.mark.parametrize(("data", "error"), [
+    ((torch.rand(4, 3, 32, 32) * 2, torch.arange(4)), UsageError),
+    ((torch.rand(4, 3, 32, 32), torch.arange(4) + 10), DataError),
+    ("", UsageError)])
+def test_images_that_cannot_serve_are_refused(data: object, error: type[Exception],
+                                              tmp_path: Path) -> None:
+    with pytest.raises(error):
+        sanrobust.check(sound(), preprocessing=PLAIN, data=data, out=tmp_path)
+
+
+def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
+    network = trained(Small(), epochs=0)
+    next(network.parameters()).requires_grad_(True)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    sanrobust.check(network, preprocessing=PLAIN, out=tmp_path, data=sanrobust.DataConfig(
+        num_samples=16), **QUICK)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert next(network.parameters()).requires_grad and torch.equal(torch.get_rng_state(), state)

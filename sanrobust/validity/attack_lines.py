@@ -19,7 +19,7 @@ _MASKED = ("the gradient's attack fails where another one wins: look for what hi
            "and report the stronger of both")
 
 
-def _on_the_way(subject: Subject) -> Finding:
+def _descent(subject: Subject) -> Finding:
     walk = subject.attacks.walk
     known = ~np.isnan(walk.losses).any(1)
     total = int(known.sum())
@@ -194,10 +194,10 @@ def _nothing(where: str = "") -> Finding:
 
 
 _WALKS = (*SOUND, "logits", "gradients", "saturation", "differences", "normalisation")
-_WORKS = (*_WALKS, "on the way")
+_WORKS = (*_WALKS, "descent")
 ATTACK_LINES = (
-    Line("on the way", "Plain steps lower the loss, and no gradient on the way is zero.", PINTOR,
-         _on_the_way, rests_on=_WALKS),
+    Line("descent", "Plain steps lower the loss, and on the way no gradient is zero.", PINTOR,
+         _descent, rests_on=_WALKS),
     Line("steps", "Twice the steps gain under a point.", CARLINI, _converged, rests_on=_WORKS),
     Line("radius", "In a larger ball more is broken.", CARLINI, _radius, rests_on=_WORKS),
     Line("eps 128", "Where every image can be made grey nearly all are broken.", ATHALYE,

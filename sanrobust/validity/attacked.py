@@ -19,7 +19,12 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sanrobust.attacks.budget import LEVELS, Budget
+from sanrobust.attacks.guards import sealed
+from sanrobust.attacks.losses import LOSSES
+from sanrobust.attacks.norms import NORMS
+from sanrobust.attacks.problem import forward, gradient_of
 from sanrobust.attacks.randomness import starts
+from sanrobust.attacks.result import zero_share
 from sanrobust.attacks.settings import AttackSettings
 from sanrobust.metrics import wilson
 from sanrobust.progress import Progress
@@ -42,7 +47,8 @@ class Walk:
 
     Attributes:
         losses: (N, WALK_STEPS + 1) what is descended; nan without numbers.
-        zero: (N, WALK_STEPS) part of each gradient that was exactly zero.
+        zero: (N, WALK_STEPS) part of each gradient that was exactly zero; 0 where the prediction is
+            lost.
     """
 
     losses: NDArray[np.float64]
@@ -95,6 +101,7 @@ class Attacks:
         batch_size: how many are attacked together.
         progress: is told of each attack.
         name: of the model, for it.
+        classes: how many the model has.
     """
 
     model: FixedSizeBatches
@@ -105,6 +112,7 @@ class Attacks:
     batch_size: int
     progress: Progress
     name: str
+    classes: int
     _broken: dict[tuple[object, ...], Broken] = field(default_factory=dict)
 
     def broken(self, eps: float | None = None, iters: int | None = None, restart: int = 0
@@ -145,8 +153,9 @@ class Attacks:
     @cached_property
     def one_step(self) -> Broken:
         """What a single step of the length of the radius breaks (Goodfellow et al. 2015)."""
-        return _broken(self._made("one step", Budget(self.settings.radius, self.settings.radius, 1),
-                                  attack="pgd", targets="none")[0])
+        radius = self.settings.radius
+        return _broken(self._made("one step", Budget(radius, radius, 1), attack="pgd",
+                                  targets="none", loss=self.settings.loss(self.classes))[0])
 
     @cached_property
     def square(self) -> Broken:
@@ -167,15 +176,31 @@ class Attacks:
 
     @cached_property
     def walk(self) -> Walk:
-        """Plain steps of a tenth of the radius, from the images."""
-        radius = self.settings.radius
-        rows, _ = self._made(f"{WALK_STEPS} plain steps",
-                             Budget(radius, radius / WALK_STEPS, WALK_STEPS), attack="pgd",
-                             targets="none")
-        nothing = [math.nan] * (WALK_STEPS + 1)
-        losses, zeros = ([nothing if value is None else list(value) for value in rows[name]]
-                         for name in ("loss", "zero_gradient"))
-        return Walk(np.array(losses), np.array([each[:WALK_STEPS] for each in zeros]))
+        """Plain steps of a tenth of the radius, from the images, down the attack's loss."""
+        labels = self.predicted.to(self.pixels.device)
+        parts = [self._walked(*part) for part in zip(torch.split(self.pixels, self.batch_size),
+                                                     torch.split(labels, self.batch_size))]
+        losses, zero = (torch.cat(each).cpu().double().numpy() for each in zip(*parts))
+        return Walk(losses, zero)
+
+    def _walked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses (b, WALK_STEPS + 1) and zero parts (b, WALK_STEPS) of some images."""
+        loss, norm = LOSSES.get(self.settings.loss(self.classes)), NORMS.get("linf")
+        radius = self.settings.radius / LEVELS
+        project, here = norm.projection(images, radius), images
+        losses, zero = [], []
+        with torch.inference_mode(False), torch.enable_grad(), sealed(self.model):
+            for step in range(WALK_STEPS + 1):
+                run = forward(self.model, here, with_graph=True)
+                values = loss(run.logits, None, labels)
+                losses.append(values.detach())
+                if step < WALK_STEPS:
+                    gradient = gradient_of(values, run)
+                    # Where the prediction is lost already, a loss may have nothing more to do.
+                    lost = run.logits.argmax(1) != labels
+                    zero.append(zero_share(gradient).masked_fill(lost, 0))
+                    here = project(here - radius / WALK_STEPS * norm.direction(gradient))
+        return torch.stack(losses, 1), torch.stack(zero, 1)
 
     def _changed(self, pixels: Tensor, predicted: Tensor) -> Broken:
         """Return whether pixels (N, 3, H, W) are classified otherwise than as ``predicted`` (N,).

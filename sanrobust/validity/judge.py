@@ -45,4 +45,4 @@ def _asked(line: Line, subject: Subject) -> Finding:
 
 
 def _unjudged(cause: str) -> Finding:
-    return Finding(NOT_JUDGED, f"rests on {cause}", f"mend {cause} first")
+    return Finding(NOT_JUDGED, f"because {cause} is wrong", f"mend {cause} first")

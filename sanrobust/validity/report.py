@@ -93,8 +93,8 @@ def caption(made: Validity) -> str:
     return " ".join([
         f"Validity of {said['attack']} in L-inf at eps = {said['eps']:g}/255 in {said['iters']} "
         f"steps, away from the model's own prediction; seed {said['seed']}. {LOOK}: to be thought "
-        f"about; {WRONG}: the attack's numbers cannot be believed; a line that rests on a wrong one "
-        f"is {NOT_JUDGED}. After {_SOURCES}.", *note])
+        f"about; {WRONG}: the attack's numbers cannot be believed; a line that rests on a wrong "
+        f"one is {NOT_JUDGED}. After {_SOURCES}.", *note])
 
 
 def _lines(made: Validity) -> Iterator[str]:

@@ -17,7 +17,7 @@ from sanrobust.data.loader import Batch, batches
 from sanrobust.data.lost import first
 from sanrobust.device import choose_device, default_workers, device_name, exact, require_tf32
 from sanrobust.errors import (BackendError, DataError, Interrupted, OutputError, SanrobustError,
-                              TrainModeError, UnknownNameError)
+                              TrainModeError)
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import require_writable, write_text
 from sanrobust.inputs import open_images, weights_tag
@@ -97,7 +97,7 @@ class _Job:
             try:
                 with kept():
                     self.verdicts += self._named(self._judged(name, images))
-            except (Interrupted, OutputError, BackendError, UnknownNameError):
+            except (Interrupted, OutputError, BackendError):
                 raise
             except SanrobustError as error:
                 self.failed[shown_model(name)] = error

@@ -57,6 +57,12 @@ class CheckSettings:
         """The radius in units of 1/255."""
         return float(self.eps)
 
+    def loss(self, num_classes: int) -> str:
+        """Return the name of the loss that the attack descends, of so many classes."""
+        if self.attack in DESCENDS_CROSS_ENTROPY:
+            return "ce"
+        return "dlr" if num_classes > 2 else "margin"
+
     def as_dict(self) -> dict[str, object]:
         """Return them as plain values."""
         return dict(vars(self))

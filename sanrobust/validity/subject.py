@@ -18,6 +18,7 @@ from sanrobust.attacks.randomness import seeded
 from sanrobust.attacks.result import zero_share
 from sanrobust.data.loader import Batch
 from sanrobust.errors import ModelError
+from sanrobust.memory import default_batch
 from sanrobust.probe import Repeatability, repeatability
 from sanrobust.progress import Progress
 from sanrobust.steady import FixedSizeBatches
@@ -80,13 +81,18 @@ class Subject:
         side = self.classifier.preprocessing.img_size
         self.device = self.attacked.pixels.device
         size = self.fast.pass_size(side, self.device)
+        self._pass = default_batch(side, self.device)
         self.model = FixedSizeBatches(self.fast.classifier, size)
 
     def logits_of(self, pixels: Tensor) -> Tensor:
-        """Return the logits (M, K) of pixels (M, 3, H, W), batch by batch, on the CPU."""
+        """Return the logits (M, K) of pixels (M, 3, H, W), on the CPU.
+
+        The number of images of a pass is always the same, so that what a random network draws does
+        not depend on the batch size either.
+        """
         with torch.no_grad(), sealed(self.model), seeded(0, self.device):
             return torch.cat([self.model(part.to(self.device)).float().cpu()
-                              for part in torch.split(pixels, self.batch_size)])
+                              for part in torch.split(pixels, self._pass)])
 
     @cached_property
     def _all_logits(self) -> Tensor:
@@ -171,7 +177,8 @@ class Subject:
     def attacks(self) -> Attacks:
         """What attacks have made of the images."""
         return Attacks(self.model, self.pixels, self.predicted, self.ids, self.settings,
-                       self.batch_size, self.progress, self.classifier.name)
+                       self.batch_size, self.progress, self.classifier.name,
+                       self.classifier.num_classes)
 
     @cached_property
     def wide_logits(self) -> Tensor:
