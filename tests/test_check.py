@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import grey_models
 import sanrobust
 from conftest import Command
 from sanrobust.data.datasets import open_dataset
@@ -166,7 +167,7 @@ def test_every_line_rests_on_earlier_ones() -> None:
 
 
 def test_of_sound_networks_nothing_is_wrong(tmp_path: Path) -> None:
-    robust = trained(Small(), eps=16, epochs=8)
+    robust = trained(Small(), eps=16, epochs=4, steps=3)
     made = sanrobust.check([sound(), robust], preprocessing=PLAIN, out=tmp_path, **QUICK)
     assert made.table["model"].unique().tolist() == ["Small", "Small (2)"]
     assert not {"wrong", "not judged"} & {*made.table["verdict"]}, made.text
@@ -179,7 +180,8 @@ def test_of_sound_networks_nothing_is_wrong(tmp_path: Path) -> None:
     "resnet26", "san10-pair", pytest.param("all nine", marks=pytest.mark.slow)])
 def test_the_networks_of_the_digits_pass(name: str, tmp_path: Path) -> None:
     names = PAPER_ORDER if name == "all nine" else (name,)
-    few = {} if name == "all nine" else {"data": sanrobust.DataConfig(num_samples=24), **QUICK}
+    few = {} if name == "all nine" else {
+        "data": sanrobust.DataConfig(num_samples=16), "iters": 4, "queries": 20}
     made = sanrobust.check([f"{each}.digits" for each in names], out=tmp_path, **few)
     assert made.problem is None, made.text
     accuracy = made.table[made.table["line"] == "accuracy"]
@@ -194,7 +196,7 @@ def test_no_letter_depends_on_the_batch_size(fault: str | None, tmp_path: Path) 
     for size in (1, 7, 64):
         made = sanrobust.check(model, preprocessing=PLAIN, batch_size=size, iters=4, queries=10,
                                out=tmp_path / f"{size}",
-                               data=sanrobust.DataConfig(num_samples=20))
+                               data=sanrobust.DataConfig(num_samples=12))
         texts.add(tuple(path.read_bytes() for path in made.files))
     assert len(texts) == 1
 
@@ -404,6 +406,24 @@ def test_images_that_cannot_serve_are_refused(data: object, error: type[Exceptio
                                               tmp_path: Path) -> None:
     with pytest.raises(error):
         sanrobust.check(sound(), preprocessing=PLAIN, data=data, out=tmp_path)
+
+
+def test_images_that_cannot_be_decoded_are_told(tmp_path: Path) -> None:
+    grey_models.folders(tmp_path / "val", [label % 6 for label in range(16)])
+    (tmp_path / "val" / "c0" / "0.png").write_bytes(b"no image")
+    made = sanrobust.check("grey_models:right", data=tmp_path / "val", out=tmp_path, **QUICK)
+    assert any("1 of 16 checked images cannot be decoded" in each for each in made.remarks)
+    assert made.table.set_index("line")["numbers"]["logits"]["images"] == 15
+
+
+def test_an_attack_that_meets_what_hides_gradients_by_chance_is_told(tmp_path: Path) -> None:
+    """Where a network shatters its gradient without hiding it, the comparisons of attacks tell."""
+    def shattered(net: nn.Module, x: Tensor) -> Tensor:
+        logits = net(x)
+        return logits + 30 * torch.sin(4000 * x.mean((1, 2, 3))).unsqueeze(1) * one_hot(logits)
+
+    found = verdicts(Broken(shattered), tmp_path, queries=200)
+    assert {*found.index[found == "wrong"]} and "wrong" not in {*found[:"accuracy"]}
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:

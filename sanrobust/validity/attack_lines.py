@@ -31,8 +31,8 @@ def _descent(subject: Subject) -> Finding:
     worse = int((losses[:, -1] >= losses[:, 0]).sum())
     numbers = {"falling_steps": 100 * falls, "worse_images": worse, "stuck_images": stuck,
                "images": total, "zero_entries": 100 * float(zero.mean())}
-    seen = (f"{100 * falls:.0f} % of {WALK_STEPS} plain steps lower the loss, it ends no lower on "
-            f"{worse} of {total} images, and the gradient is zero at some step on {stuck}")
+    seen = (f"{100 * falls:.0f} % of {WALK_STEPS} plain steps lower the loss; {worse} of {total} "
+            f"images end no lower, {stuck} meet a zero gradient")
     if any(wilson(count, total)[0] > limits.DEAD_IMAGES for count in (worse, stuck)):
         return Finding(WRONG, seen, "the gradient leads nowhere: look at the loss and the way from "
                        "the pixels to it", numbers)
@@ -100,7 +100,7 @@ def _unlimited(subject: Subject) -> Finding:
 
 
 def _noise(subject: Subject) -> Finding:
-    return _weaker(subject, subject.attacks.noise, f"any of {NOISES} draws of noise")
+    return _weaker(subject, subject.attacks.noise, f"{NOISES} draws of noise")
 
 
 def _one_step(subject: Subject) -> Finding:
@@ -118,9 +118,8 @@ def _weaker(subject: Subject, weak: Broken, words: str) -> Finding:
     if not pair.n:
         return _nothing()
     settings = subject.settings
-    seen = (f"{words}: {pair.weak:.1f} %, {settings.attack}: {pair.strong:.1f} % of {pair.n} "
-            f"images; {pair.only_weak} by the former alone, {pair.only_strong} by the latter "
-            f"(p = {pair.p:.2g})")
+    seen = (f"{words} {pair.weak:.1f} %, {settings.attack} {pair.strong:.1f} % of {pair.n} images; "
+            f"{pair.only_weak} and {pair.only_strong} alone (p = {pair.p:.2g})")
     numbers = {"rate": pair.weak, "rate_attack": pair.strong, "only_other": pair.only_weak,
                "only_attack": pair.only_strong, "p": pair.p, "images": pair.n}
     verdict = _word(pair)
@@ -161,12 +160,12 @@ def _stored(subject: Subject) -> Finding:
     lost = int((broken & (again != 1)).sum())
     whole = int((broken & (again == 1) & (rounded != 1)).sum())
     numbers = {"broken": total, "whole_again": lost, "whole_rounded": whole}
-    seen = (f"of {total} broken images {lost} are whole again when they are predicted once more, "
-            f"and {whole} once they are rounded to 8 bits")
+    seen = (f"of {total} broken images {lost} are whole when predicted again, {whole} when rounded "
+            "to 8 bits")
     if wilson(lost, total)[0] > limits.ROUNDING_LOSS:
         return Finding(WRONG, seen, "the model gives other answers for the stored images: score "
                        "what is stored, and look for what changes between passes", numbers)
-    if lost or 100 * whole > limits.ROUNDING_LOSS * total:
+    if lost or whole > max(1, limits.ROUNDING_LOSS / 100 * total):
         return Finding(LOOK, seen, "report what is left of the attack on 8-bit images too", numbers)
     return Finding(OK, seen, numbers=numbers)
 

@@ -53,9 +53,9 @@ def _normalisation(subject: Subject) -> Finding:
         seen += f", and {rate:.1f} % if {words} (p = {p:.2g})"
         is_wrong = p < WRONG_P and rate - 100 * float(least.double().mean()) >= GAIN
         return Finding(WRONG if is_wrong else LOOK, seen, advice, numbers)
-    seen += ", and no more in any other reading of the pixels that was tried"
-    if subject.assumed:
-        return Finding(LOOK, f"{seen}; ImageNet's normalisation was assumed", "say how the network "
+    seen += ", and no more if the pixels are read otherwise"
+    if any(word in subject.assumed for word in ("mean", "deviation")):
+        return Finding(LOOK, f"{seen}; its normalisation was assumed", "say how the network "
                        "wants its pixels: --mean and --std, or --no-normalize", numbers)
     return Finding(OK, seen, numbers=numbers)
 
@@ -97,9 +97,8 @@ def _label_order(subject: Subject) -> Finding:
     pair = Pair.of(hits.astype("float64"), plain.double().numpy())
     numbers = {"top1": accuracy, "top1_reassigned": pair.weak, "classes_moved": moved,
                "p": pair.p, "images": pair.n}
-    seen = (f"{accuracy:.1f} % of {pair.n} images are right, {pair.weak:.1f} % under the best "
-            "one-to-one renaming of the classes, found on one half of the images and counted on "
-            "the other")
+    seen = (f"{accuracy:.1f} % of {pair.n} images are right, {pair.weak:.1f} % with other names "
+            "for the classes")
     if pair.p < WRONG_P and pair.weak - accuracy >= GAIN:
         return Finding(WRONG, f"{seen} (p = {pair.p:.2g}; {moved} classes have other names)",
                        "sort the classes as the model was trained with: --class-map, or the order "

@@ -33,10 +33,10 @@ def _pixel_range(subject: Subject) -> Finding:
     low, high = (float(each) for each in torch.aminmax(subject.attacked.pixels))
     total = len(subject.pixels)
     finite, changed = subject.outside
-    beyond = ("outside, too, logits are finite" if finite == total else
-              f"outside, {total - finite} of {total} images have no finite logits")
-    clips = f", and {'the model clips' if not changed else 'the model does not clip'}"
-    seen = f"pixels span {low:.3g} to {high:.3g}; {beyond}{clips}"
+    beyond = ("" if finite == total else
+              f", and {total - finite} of {total} images have no finite logits there")
+    clips = "the model clips what lies beyond" if not changed else "beyond, the model does not clip"
+    seen = f"pixels span {low:.3g} to {high:.3g}; {clips}{beyond}"
     numbers = {"low": low, "high": high, "finite_outside": finite, "changed_outside": changed}
     if not 0 <= low <= high <= 1:
         return Finding(WRONG, seen, "give pixels in [0, 1] and leave the normalisation to the "
@@ -71,8 +71,8 @@ def _batch_of_one(subject: Subject) -> Finding:
     if found.of_batch:
         return Finding(WRONG, seen, "normalise by running statistics, and let no image see another",
                        numbers)
-    return Finding(OK, seen if found.alone else "an image alone and in a batch is the same, up to "
-                   "the rounding of its logits", numbers=numbers)
+    return Finding(OK, seen if found.alone else "an image alone and in a batch is the same, but "
+                   "for rounding", numbers=numbers)
 
 
 def _logits(subject: Subject) -> Finding:
@@ -119,10 +119,9 @@ def _gradients(subject: Subject) -> Finding:
     mostly = float(found.zero.median())
     reach = float(found.reach[found.finite].median()) if found.finite.any() else 0.0
     numbers = {**count, "images": total, "zero_entries": mostly, "reach": reach}
-    seen = (", ".join(f"{word} for {value}" for word, value in count.items() if value)
-            + f" of {total} images" if dead else
-            f"none of {total} images has a zero, tiny or NaN gradient") + \
-        f"; of the median image {100 * mostly:.0f} % of the entries are zero"
+    told = [f"{word} on {value}" for word, value in count.items() if value]
+    seen = (f"{', '.join(told) or 'zero, tiny or NaN on 0'} of {total} images; of the median one "
+            f"{100 * mostly:.0f} % is zero")
     if wilson(dead, total)[0] > DEAD_IMAGES or dead == total:
         return Finding(WRONG, seen, hint, numbers)
     if dead or mostly > MOSTLY_ZERO:
@@ -139,8 +138,8 @@ def _saturation(subject: Subject) -> Finding:
     dead, flat = int((pull == 0).all(1).sum()), int((margins > FLAT).sum())
     median = float(margins.median())
     numbers = {"dead": dead, "flat": flat, "images": total, "median_margin": median}
-    seen = (f"the first logit is {median:.3g} above the second (median); in float32 the first "
-            f"class has the probability 1 on {flat} of {total} images, and no gradient on {dead}")
+    seen = (f"margin {median:.3g} (median); in float32 a probability is 1 on {flat} of {total} "
+            f"images, and no gradient left on {dead}")
     if wilson(dead, total)[0] > DEAD_IMAGES:
         if subject.settings.attack in DESCENDS_CROSS_ENTROPY:
             return Finding(WRONG, seen, "descend a loss that no scale flattens: sanrobust check "
@@ -165,12 +164,12 @@ def _differences(subject: Subject) -> Finding:
     median = float(found.off[settled].median()) if known else float("nan")
     numbers = {"off": off, "settled": known, "images": total, "median_difference": median,
                "tolerance": tolerance, "float64": int(found.exact)}
-    how = "in float64" if found.exact else "in float32, as the network does not compute in float64"
+    how = "in float64" if found.exact else "in float32, since the network has no float64"
     if not known:
-        return Finding(LOOK, f"differences {how} agree with each other on none of {total} images",
+        return Finding(LOOK, f"differences {how} agree with each other on 0 of {total} images",
                        "compare with an attack that takes no gradients", numbers)
-    seen = (f"autograd is off by more than {100 * tolerance:g} % of a gradient's length on {off} "
-            f"of {known} images, by {100 * median:.2g} % on the median one (differences {how})")
+    seen = (f"autograd is off by over {100 * tolerance:g} % on {off} of {known} images, by "
+            f"{100 * median:.2g} % on the median one (differences {how})")
     if off > SLOPE_IMAGES * known:
         return Finding(WRONG, seen, "the gradient is not the network's own (a straight-through "
                        "or surrogate one): attack it by one that is meant for it, or without "

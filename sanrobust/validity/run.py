@@ -14,7 +14,7 @@ from sanrobust.data.classes import ADVICE, fit_classes
 from sanrobust.data.fit import fit_sides
 from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.loader import Batch, batches
-from sanrobust.data.lost import first
+from sanrobust.data.lost import first, undecodable
 from sanrobust.device import choose_device, default_workers, device_name, exact, require_tf32
 from sanrobust.errors import (BackendError, DataError, Interrupted, OutputError, SanrobustError,
                               TrainModeError)
@@ -79,6 +79,7 @@ class _Job:
         self.names: tuple[Model, ...] = models.models or PAPER_ORDER
         self.verdicts: list[Verdict] = []
         self.failed: dict[str, SanrobustError] = {}
+        self.remarks: dict[str, None] = {}
         self.device = choose_device(how.device, None)
         if models.precision == TF32:
             require_tf32(self.device)
@@ -121,9 +122,9 @@ class _Job:
         with uninterrupted():  # all files or none
             for path, text in files.items():
                 write_text(path, text)
-        return Validity(made.verdicts, settings, tuple(files), made.failed, tuple(
-            f"not checked: {name}: {error}" for name, error in self.failed.items()
-            if len(self.names) > 1))
+        unchecked = [f"not checked: {name}: {error}" for name, error in self.failed.items()]
+        return replace(made, files=tuple(files), remarks=(
+            *self.remarks, *(unchecked if len(self.names) > 1 else ())))
 
     def _named(self, verdicts: list[Verdict]) -> list[Verdict]:
         """Return verdicts under a name that no earlier model has."""
@@ -160,7 +161,11 @@ class _Job:
         load = _Loader(classifier, default_workers(self.device) if workers is None else workers,
                        batch_size)
         published, source = _published(classifier, name, images, self.models)
-        return Subject(classifier, fast, load(attacked).to(self.device), load(wider), images.name,
+        seen = load(wider)
+        if seen.failures:
+            lost = {each.id: each.reason for each in seen.failures}
+            self.remarks[undecodable(lost, len(wider.refs), "checked")] = None
+        return Subject(classifier, fast, load(attacked).to(self.device), seen, images.name,
                        self.settings, batch_size, published, source, self.reporter.progress,
                        classifier.assumed, self.models.precision)
 

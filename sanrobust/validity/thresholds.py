@@ -29,7 +29,8 @@ UNLIMITED = 95.0
 RESTARTS = 5.0
 """Points that the best of all restarts may have above the first one."""
 ROUNDING_LOSS = 5.0
-"""Percent of the broken images that may be whole again once they are rounded to 8 bits."""
+"""Percent of the broken images that may be whole again once they are rounded to 8 bits; one image
+may be in any case."""
 
 DEAD_IMAGES = 10.0
 """Percent of the images whose gradient may be zero or tiny, at the lower bound of its interval."""
