@@ -379,6 +379,8 @@ def test_the_command_prints_writes_and_ends_well(command: Command, tmp_path: Pat
     assert held["settings"]["iters"] == 4 and held["failed"] == {}
     (model,) = held["models"]
     assert [line["verdict"] for line in model["lines"]] == rows["verdict"].tolist()
+    assert len(set(model["attacked_images"])) == model["accuracy_images"] == 16
+    assert model["weights"] == sanrobust.create_model("san10-pair.digits").weights_digest
     numbers = [json.loads(each) for each in rows["numbers"]]
     assert [line["numbers"] for line in model["lines"]] == numbers
     markdown = (tmp_path / "check.md").read_text()

@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ class Validity:
         files: the files written.
         failed: why a model could not be checked, by its name.
         remarks: what a reader should know besides.
+        about: which weights, preprocessing and images the lines of each model are of.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -45,6 +46,7 @@ class Validity:
     files: tuple[Path, ...] = ()
     failed: Mapping[str, SanrobustError] | None = None
     remarks: tuple[str, ...] = ()
+    about: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -141,7 +143,7 @@ def _csv(made: Validity) -> str:
 
 
 def _json(made: Validity) -> str:
-    models = [{"model": model, "data": data, "counts": dict(Counter(
+    models = [{"model": model, "data": data, **made.about.get(model, {}), "counts": dict(Counter(
         each.finding.verdict for each in own)), "lines": [
             {"line": each.line, "verdict": each.finding.verdict, "seen": each.finding.seen,
              "advice": each.finding.advice, "numbers": _plain(each.finding.numbers)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain, count
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from sanrobust.data.fit import fit_sides
 from sanrobust.data.imageset import ImageSet, subset
 from sanrobust.data.loader import Batch, batches
 from sanrobust.data.lost import first, undecodable
-from sanrobust.device import choose_device, default_workers, device_name, exact, require_tf32
+from sanrobust.device import (choose_device, default_workers, device_name, exact, require_tf32,
+                              versions)
 from sanrobust.errors import (BackendError, DataError, Interrupted, OutputError, SanrobustError,
                               TrainModeError)
 from sanrobust.experiments.catalog import EXPERIMENTS
@@ -80,6 +82,7 @@ class _Job:
         self.verdicts: list[Verdict] = []
         self.failed: dict[str, SanrobustError] = {}
         self.remarks: dict[str, None] = {}
+        self.about: dict[str, Mapping[str, object]] = {}
         self.device = choose_device(how.device, None)
         if models.precision == TF32:
             require_tf32(self.device)
@@ -97,7 +100,7 @@ class _Job:
         for name in self.names:
             try:
                 with kept():
-                    self.verdicts += self._named(self._judged(name, images))
+                    self._enter(*self._judged(name, images))
             except (Interrupted, OutputError, BackendError):
                 raise
             except SanrobustError as error:
@@ -117,7 +120,7 @@ class _Job:
 
     def _written(self) -> Validity:
         settings = {**self.settings.as_dict(), "precision": self.models.precision}
-        made = Validity(tuple(self.verdicts), settings, failed=dict(self.failed))
+        made = Validity(tuple(self.verdicts), settings, failed=dict(self.failed), about=self.about)
         files = {self.how.out / f"{STEM}.{suffix}": text for suffix, text in texts(made).items()}
         with uninterrupted():  # all files or none
             for path, text in files.items():
@@ -126,25 +129,31 @@ class _Job:
         return replace(made, files=tuple(files), remarks=(
             *self.remarks, *(unchecked if len(self.names) > 1 else ())))
 
-    def _named(self, verdicts: list[Verdict]) -> list[Verdict]:
-        """Return verdicts under a name that no earlier model has."""
+    def _enter(self, verdicts: list[Verdict], about: Mapping[str, object]) -> None:
+        """Enter verdicts under a name that no earlier model has."""
         name, known = verdicts[0].model, {each.model for each in self.verdicts}
         others = (f"{name} ({number})" for number in count(2))
         free = next(each for each in chain([name], others) if each not in known)
-        return [replace(each, model=free) for each in verdicts]
+        self.verdicts += [replace(each, model=free) for each in verdicts]
+        self.about[free] = about
 
-    def _judged(self, name: Model, images: ImageSet) -> list[Verdict]:
+    def _judged(self, name: Model, images: ImageSet
+                ) -> tuple[list[Verdict], Mapping[str, object]]:
         shown = shown_model(name)
         try:
             _require_eval(name, shown)
             classifier = chosen_classifier(name, self.models, tag=self.tag, reporter=self.reporter)
         except TrainModeError as error:
             return [Verdict(shown, images.name, line, finding)
-                    for line, finding in in_train_mode(error)]
+                    for line, finding in in_train_mode(error)], {}
         subject = self._subject(classifier.to(self.device), name, images)
         found = [Verdict(classifier.name, images.name, line, finding)
                  for line, finding in judged(subject)]
-        return found
+        return found, {
+            "weights": classifier.weights_digest,
+            "preprocessing": classifier.preprocessing.as_dict(),
+            "computed_by": subject.fast.words, "attacked_images": list(subject.attacked.ids),
+            "accuracy_images": len(subject.wider.ids), "versions": versions()}
 
     def _subject(self, classifier: Classifier, name: Model, images: ImageSet) -> Subject:
         images = fit_classes(images, names=classifier.classes, model=classifier.name,
