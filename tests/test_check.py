@@ -33,6 +33,7 @@ from sanrobust.validity.catalog import LINES
 from sanrobust.validity.settings import CheckSettings
 from sanrobust.validity.subject import Subject
 from sanrobust.zoo.catalog import PAPER_ORDER
+from sanrobust.zoo.external import as_classifier
 from small_networks import PLAIN, Small, trained
 
 QUICK = {"iters": 10, "queries": 50}
@@ -175,7 +176,7 @@ def test_every_line_rests_on_earlier_ones() -> None:
 
 
 def test_of_sound_networks_nothing_is_wrong(tmp_path: Path) -> None:
-    robust = trained(Small(), eps=16, epochs=4, steps=3)
+    robust = trained(Small(), eps=16, epochs=4, steps=2)
     made = sanrobust.check([sound(), robust], preprocessing=PLAIN, out=tmp_path, **QUICK)
     assert made.table["model"].unique().tolist() == ["Small", "Small (2)"]
     assert not {"wrong", "not judged"} & {*made.table["verdict"]}, made.text
@@ -185,11 +186,11 @@ def test_of_sound_networks_nothing_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "resnet26", "san10-pair", pytest.param("all nine", marks=pytest.mark.slow)])
+    "san10-pair", pytest.param("all nine", marks=pytest.mark.slow)])
 def test_the_networks_of_the_digits_pass(name: str, tmp_path: Path) -> None:
     names = PAPER_ORDER if name == "all nine" else (name,)
     few = {} if name == "all nine" else {
-        "data": sanrobust.DataConfig(num_samples=16), "iters": 4, "queries": 20}
+        "data": sanrobust.DataConfig(num_samples=12), "iters": 3, "queries": 10}
     made = sanrobust.check([f"{each}.digits" for each in names], out=tmp_path, **few)
     assert made.problem is None, made.text
     accuracy = made.table[made.table["line"] == "accuracy"]
@@ -197,14 +198,14 @@ def test_the_networks_of_the_digits_pass(name: str, tmp_path: Path) -> None:
     assert all("is known from" in each for each in accuracy["seen"])
 
 
-@pytest.mark.parametrize("fault", [None, "noise layer", "two labels swapped"])
+@pytest.mark.parametrize("fault", [None, "noise layer"])
 def test_no_letter_depends_on_the_batch_size(fault: str | None, tmp_path: Path) -> None:
     model = sound() if fault is None else BROKEN[fault][0]()
     texts = set()
     for size in (1, 7, 64):
         made = sanrobust.check(model, preprocessing=PLAIN, batch_size=size, iters=4, queries=10,
                                out=tmp_path / f"{size}",
-                               data=sanrobust.DataConfig(num_samples=12))
+                               data=sanrobust.DataConfig(num_samples=8))
         texts.add(tuple(path.read_bytes() for path in made.files))
     assert len(texts) == 1
 
@@ -212,12 +213,12 @@ def test_no_letter_depends_on_the_batch_size(fault: str | None, tmp_path: Path) 
 def test_the_seed_and_nothing_else_decides_what_is_drawn(tmp_path: Path) -> None:
     few = sanrobust.DataConfig(num_samples=16)
     one, same, other = (sanrobust.check(sound(), preprocessing=PLAIN, out=tmp_path, data=few,
-                                        seed=seed, **QUICK).text for seed in (0, 0, 1))
+                                        seed=seed, iters=4, queries=10).text for seed in (0, 0, 1))
     assert one == same != other
 
 
 def test_numbers_are_those_of_the_attack_itself(tmp_path: Path) -> None:
-    model = sanrobust.create_model("san10-pair.digits")
+    model = as_classifier(sound(), preprocessing=PLAIN)
     images = subset(open_dataset("digits", root=None), 16)
     (batch,) = batches(images, model.preprocessing, plan=[range(16)], workers=0)
     with torch.no_grad():
@@ -369,14 +370,14 @@ def test_pairs_are_tested_as_mcnemar_does() -> None:
 
 
 def test_the_command_prints_writes_and_ends_well(command: Command, tmp_path: Path) -> None:
-    done = command("check", "-m", "san10-pair.digits", "--num-samples", "16", "--iters", "4",
-                   "--queries", "20", "--out", str(tmp_path))
+    done = command("check", "-m", "san10-pair.digits", "--num-samples", "16", "--iters", "2",
+                   "--queries", "10", "--out", str(tmp_path))
     assert done.exit_code == 0, done.output
     rows = pd.read_csv(tmp_path / "check.csv")
     assert rows["line"].tolist() == list(LINES.names())
     assert {*rows["model"]} == {"san10-pair.digits"} and {*rows["data"]} == {"digits"}
     held = json.loads((tmp_path / "check.json").read_text())
-    assert held["settings"]["iters"] == 4 and held["failed"] == {}
+    assert held["settings"]["iters"] == 2 and held["failed"] == {}
     (model,) = held["models"]
     assert [line["verdict"] for line in model["lines"]] == rows["verdict"].tolist()
     assert len(set(model["attacked_images"])) == model["accuracy_images"] == 16
@@ -387,6 +388,15 @@ def test_the_command_prints_writes_and_ends_well(command: Command, tmp_path: Pat
     assert markdown.count("| san10-pair.digits |") == len(LINES)
     for name in LINES.names():
         assert f"  {name} " in done.output
+
+
+OWN = ("--img-size", "32", "--crop-pct", "1", "--interpolation", "bilinear", "--no-normalize")
+"""How the networks here want their images."""
+
+
+def whole() -> nn.Module:
+    """What the command names as ``test_check:whole``."""
+    return nn.Sequential(sound())
 
 
 def saturated() -> nn.Module:
@@ -406,8 +416,8 @@ def half_asleep() -> nn.Module:
 def test_a_wrong_line_is_the_exit_code_and_costs_no_other_model(command: Command,
                                                                 tmp_path: Path) -> None:
     done = command("check", "-m", "test_check:saturated", "-m", "test_check:half_asleep",
-                   "-m", "san10-pair.digits", "--num-samples", "8", "--iters", "2", "--queries",
-                   "5", "--img-size", "32", "--crop-pct", "1", "--out", str(tmp_path))
+                   "-m", "test_check:whole", "--num-samples", "16", "--iters", "2", "--queries",
+                   "5", *OWN, "--out", str(tmp_path))
     assert done.exit_code == 1, done.output
     rows = pd.read_csv(tmp_path / "check.csv")
     wrong = rows[rows["verdict"] == "wrong"].set_index("model")["line"].to_dict()
@@ -417,10 +427,10 @@ def test_a_wrong_line_is_the_exit_code_and_costs_no_other_model(command: Command
 
 
 def test_a_model_that_cannot_be_had_costs_no_other(command: Command, tmp_path: Path) -> None:
-    done = command("check", "-m", "test_check:nothing", "-m", "san10-pair.digits", "--num-samples",
-                   "8", "--iters", "2", "--queries", "5", "--out", str(tmp_path))
+    done = command("check", "-m", "test_check:nothing", "-m", "test_check:whole", "--num-samples",
+                   "16", "--iters", "2", "--queries", "5", *OWN, "--out", str(tmp_path))
     assert done.exit_code == 2 and "nothing" in done.output, done.output
-    assert {*pd.read_csv(tmp_path / "check.csv")["model"]} == {"san10-pair.digits"}
+    assert {*pd.read_csv(tmp_path / "check.csv")["model"]} == {"test_check:whole"}
     assert "test_check:nothing" in json.loads((tmp_path / "check.json").read_text())["failed"]
 
 
