@@ -74,16 +74,24 @@ class FixedSizeBatches(nn.Module):
         whole, rest = divmod(len(pixels), self.size)
         lengths = [self.size] * whole
         if rest:
-            lengths += passes_of(rest, self._sizes(pixels, self.size))
-            self._copies[_kind(pixels)] += sum(lengths) - len(pixels)
-        parts = torch.split(_filled(pixels, sum(lengths)), lengths)
-        return torch.cat([self.model(part) for part in parts])[:len(pixels)]
+            lengths += passes_of(rest, self._sizes(_kind(pixels), self.size, self.size - rest))
+        filled = _filled(pixels, sum(lengths))
+        parts = torch.split(filled, lengths) if len(lengths) > 1 else (filled,)
+        made: list[Tensor] = [self.model(part) for part in parts]
+        logits = torch.cat(made) if len(made) > 1 else made[0]
+        return logits if len(filled) == len(pixels) else logits[:len(pixels)]
 
-    def _sizes(self, pixels: Tensor, size: int) -> tuple[int, ...]:
-        """Return the sizes of passes that are known to give the same bits, the full one first."""
-        kind = _kind(pixels)
+    def _sizes(self, kind: _Kind, size: int, copies: int) -> tuple[int, ...]:
+        """Return the sizes of passes that are known to give the same bits, the full one first.
+
+        Args:
+            kind: of the pixels.
+            size: images of a full pass.
+            copies: how many of them would be copies.
+        """
         if kind not in self._equal:
             if self._copies[kind] < _PATIENCE * size:
+                self._copies[kind] += copies
                 return (size,)
             self._equal[kind] = (size, *_equal_sizes(self.model, kind, size))
         return self._equal[kind]

@@ -109,20 +109,22 @@ class _State:
                    point.loss, torch.ones_like(point.wrong))
 
     def part(self, index: Tensor) -> _State:
-        return _State(self.point.part(index), self.before[index], self.best.part(index),
-                      self.step[index], self.falls[index], self.last[index], self.lowest[index],
-                      self.halved[index])
+        return _State(self.point.part(index), self.before.index_select(0, index),
+                      self.best.part(index), self.step[index], self.falls[index], self.last[index],
+                      self.lowest[index], self.halved[index])
 
     def next(self, problem: Problem, *, first: bool) -> Tensor:
         """Return where the next step leads, with the momentum of the last (equation 2)."""
         assert self.point.gradient is not None
         here = self.point.pixels
-        move = problem.norm.direction(self.point.gradient).mul_(column(-self.step, here))
-        aim = problem.project(move.add_(here))
+        move = problem.norm.direction(self.point.gradient).mul_(column(self.step, here))
+        aim = problem.project(here - move)
         if first:
             return aim
-        drift = (here - self.before).mul_(1 - MOMENTUM)
-        return problem.project(aim.sub_(here).mul_(MOMENTUM).add_(here).add_(drift))
+        drift = here - self.before
+        # A quarter is a power of two: to multiply and to add is rounded once however it is done.
+        return problem.project(aim.sub_(here).mul_(MOMENTUM).add_(here)
+                               .add_(drift, alpha=1 - MOMENTUM))
 
     def move(self, point: Point) -> None:
         """Go to a new point."""
@@ -131,7 +133,8 @@ class _State:
         self.falls = self.falls + (point.loss < self.last)
         self.last = point.loss
         self.before, self.point = self.point.pixels, point
-        self.best.put(point.loss < self.best.loss, point)
+        better = (point.loss < self.best.loss).nonzero().squeeze(1)
+        self.best.put(better, point, better)
 
     def halve(self, steps: int) -> None:
         """Halve the steps of images that made too little of the last ``steps``."""

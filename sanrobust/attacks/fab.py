@@ -61,7 +61,8 @@ class Fab:
             rest = outcome.leave(index, replace(there, wrong=there.wrong & inside), step + 1)
             pixels = _back(problem, there)
             if len(rest) < len(index):
-                index, problem, pixels = index[rest], problem.part(rest), pixels[rest]
+                index, problem = index[rest], problem.part(rest)
+                pixels = pixels.index_select(0, rest)
                 targets = None if targets is None else targets[rest]
             if not len(index):
                 break

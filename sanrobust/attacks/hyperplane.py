@@ -48,14 +48,13 @@ def _time(distance: Tensor, gain: Tensor, most: Tensor, moment: Tensor) -> Tenso
     end when no further entry has stopped, with each image at its own step.
     """
     aim, both = distance.unsqueeze(1), torch.cat([most, gain])
-    time, parts = torch.zeros_like(aim), torch.empty_like(both)
-    stopped, going = parts.chunk(2)
+    time, stopped = torch.zeros_like(aim), moment.clone().le_(0)
     for _ in range(moment.shape[1] + 1):
-        torch.sub(1, stopped.copy_(moment).le_(time), out=going)
-        won, running = row_sum(parts.mul_(both)).unsqueeze(1).chunk(2)
+        parts = torch.cat([stopped, 1 - stopped]).mul_(both)
+        won, running = row_sum(parts).unsqueeze(1).chunk(2)
         later = torch.where(running > 0, (aim - won) / running, float("inf"))
-        later = torch.where((running > 0) | (won < aim), torch.maximum(time, later), time)
-        if torch.equal(later, time):
+        time = torch.where((running > 0) | (won < aim), torch.maximum(time, later), time)
+        before, stopped = stopped, moment.clone().le_(time)
+        if torch.equal(stopped, before):
             break
-        time = later
     return time

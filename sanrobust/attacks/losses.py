@@ -56,33 +56,36 @@ def dlr(logits: Tensor, targets: Tensor | None, labels: Tensor) -> Tensor:
 
     Raises UsageError when K is below 4, or 3 without targets.
     """
+    import torch
+
     needed = _UNTARGETED_CLASSES if targets is None else _TARGETED_CLASSES
     if logits.shape[1] < needed:
         raise UsageError(f"the dlr loss must have at least {needed} classes",
                          seen=f"the model has {logits.shape[1]}", hint="use --loss ce or margin")
-    top = logits.topk(needed, dim=1).values
+    top = logits.detach().topk(needed, dim=1).indices
     if targets is None:
-        return margin(logits, None, labels) / (top[:, 0] - top[:, 2] + 1e-12)
-    scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-    return _label_minus_target(logits, targets, labels) / (scale + 1e-12)
+        first, _, third = logits.gather(1, top).unbind(1)
+        return margin(logits, None, labels) / (first - third + 1e-12)
+    # All of them at once, which is also one step of the way back.
+    places = torch.cat([labels.unsqueeze(1), targets.unsqueeze(1), top], 1)
+    own, aim, first, _, third, fourth = logits.gather(1, places).unbind(1)
+    return (own - aim) / (first - (third + fourth) / 2 + 1e-12)
 
 
 def pair(logits: Tensor, targets: Tensor | None, labels: Tensor) -> Tensor:
     """Return the label's logit minus the target's, (B,): the numerator of the targeted dlr."""
+    import torch
+
     if targets is None:
         return margin(logits, None, labels)
-    return _label_minus_target(logits, targets, labels)
+    own, aim = logits.gather(1, torch.stack([labels, targets], 1)).unbind(1)
+    return own - aim
 
 
 def dlr_or_margin(num_classes: int, *, targeted: bool) -> Loss:
     """Return `dlr`, or its numerator where there are too few classes for its scale."""
     enough = num_classes >= (_TARGETED_CLASSES if targeted else _UNTARGETED_CLASSES)
     return dlr if enough else pair
-
-
-def _label_minus_target(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    return (logits.gather(1, labels.unsqueeze(1))
-            - logits.gather(1, targets.unsqueeze(1))).squeeze(1)
 
 
 LOSSES: Registry[Loss] = Registry("loss", listing="sanrobust pgd --help")

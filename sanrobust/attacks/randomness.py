@@ -153,7 +153,8 @@ class Draws:
         self._fill(count)
         columns = self._used[:, None] + np.arange(count)
         self._used = self._used + count
-        return np.take_along_axis(self._ready, columns, 1)
+        words: NDArray[np.uint64] = self._ready[np.arange(len(columns))[:, None], columns]
+        return words
 
     def _fill(self, count: int) -> None:
         """Have ``count`` words of each stream ready that are not used up."""

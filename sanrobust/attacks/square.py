@@ -64,10 +64,10 @@ class Square:
         outcome = Outcome.of(problem)
         draws = Draws(problem.ids, problem.seed, self.purpose, problem.images.device)
         search = _LinfSquares() if problem.norm.levels else _L2Squares()
-        best = problem.look(search.first(problem, draws), margin, with_gradient=False)
+        first = problem.look(search.first(problem, draws), margin, with_gradient=False)
         index = torch.arange(len(problem.ids), device=problem.images.device)
-        outcome.note(index, best)
-        state = _State(problem, best, draws, index, torch.zeros_like(index))
+        outcome.note(index, first)
+        state = _State(problem, first.copy(), draws, index, torch.zeros_like(index))
         room, kept = problem.pass_size or _WITHOUT_GRADIENT * problem.room, 1.0
         ahead = images = 0
         for turn in count():
@@ -90,17 +90,19 @@ class Square:
 
     def _try(self, search: _Search, state: _State, plan: _Plan) -> Point:
         """Ask the model about the squares that are next, of which a query may be several away."""
-        problem = state.problem.part(plan.image)
+        problem = state.repeated(plan.image)
         drawn = state.draws.ahead(plan.image, plan.turn, search.words(problem.images.shape[1]))
         shares = [share_at(int(query / self.queries * _SCHEDULED) if self.rescaled else query)
                   for query in plan.query.tolist()]
-        pixels = search.next(problem, state.best.pixels[plan.image], shares, drawn)
+        pixels = search.next(problem, state.best.pixels.index_select(0, plan.image), shares, drawn)
         return problem.look(pixels, margin, with_gradient=False)
 
 
 @dataclass
 class _State:
     """The images that still search, (b,) int64, their best points and how many queries each made.
+
+    ``asked`` is what was last made of `repeated`.
     """
 
     problem: Problem
@@ -108,6 +110,13 @@ class _State:
     draws: Draws
     index: Tensor
     made: Tensor
+    asked: tuple[Tensor, Problem] | None = None
+
+    def repeated(self, image: Tensor) -> Problem:
+        """Return the problem of the images (L,) int64 asked about, most often the same again."""
+        if self.asked is None or not torch.equal(self.asked[0], image):
+            self.asked = image, self.problem.part(image)
+        return self.asked[1]
 
     def left(self, outcome: Outcome, queries: int) -> Tensor:
         """Enter what is at its end, and return which images go on."""
@@ -118,7 +127,7 @@ class _State:
             outcome.take(self.index[end], self.best.part(end))
             on = on[~spent]
         if len(on) < len(self.index):
-            self.problem, self.best = self.problem.part(on), self.best.part(on)
+            self.problem, self.best, self.asked = self.problem.part(on), self.best.part(on), None
             self.draws, self.index, self.made = self.draws.part(on), self.index[on], self.made[on]
         return self.index
 
@@ -131,10 +140,11 @@ class _State:
         mine = (plan.turn < used[plan.image]).nonzero().squeeze(1)
         outcome.noted.append((self.index[plan.image[mine]],
                               torch.where(serves, tried.loss, before)[mine]))
-        self.best = self.best.where(serves[final], tried.part(final))
+        better = serves[final].nonzero().squeeze(1)
+        self.best.put(better, tried, final[better])
         self.draws.skip(used * search.words(tried.pixels.shape[1]))
         self.made = self.made + used
-        return float(serves[final].sum() / len(mine))
+        return len(better) / len(mine)
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,7 @@ class _State:
         self._whole = Outcome.of(problem)
         self._whole.step[self._whole.broken] = 0
         self._lowest = margin(self._whole.logits, None, problem.labels)
+        self._zero = torch.full_like(self._lowest, torch.nan)
         self._by: list[str | None] = [CLEAN if broken else None
                                       for broken in self._whole.broken.tolist()]
         self._paths: list[Sequence[float]] = [()] * len(self._by)
@@ -195,16 +196,17 @@ class _State:
 
     def enter(self, name: str, made: Outcome, left: Tensor, tries: int) -> None:
         """Enter the tries of an attack on the images that were left, in their order."""
-        told = made.paths()
+        told, zero = made.paths(), made.zero()
         for turn in range(tries):
             right = (~self._whole.broken[left]).nonzero().squeeze(1)
-            self._enter_try(name, made, left[right], right + turn * len(left), told)
+            rows = right + turn * len(left)
+            self._enter_try(name, made, left[right], rows, told)
+            self._zero[left[right]] = torch.fmin(self._zero[left[right]], zero[rows])
 
     def _enter_try(self, name: str, made: Outcome, left: Tensor, rows: Tensor,
                    told: Sequence[Sequence[float]]) -> None:
         """Enter the rows (b,) of an outcome as those of the images (b,) that are left."""
         whole = self._whole
-        whole.zero[left] = torch.minimum(whole.zero[left], made.zero[rows])
         value = margin(made.logits[rows], None, self._labels[left])
         better = (made.broken[rows] | (value < self._lowest[left])).nonzero().squeeze(1)
         left, rows = left[better], rows[better]
@@ -218,8 +220,7 @@ class _State:
     def found(self) -> Found:
         """Return it all."""
         whole = self._whole
-        zero = torch.where(whole.zero > 1, float("nan"), whole.zero)
-        return Found(whole.pixels, whole.logits, self._by, whole.step, zero, self._paths)
+        return Found(whole.pixels, whole.logits, self._by, whole.step, self._zero, self._paths)
 
 
 def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],

@@ -18,7 +18,7 @@ class Effort:
     """One run of an attack that was counted; it is none of the timed samples.
 
     Attributes:
-        seconds: wall time of the run.
+        seconds: wall time of the run, without what the counting itself took.
         cpu_seconds: time of all threads of the process in it.
         model_seconds: wall time of it inside the network, forward and backward.
         forward: images in passes forward.
@@ -59,6 +59,7 @@ class Counted(nn.Module):
         self.images = {"forward": 0, "backward": 0}
         # Not plain numbers of the module: those a probe sets back to what they were before it.
         self._times: list[float] = []
+        self._spent: list[float] = []
         self._device = device
         self.eval()
 
@@ -67,24 +68,33 @@ class Counted(nn.Module):
         """Wall time of the passes that were counted."""
         return sum(self._times)
 
+    @property
+    def spent(self) -> float:
+        """Wall time of the counting itself, as far as it lies outside the network."""
+        return sum(self._spent)
+
     def forget(self) -> float:
         """Count anew; return the seconds so far."""
         seconds = self.seconds
         self._times.clear()
+        self._spent.clear()
         self.images.update(forward=0, backward=0)
         return seconds
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits (B, K)."""
-        way = _WayBack(self)
+        way, entered = _WayBack(self), time.perf_counter()
         if torch.is_grad_enabled() and pixels.requires_grad:
             pixels = pixels.view_as(pixels)
             pixels.register_hook(way.end)  # type: ignore[no-untyped-call]
+        self._spent.append(time.perf_counter() - entered)
         begin = self.now()
         logits: Tensor = self.network(pixels)
         self.add("forward", len(pixels), begin)
+        left = time.perf_counter()
         if logits.requires_grad:
             logits.register_hook(way.start)  # type: ignore[no-untyped-call]
+        self._spent.append(time.perf_counter() - left)
         return logits
 
     def add(self, direction: str, images: int, begin: float) -> None:
@@ -129,6 +139,6 @@ def effort_of(attack: Callable[[nn.Module], Tensor], network: nn.Module, device:
     counted = Counted(network, device)
     begin, used = counted.now(), time.process_time()
     made = attack(counted)
-    seconds, used = counted.now() - begin, time.process_time() - used
+    seconds, used = counted.now() - begin - counted.spent, time.process_time() - used
     return Effort(seconds, used, counted.seconds, counted.images["forward"],
                   counted.images["backward"], robust(made), made.shape[-1])
