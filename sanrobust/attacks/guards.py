@@ -88,7 +88,7 @@ def check_finite(logits: Tensor, gradient: Tensor | None = None) -> None:
     """
     # Sums and maxima carry NaN through; they may also overflow, or be infinite as a gradient may.
     total = logits.sum() if gradient is None else logits.sum() + gradient.amax()
-    if math.isfinite(float(total)):
+    if math.isfinite(total.item()):
         return
     if not torch.isfinite(logits).all():
         raise NonFiniteError("the model's logits must be finite", seen="some are NaN or infinite",
