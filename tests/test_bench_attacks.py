@@ -57,6 +57,16 @@ def test_the_way_back_is_timed_once_for_each_pass(monkeypatch: pytest.MonkeyPatc
     assert counted.seconds == 4 and counted.images == {"forward": 4, "backward": 4}
 
 
+def test_what_the_counting_takes_is_no_time_of_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100))
+    monkeypatch.setattr("sanrobust.bench.passes.time.perf_counter", lambda: float(next(ticks)))
+    net, (images, _, _) = small_net(), batch(3)
+    effort = effort_of(lambda counted: gradient(counted, images), net, CPU, lambda _: 0.0)
+    # The clock is read ten times; of the nine ticks two lie in the network and two in the counting.
+    assert (effort.seconds, effort.model_seconds) == (7, 2)
+    assert next(ticks) == 10
+
+
 def test_an_effort_is_of_the_attack_as_a_whole() -> None:
     net, (images, _, _) = small_net(), batch(3)
     effort = effort_of(lambda counted: gradient(counted, images), net, CPU, lambda _: 12.5)
