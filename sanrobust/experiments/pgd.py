@@ -305,10 +305,10 @@ def _note() -> str:
 PGD = Experiment(
     name="pgd",
     files="pgd",
-    help="""White-box targeted PGD in the L-inf ball (the paper's Table 10), or another attack.
+    help="""Attacks: targeted PGD (the paper's Table 10), AutoAttack and its parts, others.
 
-    Without --eps, --step and --iters both budgets of Table 10 run in one pass. The other attacks
-    lead away from the label, in linf or l2; apgd-*, fab*, square and autoattack end with each image
+    Without options it is white-box targeted PGD in the L-inf ball, and both budgets of Table 10 run
+    in one pass. The other attacks lead away from the label, in linf or l2; apgd-*, fab*, square and autoattack end with each image
     that is misclassified. An attack of torchattacks takes its strength from -A. Writes OUT/pgd.csv,
     .tex and .md, and with three radii or more a plot.
     """,
