@@ -1,0 +1,28 @@
+"""Settings of the documentation; `make docs` builds it into docs/_build."""
+
+from importlib import metadata
+
+project = "sanrobust"
+copyright = "the authors of sanrobust, MIT licence"
+release = version = metadata.version("sanrobust")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+source_suffix = {".md": "markdown"}
+nitpicky = False
+
+# The pages ask no other server for anything: nothing of intersphinx, no fonts, no mathjax.
+html_theme = "furo"
+html_title = "sanrobust"
+html_copy_source = False
+html_show_sphinx = False
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "separated"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True

@@ -1,0 +1,115 @@
+"""The documentation: every example does what its page shows, and the pages build."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sanrobust
+from conftest import SOURCES, Command
+from doc_pages import READ, RUN, Reader, difference, examples
+from sanrobust.experiments.catalog import EXPERIMENTS
+
+DOCS = Path(SOURCES) / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+FOREIGN = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc\s*=\s*["']?(?:https?:)?//"""
+                     r"""|<link[^>]*\shref\s*=\s*["']?(?:https?:)?//"""
+                     r"""|url\(\s*["']?(?:https?:)?//|@import\s""", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_says_to_type_prints_what_it_shows(
+        page: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reader = Reader(tmp_path, command)
+    for example in examples(page):
+        assert example.file or example.language in (*RUN, *READ), (
+            f"{page.name}:{example.line}: no test reads a block of {example.language!r}")
+        if example.reason:
+            continue
+        assert example.language not in READ, f"{page.name}:{example.line} does not say why"
+        for typed, shown, printed in reader.follow(example):
+            if shown and shown.strip():
+                problem = difference(shown, printed)
+                assert problem is None, f"{page.name}:{example.line}: {typed}\n{problem}"
+
+
+@pytest.mark.parametrize(("shown", "printed", "alike"), [
+    ("top-1\n97.1  *4.2(95.1)", "top-1  97.1   *4.2(95.1)", True),
+    ("97.1", "96.2", True), ("97.1", "94.9", False), ("p 0.006", "p 0.016", False),
+    ("451 images", "450 images", False), ("*97.1", "97.1", False), ("97.1", "97.1 98.0", False),
+    ("a ... d", "a b c d", True), ("a ... d", "a d", True), ("a ... d", "b c d", False),
+    ("a\n...", "a b", True), ("...\nb", "a b", True), ("a b", "a c b", False),
+])
+def test_output_is_compared_as_said(shown: str, printed: str, alike: bool) -> None:
+    assert (difference(shown, printed) is None) == alike
+
+
+def test_blocks_are_found_with_their_reasons_files_and_outputs(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n```console\n$ ls a\nb\n$ ls\n```\n<!-- not run: slow -->\n```python\nx\n"
+                    "```\n```text\n1\n```\n```{code-block} python\n:caption: m.py\n\ny = 1\n```\n"
+                    "```{toctree}\na\n```\n")
+    listing, script, file = examples(page)
+    assert list(listing.commands()) == [("ls a", "b\n"), ("ls", "")] and listing.line == 2
+    assert (script.reason, script.shown, script.text) == ("slow", "1\n", "x\n")
+    assert (file.file, file.content) == ("m.py", "y = 1\n")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages as HTML, made as `make docs` makes them."""
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason="the pages are built with pip install '.[docs]'")
+    out = tmp_path_factory.mktemp("html")
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b",
+                           "html", str(DOCS), str(out)], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_pages_build_without_a_warning_and_each_is_reached(built: Path) -> None:
+    index = (built / "index.html").read_text("utf-8")
+    for page in PAGES:
+        assert (built / f"{page.stem}.html").exists()
+        assert page.stem == "index" or f'href="{page.stem}.html"' in index, page.stem
+
+
+def test_the_built_pages_ask_no_other_server_for_anything(built: Path) -> None:
+    for path in built.rglob("*"):
+        if path.suffix in (".html", ".css"):
+            found = FOREIGN.search(path.read_text("utf-8"))
+            assert found is None, f"{path.name}: {found[0]}"
+
+
+def test_every_public_name_is_on_the_page_of_the_python_api(built: Path) -> None:
+    page = (built / "api.html").read_text("utf-8")
+    for name in {*sanrobust.__all__, *EXPERIMENTS.own_names()}:
+        assert f'id="sanrobust.{name}"' in page, name
+
+
+def test_the_drawings_are_what_their_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("draw", DOCS / "draw.py")
+    assert spec is not None and spec.loader is not None
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    drawn = dict(draw.drawings())
+    assert sorted(drawn) == sorted(path.name for path in (DOCS / "drawings").iterdir())
+    for name, text in drawn.items():
+        assert (DOCS / "drawings" / name).read_text("utf-8") == text, "run python docs/draw.py"
+        assert any(f"drawings/{name}" in page.read_text("utf-8") for page in PAGES), name
+
+
+@pytest.mark.parametrize("page", [Path(SOURCES) / "README.md", *PAGES],
+                         ids=lambda page: page.name)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
