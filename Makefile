@@ -32,7 +32,7 @@ test-oldest:
 	$(VENV)-oldest/bin/pytest -q -n $(PROCESSES) --durations=10
 
 check:
-	$(BIN)/flake8 sanrobust tests
+	$(BIN)/flake8 sanrobust tests docs
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n $(PROCESSES) --durations=10
 
