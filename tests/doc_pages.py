@@ -64,6 +64,13 @@ class Example:
         """The text of the file."""
         return _CAPTION.sub("", self.text)
 
+    def typed(self) -> Iterator[list[str]]:
+        """Yield the words of each command of ours in a console block."""
+        for line, _ in self.commands():
+            words = shlex.split(line, comments=True)
+            if words[0] == "sanrobust":
+                yield words[1:]
+
     def commands(self) -> Iterator[tuple[str, str]]:
         """Yield each command of a console block with the output that is shown below it."""
         first, *parts = re.split(r"^\$ ", self.text, flags=re.MULTILINE)
@@ -94,14 +101,9 @@ def difference(shown: str, real: str) -> str | None:
     """Say how what is shown differs from what was printed; None where it does not."""
     words, numbers = [], []
     for word in shown.split():
-        if word == "...":
-            words.append(r"(?:\S+\s+)*?(?:\S+)?")
-            continue
-        words.append("".join(r"([+-]?\d+\.\d+)" if _NUMBER.fullmatch(part) else
-                             r"\S*" if part == "..." else re.escape(part)
-                             for part in _PARTS.split(word)))
+        words.append(r"(?:\S+ )*?" if word == "..." else _pattern(word) + " ")
         numbers += _NUMBER.findall(word)
-    match = re.fullmatch(r"\s*".join(words), " ".join(real.split()))
+    match = re.fullmatch("".join(words), "".join(f"{word} " for word in real.split()))
     if match is None:
         return f"shown:\n{shown}\nprinted:\n{real}"
     for told, seen in zip(numbers, match.groups(), strict=True):
@@ -110,6 +112,12 @@ def difference(shown: str, real: str) -> str | None:
         if off > (POINTS if places == 1 else SHARE * abs(float(told))):
             return f"{told} is shown and {seen} printed, in\n{real}"
     return None
+
+
+def _pattern(word: str) -> str:
+    """Return what matches a word, with a group for each number in it."""
+    return "".join(r"([+-]?\d+\.\d+)" if _NUMBER.fullmatch(part) else
+                   r"\S*" if part == "..." else re.escape(part) for part in _PARTS.split(word))
 
 
 class Reader:

@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import sanrobust
 from conftest import SOURCES, Command
 from doc_pages import READ, RUN, Reader, difference, examples
 from sanrobust.experiments.catalog import EXPERIMENTS
+from test_words import command_named
 
 DOCS = Path(SOURCES) / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+NUMBER = re.compile(r"(?<![\w.-])\d+\.\d")
 FOREIGN = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc\s*=\s*["']?(?:https?:)?//"""
                      r"""|<link[^>]*\shref\s*=\s*["']?(?:https?:)?//"""
                      r"""|url\(\s*["']?(?:https?:)?//|@import\s""", re.IGNORECASE)
@@ -45,7 +48,9 @@ def test_what_a_page_says_to_type_prints_what_it_shows(
     ("97.1", "96.2", True), ("97.1", "94.9", False), ("p 0.006", "p 0.016", False),
     ("451 images", "450 images", False), ("*97.1", "97.1", False), ("97.1", "97.1 98.0", False),
     ("a ... d", "a b c d", True), ("a ... d", "a d", True), ("a ... d", "b c d", False),
-    ("a\n...", "a b", True), ("...\nb", "a b", True), ("a b", "a c b", False),
+    ("a ... 5", "a b 15", False), ("a 1.5", "a 11.5", False), ("a-...", "a-b", True),
+    ("a-...", "a-b c", False), ("a\n...", "a b", True), ("...\nb", "a b", True),
+    ("a b", "a c b", False),
 ])
 def test_output_is_compared_as_said(shown: str, printed: str, alike: bool) -> None:
     assert (difference(shown, printed) is None) == alike
@@ -60,6 +65,14 @@ def test_blocks_are_found_with_their_reasons_files_and_outputs(tmp_path: Path) -
     assert list(listing.commands()) == [("ls a", "b\n"), ("ls", "")] and listing.line == 2
     assert (script.reason, script.shown, script.text) == ("slow", "1\n", "x\n")
     assert (file.file, file.content) == ("m.py", "y = 1\n")
+
+
+def test_commands_that_are_not_run_are_understood() -> None:
+    lines = [words for page in PAGES for example in examples(page)
+             if example.reason and example.language == "console" for words in example.typed()]
+    assert lines
+    for words in lines:
+        command_named((words[0],)).make_context(words[0], words[1:])
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +123,38 @@ def test_the_drawings_are_what_their_script_draws() -> None:
 @pytest.mark.parametrize("page", [Path(SOURCES) / "README.md", *PAGES],
                          ids=lambda page: page.name)
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+    for target, _, anchor in re.findall(r"\]\(([^)#]*)(#([^)]*))?\)", page.read_text("utf-8")):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            other = page.parent / target if target else page
+            assert other.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(other), f"{page.name}: {target}#{anchor}"
+
+
+def screen(command: str) -> dict[str, list[float]]:
+    """The numbers of each network in the table that README shows below a command."""
+    text = (Path(SOURCES) / "README.md").read_text("utf-8").partition(f"$ {command}\n")[2]
+    return {line.split()[0].lower(): [float(number) for number in NUMBER.findall(line)]
+            for line in text.partition("\n$ ")[0].splitlines()
+            if re.match(r"(ResNet|SAN)\d", line)}
+
+
+def rows_of(name: str) -> dict[str, pd.DataFrame]:
+    """The rows of each network in a table of results/, in percent to one decimal."""
+    rows = pd.read_csv(Path(SOURCES) / "results" / name).round(1)
+    return dict(iter(rows.groupby(rows["model"].str.removesuffix(".digits"))))
+
+
+def test_the_screen_of_the_readme_is_what_results_hold() -> None:
+    rotated, attacked = rows_of("rotation.csv"), rows_of("pgd.csv")
+    assert screen("sanrobust rotate") == {
+        model: row.loc[:, "none_top1":"updown_top5_drop"].iloc[0].tolist()
+        for model, row in rotated.items()}
+    assert screen("sanrobust pgd") == {
+        model: [row["clean_top1"].iloc[0], *row[["success", "top1_adv"]].to_numpy().ravel()]
+        for model, row in attacked.items()}
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which a page's headings can be reached."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
