@@ -75,37 +75,48 @@ def test_commands_that_are_not_run_are_understood() -> None:
         command_named((words[0],)).make_context(words[0], words[1:])
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages as HTML, made as `make docs` makes them."""
+def test_the_pages_build_without_a_warning_have_every_name_and_ask_no_other_server(
+        tmp_path: Path) -> None:
+    # One test, since each of several processes that share the tests would build the pages again.
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason="the pages are built with pip install '.[docs]'")
-    out = tmp_path_factory.mktemp("html")
     done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b",
-                           "html", str(DOCS), str(out)], capture_output=True, text=True,
+                           "html", str(DOCS), str(tmp_path)], capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stderr
-    return out
+    every_page_is_reached(tmp_path)
+    every_public_name_is_there((tmp_path / "api.html").read_text("utf-8"))
+    nothing_foreign_is_asked_for(tmp_path)
 
 
-def test_the_pages_build_without_a_warning_and_each_is_reached(built: Path) -> None:
+def every_page_is_reached(built: Path) -> None:
     index = (built / "index.html").read_text("utf-8")
     for page in PAGES:
         assert (built / f"{page.stem}.html").exists()
         assert page.stem == "index" or f'href="{page.stem}.html"' in index, page.stem
 
 
-def test_the_built_pages_ask_no_other_server_for_anything(built: Path) -> None:
+def every_public_name_is_there(api: str) -> None:
+    for name in {*sanrobust.__all__, *EXPERIMENTS.own_names()}:
+        assert f'id="sanrobust.{name}"' in api, f"{name} must stand in docs/api.md"
+
+
+def nothing_foreign_is_asked_for(built: Path) -> None:
     for path in built.rglob("*"):
         if path.suffix in (".html", ".css"):
             found = FOREIGN.search(path.read_text("utf-8"))
             assert found is None, f"{path.name}: {found[0]}"
 
 
-def test_every_public_name_is_on_the_page_of_the_python_api(built: Path) -> None:
-    page = (built / "api.html").read_text("utf-8")
-    for name in {*sanrobust.__all__, *EXPERIMENTS.own_names()}:
-        assert f'id="sanrobust.{name}"' in page, name
+@pytest.mark.parametrize(("text", "foreign"), [
+    ('<script src="https://cdn.example/x.js">', True), ("<img src=//a.example/b.png>", True),
+    ('<link rel="stylesheet" href="http://a.example/b.css">', True),
+    ("body { src: url(https://a.example/font) }", True), ('@import "x.css";', True),
+    ('<script src="_static/x.js">', False), ('<a href="https://a.example/">', False),
+    ("svg { mask: url('data:image/svg+xml,x') }", False),
+])
+def test_what_asks_another_server_is_told_from_links(text: str, foreign: bool) -> None:
+    assert bool(FOREIGN.search(text)) == foreign
 
 
 def test_the_drawings_are_what_their_script_draws() -> None:
