@@ -17,7 +17,7 @@ SOURCES := setup.cfg setup.py pyproject.toml README.md \
 # Commands start in half the time where their modules' bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest check coverage check-slow fuzz weights gpu-check wheel clean
+.PHONY: demo test test-oldest check coverage check-slow docs fuzz weights gpu-check wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -32,7 +32,7 @@ test-oldest:
 	$(VENV)-oldest/bin/pytest -q -n $(PROCESSES) --durations=10
 
 check:
-	$(BIN)/flake8 sanrobust tests
+	$(BIN)/flake8 sanrobust tests docs
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n $(PROCESSES) --durations=10
 
@@ -43,6 +43,10 @@ coverage: $(VENV)/test.stamp
 # Long sweeps that `check` leaves out.
 check-slow: $(VENV)/test.stamp
 	$(BIN)/pytest -q -n $(PROCESSES) -m slow
+
+# The documentation as HTML, in docs/_build; a warning is an error.
+docs: $(VENV)/test.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 # Hostile inputs on the command line; another SEED makes others. Prints what came of each family.
 CASES ?= 500
@@ -95,7 +99,7 @@ $(VENV)/test.stamp: $(SOURCES) $(CONSTRAINTS) | $(BIN)/python
 	touch $@
 
 %/oldest.txt: setup.cfg .ci/oldest.py | $(BIN)/python
-	$(BIN)/python .ci/oldest.py torchattacks corrupt dev > $@
+	$(BIN)/python .ci/oldest.py torchattacks corrupt docs dev > $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .coverage .coverage.*

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sanrobust.attacks.budget import Budget
+    from sanrobust.api import check
     from sanrobust.choices import DataConfig
     from sanrobust.comparing import compare
     from sanrobust.comparison import Comparison
     from sanrobust.errors import SanrobustError
     from sanrobust.preprocessing import Preprocessing
+    from sanrobust.reporting.leaderboard import leaderboard
+    from sanrobust.reporting.report import report
     from sanrobust.result import Result
+    from sanrobust.validity.report import Validity
     from sanrobust.zoo.classifier import Classifier
     from sanrobust.zoo.resolve import create_model
 
@@ -28,13 +32,18 @@ if TYPE_CHECKING:
     rotate: Callable[..., Result]
 
 __all__ = ["Attacked", "Budget", "Classifier", "Comparison", "DataConfig", "Preprocessing",
-           "Result", "SanrobustError", "attack", "compare", "create_model", "pgd", "rotate"]
+           "Result", "SanrobustError", "Validity", "attack", "check", "compare", "create_model",
+           "leaderboard", "pgd", "report", "rotate"]
 
 _HOMES = {
     "Attacked": "sanrobust.tensors",
     "attack": "sanrobust.tensors",
     "Comparison": "sanrobust.comparison",
+    "Validity": "sanrobust.validity.report",
+    "check": "sanrobust.api",
     "compare": "sanrobust.comparing",
+    "leaderboard": "sanrobust.reporting.leaderboard",
+    "report": "sanrobust.reporting.report",
     "Budget": "sanrobust.attacks.budget",
     "DataConfig": "sanrobust.choices",
     "Preprocessing": "sanrobust.preprocessing",

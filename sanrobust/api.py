@@ -23,6 +23,9 @@ from sanrobust.registry import unknown_name
 from sanrobust.result import Result, result_of
 from sanrobust.run import run
 from sanrobust.summary import Summary
+from sanrobust.validity.report import Validity
+from sanrobust.validity.run import check_models
+from sanrobust.validity.settings import CheckSettings
 
 Model = str | nn.Module
 Models = Model | Sequence[Model]
@@ -96,6 +99,44 @@ def _measured(experiment: Experiment, settings: object, models: Models | None = 
                            _models(models, checkpoint, preprocessing, precision),
                            _data(data, experiment), how, reporter(progress)))
     except Interrupted as stopped:  # who catches the errors of single models must not go on
+        raise KeyboardInterrupt(str(stopped)) from None
+
+
+def check(models: Models | None = None, *, data: Data = None,
+          checkpoint: str | Path | None = None, preprocessing: Preprocessing | None = None,
+          precision: str = FLOAT32, attack: str = "apgd-ce", eps: float | str = 8.0,
+          iters: int = 40, queries: int = 300, seed: int = 0, out: str | Path = "results",
+          batch_size: int | Literal["auto"] | None = None, workers: int | None = None,
+          device: str = "auto", threads: int | None = None, progress: bool | None = None
+          ) -> Validity:
+    """Judge whether an attack's numbers on models can be believed; a verdict per line.
+
+    Args:
+        models, data, checkpoint, preprocessing, precision: as `sanrobust.pgd` takes them. A network
+            in train mode is not put in eval mode: that it is not is a wrong line.
+        attack: ``apgd-ce``, ``apgd-dlr`` or ``pgd``, in L-inf and away from the prediction.
+        eps: radius in 1/255 at which attacks are compared.
+        iters: steps of the attack.
+        queries: of Square, the attack without gradients.
+        seed: of all that is drawn.
+        out: folder of the tables ``check.csv``, ``.md`` and ``.json``.
+        batch_size, workers, device, threads, progress: as `sanrobust.pgd` takes them.
+
+    Of a set of images without a number of its own (``DataConfig(num_samples=...)``) 64 are attacked
+    and 512 are counted for the accuracy.
+
+    Returns a `Validity`, whose ``problem`` says what is wrong. Raises a `SanrobustError` where
+    nothing can be checked, and KeyboardInterrupt where it is stopped.
+    """
+    settings = CheckSettings(attack=attack, eps=eps, iters=iters, queries=queries, seed=seed)
+    how = RunConfig(out=_as_path(out), batch_size=batch_size, workers=workers, device=device,
+                    threads=threads)
+    chosen = data if isinstance(data, DataConfig) else DataConfig(
+        data=os.fspath(data) if isinstance(data, os.PathLike) else data)
+    try:
+        return check_models(settings, _models(models, checkpoint, preprocessing, precision),
+                            chosen, how, reporter(progress))
+    except Interrupted as stopped:
         raise KeyboardInterrupt(str(stopped)) from None
 
 

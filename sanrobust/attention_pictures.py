@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sanrobust.attention_maps import Attention, AttentionMap, Place
 from sanrobust.errors import UsageError
 from sanrobust.files import atomic_write, write_text
+from sanrobust.harmless import guarded, plain_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def write_pictures(attention: Attention, out: Path, selection: Selection = Selec
         layer = each.shown.layer
         path = out / f"{stem}-stage{layer.stage}-block{layer.block}.png"
         picture = io.BytesIO()
-        draw(attention, each).savefig(picture, format="png", dpi=_DPI)
+        plain_names(draw(attention, each)).savefig(picture, format="png", dpi=_DPI)
         with atomic_write(path) as stream:
             stream.write(picture.getvalue())
         paths.append(path)
@@ -258,8 +259,9 @@ def _csv(attention: Attention, plans: Sequence[Plan]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
+    names = guarded(attention.model), guarded(attention.image)
     for plan in plans:
-        writer.writerows((attention.model, attention.image, *row) for row in _rows(plan))
+        writer.writerows((*names, *row) for row in _rows(plan))
     return text.getvalue()
 
 

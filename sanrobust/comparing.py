@@ -147,13 +147,23 @@ def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str
     return by_folder[-1].name, list(by_folder[-1:])
 
 
-def _settings(run: Run, experiment: Experiment) -> dict[str, object]:
-    """Return all that must agree for two runs to be compared."""
+def alike(run: Run, experiment: Experiment) -> dict[str, object]:
+    """Return all in which two runs must agree for their models to be compared."""
     fixed = {name: value for name, value in run.spec.items()
              if name not in (*_OF_MODEL, "settings")}
     told = {name: value for name, value in run.settings.items()
             if name not in experiment.told_by_rows}
     return {**fixed, **told}
+
+
+def differing(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str:
+    """Say in which fields of `alike` two runs differ; empty where in none."""
+    differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    # That of the contents says the same again, where the data have another name.
+    if "data" in differ:
+        differ = [name for name in differ if name not in ("data_digest", "images")]
+    return "; ".join(f"{_WORDS.get(name, name)}: {_shown(mine.get(name))} and "
+                     f"{_shown(theirs.get(name))}" for name in differ)
 
 
 def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
@@ -163,7 +173,7 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
     groups: dict[str, dict[str, _Side]] = {}
     for name, runs in chosen.items():
         for run in runs:
-            sides = groups.setdefault(json.dumps(_settings(run, experiment), sort_keys=True), {})
+            sides = groups.setdefault(json.dumps(alike(run, experiment), sort_keys=True), {})
             model = {each: run.spec.get(each) for each in _OF_MODEL}
             if name not in sides or sides[name].model != model:
                 sides[name] = _Side(name, model)
@@ -262,16 +272,10 @@ def _part(outcome: Outcome) -> Part:
 
 def _incomparable(experiment: Experiment, one: Run, other: Run, a: str, b: str) -> SanrobustError:
     """Return what says in which field the newest runs of two models differ."""
-    mine, theirs = _settings(one, experiment), _settings(other, experiment)
-    differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-    # That of the contents says the same again, where the data have another name.
-    if "data" in differ:
-        differ = [name for name in differ if name not in ("data_digest", "images")]
-    told = "; ".join(f"{_WORDS.get(name, name)}: {_shown(mine.get(name))} and "
-                     f"{_shown(theirs.get(name))}" for name in differ)
-    if not differ:
-        told = "; ".join(f"{name}: {_shown(one.settings.get(name))} and "
-                         f"{_shown(other.settings.get(name))}" for name in experiment.told_by_rows)
+    mine, theirs = alike(one, experiment), alike(other, experiment)
+    told = differing(mine, theirs) or "; ".join(
+        f"{name}: {_shown(one.settings.get(name))} and {_shown(other.settings.get(name))}"
+        for name in experiment.told_by_rows)
     return UsageError("models that are compared must be measured alike",
                       seen=f"{a} and {b} differ in {told}",
                       hint=f"measure both with the same options of sanrobust {experiment.name}")

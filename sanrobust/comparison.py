@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sanrobust.errors import SanrobustError, ThresholdError
 from sanrobust.experiments.catalog import EXPERIMENTS
+from sanrobust.harmless import csv_text
 from sanrobust.metrics import PairedDifference
 from sanrobust.summary import DEMO_NOTE
 from sanrobust.tables import sheet
@@ -126,8 +127,7 @@ def texts(made: Comparison) -> dict[str, str]:
 def _csv(made: Comparison) -> str:
     rows = made.frame
     note = _note(made)
-    text: str = (rows.assign(note=note) if note else rows).to_csv(index=False, lineterminator="\n")
-    return text
+    return csv_text(rows.assign(note=note) if note else rows)
 
 
 def _note(made: Comparison) -> str:

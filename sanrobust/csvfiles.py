@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from sanrobust.errors import DataError, shortened, shown_value
 from sanrobust.files import open_regular
+from sanrobust.harmless import bare
 
 MAX_INDEX_DIGITS = 9
 MOST_BYTES = 1 << 29
@@ -127,8 +128,9 @@ class Names:
 
 
 def same_form(name: str) -> str:
-    """Return what names that look alike have in common: composed letters, plain slashes."""
-    slashed = name.replace("\\", "/")
+    """Return what names that look alike have in common: composed letters, plain slashes, and no
+    apostrophe that our own tables put in front."""
+    slashed = bare(name).replace("\\", "/")
     return plain(slashed if slashed.isascii() else unicodedata.normalize("NFC", slashed))
 
 

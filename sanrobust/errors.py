@@ -87,6 +87,10 @@ class ModelError(SanrobustError):
     exit_code = 4
 
 
+class TrainModeError(ModelError):
+    """A model that is in train mode where it must be in eval mode, in whole or in part."""
+
+
 class NonFiniteError(ModelError):
     """Logits or gradients that are no numbers; the images behind them count as failed."""
 
@@ -109,6 +113,12 @@ class OutputError(SanrobustError):
 
 class ThresholdError(SanrobustError):
     """Numbers that are worse than the user lets pass."""
+
+    exit_code = 1
+
+
+class ValidityError(SanrobustError):
+    """A model or an attack whose numbers cannot mean what a table says."""
 
     exit_code = 1
 

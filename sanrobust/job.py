@@ -26,9 +26,8 @@ from sanrobust.header import missing, started
 from sanrobust.inputs import DEFAULT_DATA
 from sanrobust.keeping import Keeper, left_off
 from sanrobust.memory import default_batch, fit_batch
-from sanrobust.preprocessing import Preprocessing
 from sanrobust.probe import probe_first
-from sanrobust.progress import Progress, Reporter, download_lines
+from sanrobust.progress import Progress, Reporter
 from sanrobust.records import RunStore, Share, Start
 from sanrobust.runs import COMPLETE, Run
 from sanrobust.spec import RunSpec
@@ -37,10 +36,10 @@ from sanrobust.trouble import machine_error
 from sanrobust.zoo import catalog
 from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.catalog import PAPER_ORDER
+from sanrobust.zoo.chosen import chosen_classifier, shown_model
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.code import added_code
-from sanrobust.zoo.external import as_classifier, is_external
-from sanrobust.zoo.resolve import create_model
+from sanrobust.zoo.external import is_external
 from sanrobust.zoo.switches import kept
 
 if TYPE_CHECKING:
@@ -117,14 +116,14 @@ class Job:
                 raise  # what stops one model would stop the others too
             except SanrobustError as error:
                 # One model that cannot be had or measured must not cost the results of the others.
-                failed[_shown(name) + self.among] = error
+                failed[shown_model(name) + self.among] = error
                 if not is_alone:
                     self.reporter.say(str(error))
             except Exception as error:  # a defect, of which the other models know nothing
                 if is_alone:
                     raise
-                failed[_shown(name) + self.among] = (machine_error(error)
-                                                     or _defect(_shown(name), error))
+                failed[shown_model(name) + self.among] = (
+                    machine_error(error) or _defect(shown_model(name), error))
                 traceback.print_exc()
 
     def _run_one(self, name: Model) -> Path:
@@ -201,22 +200,8 @@ class Job:
                               f"{_other_versions(there)}; --fresh measures them again")
 
     def _classifier(self, model: Model) -> Classifier:
-        chosen, name = self.models, _shown(model)
-        if isinstance(model, str):
-            return create_model(model, checkpoint=chosen.checkpoint, use_ema=chosen.use_ema,
-                                tag=self.tag, overrides=chosen.overrides, say=self.reporter.say,
-                                progress=download_lines(name, self.reporter.say)).to(self.device)
-        if chosen.checkpoint is not None:
-            raise UsageError("a checkpoint must go with the name of a model",
-                             seen=f"{name} is a network made in Python",
-                             hint="load the weights into it with load_state_dict")
-        if isinstance(model, Classifier) and chosen.overrides:
-            raise UsageError("a preprocessing must go with a name or a network",
-                             seen=f"{name} is a classifier, which has its own",
-                             hint="leave it out, or give the classifier's network")
-        wanted = Preprocessing(**chosen.overrides) if chosen.overrides else None
-        classifier = as_classifier(model, preprocessing=wanted, say=self.reporter.say)
-        return classifier.to(self.device)
+        return chosen_classifier(model, self.models, tag=self.tag,
+                                 reporter=self.reporter).to(self.device)
 
     def _spec(self, classifier: Classifier) -> RunSpec:
         return RunSpec(
@@ -304,12 +289,6 @@ def _other_versions(run: Run) -> str:
     other = [f"{name} {then[name]} ({here[name]} here)" for name in MAKE_NUMBERS
              if name in then and name in here and then[name] != here[name]]
     return f" with {', '.join(other)}" if other else ""
-
-
-def _shown(model: Model) -> str:
-    if isinstance(model, str):
-        return model
-    return model.name if isinstance(model, Classifier) else type(model).__name__
 
 
 def _defect(name: str, error: Exception) -> ModelError:

@@ -24,6 +24,7 @@ from sanrobust.errors import DataError, UsageError
 from sanrobust.experiments.base import Columns, Maker
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import atomic_write, output_error, write_text
+from sanrobust.harmless import csv_text
 from sanrobust.records import read_records
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ class Keeper:
         rows["sha256"] = [self._known[name][1] for name in rows["stem"]]
         places = {image: place for place, image in enumerate(ids)}
         order = rows["image"].map(places).astype("int64").sort_values(kind="stable").index
-        text = rows.loc[order, ["file", *columns, "sha256"]].to_csv(index=False,
-                                                                    lineterminator="\n")
+        text = csv_text(rows.loc[order, ["file", *columns, "sha256"]])
         write_text(self.folder / INDEX, text)
         Source(self._store.spec.as_dict(), self._num_classes, self._classes,
                hashlib.sha256(text.encode()).hexdigest()).write(self.folder)

@@ -10,6 +10,7 @@ Letters: B images, H and W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,8 +122,53 @@ def _is_finite(model: Model, images: Tensor) -> bool:
     return True
 
 
-def _repeatability(model: Model, images: Tensor) -> tuple[str, ...]:
-    """Compare passes over the batch with each other and with single images."""
+@dataclass(frozen=True)
+class Repeatability:
+    """How far logits of the same images differ from one pass to another.
+
+    Attributes:
+        again: between passes over the same batch, in parts of the spread of an image's logits.
+        alone: between an image in the batch and by itself, likewise.
+        coarse: whether the model computes in 16 bits, whose rounding is allowed for.
+        changed: a buffer or number of the model that passes change; None for none.
+    """
+
+    again: float
+    alone: float
+    coarse: bool
+    changed: str | None
+
+    @property
+    def random(self) -> bool:
+        """Whether two passes differ by more than rounding."""
+        return self.again > _AGAIN * self._allowance
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether an image alone differs by more than rounding."""
+        return self.alone > _ALONE * self._allowance
+
+    @property
+    def _allowance(self) -> int:
+        return _COARSE if self.coarse else 1
+
+
+def repeatability(model: Model, images: Tensor) -> Repeatability:
+    """Compare passes over a batch (B, 3, H, W) with each other and with single images.
+
+    The model's buffers and plain numbers are afterwards what they were. Raises ModelError for a
+    model that is no classifier, NonFiniteError for logits that are no numbers.
+    """
+    state = _State(model)
+    try:
+        with (torch.inference_mode(False), torch.no_grad(), sealed(model),
+              seeded(0, images.device)):
+            return _compared(model, images)
+    finally:
+        state.restore()
+
+
+def _compared(model: Model, images: Tensor) -> Repeatability:
     state = _State(model)
     first, second = _logits(model, images), _logits(model, images)
     single = torch.cat([_logits(model, images[:1]), _logits(model, images[-1:])])
@@ -130,21 +176,25 @@ def _repeatability(model: Model, images: Tensor) -> tuple[str, ...]:
     again = max(_apart(first, second), _apart(first, third))
     alone = _apart(first[[0, -1]], single)
     exact = again <= _AGAIN and alone <= _ALONE
-    coarse = _COARSE if not exact and _computes_in_16_bits(model, images) else 1
-    if again > _AGAIN * coarse:
+    return Repeatability(again, alone, not exact and narrowest_float(model, images) < 4, changed)
+
+
+def _repeatability(model: Model, images: Tensor) -> tuple[str, ...]:
+    """Say what passes over the batch, compared with each other and with single images, show."""
+    found = _compared(model, images)
+    if found.random:
         return (RANDOM,)
-    remarks = [BATCH] if alone > _ALONE * coarse else []
-    if changed:
-        remarks.append(f"the model changes its own {changed} with every pass, so its numbers may "
-                       "depend on what it computed before")
+    remarks = [BATCH] if found.of_batch else []
+    if found.changed:
+        remarks.append(f"the model changes its own {found.changed} with every pass, so its numbers "
+                       "may depend on what it computed before")
     return tuple(remarks)
 
 
 def _attackability(model: Model, images: Tensor) -> Iterator[str]:
     """Look for what makes an attack weaker than it would be on the same decisions."""
     logits = _logits(model, images)
-    low, high = logits.aminmax()
-    if low >= 0 and high <= 1 and (logits.sum(1) - 1).abs().max() < 1e-2:
+    if are_probabilities(logits):
         yield PROBABILITIES
     if _spread(logits) == 0:
         # An untrained head of zeros has no gradient, and no decision to attack.
@@ -158,6 +208,12 @@ def _attackability(model: Model, images: Tensor) -> Iterator[str]:
     elif share.median() > _MOSTLY:
         yield (f"the gradient is exactly zero for {100 * share.median():.0f} % of the pixels' "
                "values: an attack that follows it moves only the others")
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Return whether rows (B, K) lie in [0, 1] and sum to 1."""
+    low, high = logits.aminmax()
+    return bool(low >= 0 and high <= 1 and (logits.sum(1) - 1).abs().max() < 1e-2)
 
 
 def _logits(model: Model, images: Tensor) -> Tensor:
@@ -193,21 +249,23 @@ def _zero_gradient(model: Model, images: Tensor) -> Tensor:
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices results in 16-bit floating point, those of autocast included."""
+    """Notices the narrowest floating point among results, those of autocast included."""
 
-    coarse = False
+    narrowest: int = 8
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.coarse |= any(each.is_floating_point() and each.element_size() < 4
-                           for each in tree_iter(result) if isinstance(each, Tensor))
+        for each in tree_iter(result):
+            if isinstance(each, Tensor) and each.is_floating_point():
+                self.narrowest = min(self.narrowest, each.element_size())
         return result
 
 
-def _computes_in_16_bits(model: Model, images: Tensor) -> bool:
+def narrowest_float(model: Model, images: Tensor) -> int:
+    """Return of how many bytes the narrowest floating-point result in a pass is, at most 8."""
     with _Precision() as precision:  # type: ignore[no-untyped-call]
-        _logits(model, images)
-    return bool(precision.coarse)
+        model(images.clone())
+    return int(precision.narrowest)
 
 
 class _State:

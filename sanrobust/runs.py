@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -225,6 +226,19 @@ def every_run(out: Path) -> Found:
         except OutputError as error:
             damaged.append(error)
     return Found(tuple(sorted(runs, key=_age)), tuple(damaged))
+
+
+def require_runs(out: Path) -> Found:
+    """Return the runs of every experiment under ``out``; raises OutputError where none lies."""
+    if not os.path.isdir(out):
+        raise OutputError("a folder of results must be there", seen=f"there is no folder {out}",
+                          hint="name another one, or measure into it with --out")
+    found = every_run(out)
+    if found.empty:
+        raise OutputError("a folder of results must hold runs", seen=f"{out} holds none",
+                          hint="name another one, or measure into it: sanrobust rotate --out "
+                               f"{shlex.quote(str(out))}")
+    return found
 
 
 def _run_folders(out: Path) -> list[Path]:

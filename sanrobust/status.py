@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from sanrobust.errors import OutputError
 from sanrobust.records import Said
-from sanrobust.runs import Run, every_run
+from sanrobust.runs import Run, require_runs
 from sanrobust.summary import unfinished
 
 
@@ -17,15 +16,8 @@ def status_lines(out: Path) -> Iterator[str]:
 
     Raises OutputError where there is no run, and, after all lines, where one does not read back.
     """
-    if not out.is_dir():
-        raise OutputError("a folder of results must be there", seen=f"there is no folder {out}",
-                          hint="name another one, or measure into it with --out")
-    found = every_run(out)
+    found = require_runs(out)
     damaged = list(found.damaged)
-    if found.empty:
-        raise OutputError("a folder of results must hold runs", seen=f"{out} holds none",
-                          hint="name another one, or measure into it: sanrobust rotate --out "
-                               f"{shlex.quote(str(out))}")
     for run in found.runs:
         try:
             yield from _of_run(run)

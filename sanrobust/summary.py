@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ class Summary:
         files: the files written.
         remarks: what a reader should know besides, a sentence each.
         problem: why the table, though true, is not all that was asked for; None when it is.
-        runs: those whose rows it has, of a command's own table.
+        runs: those whose rows it has.
     """
 
     table: Table
@@ -132,7 +133,17 @@ def rebuild(out: Path, experiment: str, *, chosen: Selection = Selection(),
     fits no run.
     """
     with tables_locked(out):
-        return _rebuilt(out, experiment, chosen, paper=paper)
+        made = _rebuilt(out, experiment, chosen, paper=paper)
+        return replace(made, files=tuple(_write(made.table, out)))
+
+
+def gather(out: Path, experiment: str, *, chosen: Selection = Selection()) -> Summary:
+    """Do as `rebuild`, with the paper's values where they fit, and write nothing."""
+    with tables_locked(out):
+        made = _rebuilt(out, experiment, chosen, paper=False)
+    with suppress(UsageError):  # that none fits
+        return replace(made, table=with_paper(made.table))
+    return made
 
 
 def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> Summary:
@@ -155,11 +166,10 @@ def _rebuilt(out: Path, experiment: str, chosen: Selection, *, paper: bool) -> S
     table = _table(EXPERIMENTS.get(experiment), list(table_rows.rows.values()))
     if paper:
         table = with_paper(table)
-    files = _write(table, out)
     remarks = (*_unmatched(found.runs, chosen, experiment), *_unchosen(found.runs, asked),
                *table_rows.superseded(), *_unfinished(asked),
                *(f"not in the table: {error}" for error in damaged), *_doubtful(table))
-    return Summary(table, tuple(files), remarks, damage(damaged))
+    return Summary(table, (), remarks, damage(damaged), table_rows.runs)
 
 
 def _write(table: Table, out: Path) -> list[Path]:
@@ -189,6 +199,11 @@ class _Rows:
                 self._replaced[self._holders[key].name] = self._holders[key], run
             self.rows.pop(key, None)
             self.rows[key], self._holders[key] = row, run
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs that have a row, each once."""
+        return tuple({run.folder: run for run in self._holders.values()}.values())
 
     def superseded(self) -> Iterator[str]:
         """Say which runs lost rows to newer ones that measured the same."""

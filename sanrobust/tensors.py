@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
         images = images.clone()
     labels = labels.to(images.device, torch.int64)
     rule = chosen.rule()
-    run = build_attack(chosen, rule)
+    build_attack(chosen, rule)  # refuses what torchattacks does not have
     size = pass_size(max(images.shape[-2:]), images.device)
     guards.check_eval(model)
     guards.check_batch(images, labels, names)
@@ -91,13 +91,32 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
     if isinstance(model, Classifier):  # as the commands do
         fast = accelerate(model, images.device)
         model, size = fast.classifier, fast.pass_size(max(images.shape[-2:]), images.device)
-    worker = _Worker(FixedSizeBatches(model, size), run, rule, chosen)
+    return attacked(FixedSizeBatches(model, size), chosen, images, labels, names,
+                    batch_size=batch_size, rule=rule)
+
+
+def attacked(model: FixedSizeBatches, settings: AttackSettings, images: Tensor, labels: Tensor,
+             ids: Sequence[str], *, batch_size: int, rule: TargetRule | None = None,
+             followed: Callable[[int], object] = lambda _: None) -> Attacked:
+    """Attack images by a model that computes as a command's does; see `attack`.
+
+    Args:
+        model: what computes.
+        settings: the attack.
+        images, labels, ids: as `attack` takes them, and checked.
+        batch_size: how many are attacked together.
+        rule: ``settings.rule()`` where it is loaded already.
+        followed: told how many images are done, batch by batch.
+    """
+    rule = settings.rule() if rule is None else rule
+    worker = _Worker(model, build_attack(settings, rule), rule, settings)
     made, tables = [], []
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
-        for adversarial, columns in worker.attacked(images[part], labels[part], names[part]):
+        for adversarial, columns in worker.attacked(images[part], labels[part], ids[part]):
             made.append(adversarial)
             tables.append(columns)
+        followed(len(ids[part]))
     adversarial = torch.cat(made, 1)
     return Attacked(adversarial[0] if len(adversarial) == 1 else adversarial, _frame(tables))
 

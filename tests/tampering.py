@@ -111,7 +111,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a side of millions": (bad_spec(preprocessing={"img_size": 10**7}), "no number that"),
     "a specification without a model": (bad_spec(model=None), "of another kind"),
     "classes without names": (fact("classes", [1, 2, 3, 4, 5, 6]), "not as many"),
-    "another form": (fact("form", 2), "another version's form"),
+    "another form": (fact("form", 3), "another version's form"),
     "nothing but a number": (lambda folder: (folder / "source.json").write_text("7"), "changed"),
     "no JSON": (lambda folder: (folder / "source.json").write_text("{"), "JSONDecodeError"),
     "deep JSON": (lambda folder: (folder / "source.json").write_text("[" * 99999), "must be as"),

@@ -29,7 +29,7 @@ LIGHT = "-c", ("import sys, sanrobust.cli; "
 
 @pytest.mark.parametrize("words", [(), ("rotate",), ("pgd",), ("table",), ("train",), ("bench",),
                                    ("info",), ("zoo",), ("zoo", "list"), ("zoo", "show"),
-                                   ("zoo", "add"), ("zoo", "verify")], ids=" ".join)
+                                   ("zoo", "add"), ("zoo", "verify"), ("check",)], ids=" ".join)
 def test_every_command_has_help(command: Command, words: tuple[str, ...]) -> None:
     result = command(*words, "--help")
     assert result.exit_code == 0

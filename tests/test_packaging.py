@@ -67,3 +67,16 @@ def test_torchattacks_is_an_extra_that_the_tests_and_both_commands_bring() -> No
     assert all("[torchattacks]" in line or "[$(EXTRAS)]" in line for line in installs)
     chosen = re.findall(r"\bEXTRAS(?: \?)?=\s*(\S+)", text)  # by default, and for the oldest
     assert [each.split(",")[0] for each in chosen] == ["dev", "dev"]
+
+
+def test_every_file_of_the_package_that_is_no_module_is_installed() -> None:
+    patterns = {package: globs.replace(",", " ").split()
+                for package, globs in settings()["options.package_data"].items()}
+    package = ROOT / "sanrobust"
+    listed = {path for name, globs in patterns.items() for glob in globs
+              for path in (ROOT / name.replace(".", "/")).glob(glob)}
+    # What is made when the package is built has its own way into it.
+    found = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".py"
+             and not {"__pycache__", "lib"} & set(path.relative_to(package).parts)}
+    assert found == listed
+    assert package / "reporting" / "templates" / "report.html" in found

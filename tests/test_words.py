@@ -21,7 +21,8 @@ PACKAGE = Path(sanrobust.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # "install sanrobust again" names no command.
 COMMAND = re.compile(r"\bsanrobust (?!again\b)([a-z]+)(?: ([a-z]+)\b)?")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md",
+             *sorted(f"docs/{page.name}" for page in (Path(SOURCES) / "docs").glob("*.md")))
 
 
 def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from sanrobust.bench.peak import Peak
 from sanrobust.bench.samples import Case, Sample, Summary, best_rate, healthy, summarise
 from sanrobust.bench.settings import OURS, Settings
 from sanrobust.files import write_text
+from sanrobust.harmless import guarded
 
 # The last is the picture, which `sanrobust.bench.plot` draws.
 FILES = ("samples.csv", "bench.csv", "bench.json", "bench.png")
@@ -132,5 +133,5 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows(map(guarded, row) for row in rows)
     return text.getvalue()

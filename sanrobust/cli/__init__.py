@@ -10,11 +10,13 @@ import click
 
 from sanrobust.attacks.catalog import ATTACKS
 from sanrobust.cli.bench import bench
+from sanrobust.cli.check import check
 from sanrobust.cli.compare import compare
 from sanrobust.cli.complexity import complexity
 from sanrobust.cli.experiments import commands
 from sanrobust.cli.group import ErrorGroup
 from sanrobust.cli.info import info
+from sanrobust.cli.pages import leaderboard, report
 from sanrobust.cli.show import show
 from sanrobust.cli.status import status
 from sanrobust.cli.streams import open_streams
@@ -69,6 +71,6 @@ def _let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-for command in (*commands(), table, compare, status, train, study, bench, complexity, show, zoo,
-                info):
+for command in (*commands(), check, table, compare, report, leaderboard, status, train, study,
+                bench, complexity, show, zoo, info):
     main.add_command(command)

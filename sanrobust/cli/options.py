@@ -96,8 +96,8 @@ def model_options(command: Command) -> Command:
     )(command)
 
 
-def run_options(command: Command) -> Command:
-    """Add the options that say how to run; none of them changes a number."""
+def compute_options(command: Command) -> Command:
+    """Add the options that say where to compute and to write; none of them changes a number."""
     return _stack(
         click.option("--out", type=PATH, default=Path("results"), show_default=True,
                      metavar="FOLDER", help="Folder of records and tables."),
@@ -113,6 +113,13 @@ def run_options(command: Command) -> Command:
         click.option("--fold/--no-fold", default=True, show_default=True,
                      help="Compute a SAN as a whole where the native kernels can, and other "
                           "networks with batch norms inside their convolutions."),
+    )(command)
+
+
+def run_options(command: Command) -> Command:
+    """Add the options that say how to run; none of them changes a number."""
+    return _stack(
+        compute_options,
         click.option("--shard", metavar="i/n",
                      help="Measure part i of n of the images, i from 1; run all n in any order, "
                           "at once or not. [default: what torchrun or SLURM says]"),

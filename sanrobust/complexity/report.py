@@ -13,6 +13,7 @@ from sanrobust.complexity.settings import CONVENTIONS, IMG_SIZE, Convention
 from sanrobust.tables.sheet import Sheet, to_latex, to_markdown
 from sanrobust.complexity.tables import BILLION, EQUAL, MILLION, Layer, disagreements
 from sanrobust.files import write_text
+from sanrobust.harmless import csv_text
 
 _RENDERERS: dict[str, Callable[[Sheet], str]] = {"md": to_markdown, "tex": to_latex}
 _UNITS: dict[Convention, str] = {"paper": "FLOPs (G)", "mac": "MACs (G)"}
@@ -109,7 +110,7 @@ def write(rows: pd.DataFrame, sheet: Sheet, folder: Path, name: str) -> list[Pat
 
     Raises OutputError when a file cannot be written.
     """
-    texts = {"csv": rows.to_csv(index=False, lineterminator="\n"),
+    texts = {"csv": csv_text(rows),
              **{suffix: render(sheet) for suffix, render in _RENDERERS.items()}}
     paths = [folder / f"{name}.{suffix}" for suffix in texts]
     for path, text in zip(paths, texts.values()):

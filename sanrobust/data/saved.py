@@ -21,6 +21,7 @@ from sanrobust.csvfiles import CsvKind, read_bytes, shown
 from sanrobust.data.pixels import SUFFIXES
 from sanrobust.errors import DataError, shown_value
 from sanrobust.files import write_text
+from sanrobust.harmless import unguarded
 from sanrobust.preprocessing import LARGEST_SIDE
 from sanrobust.spec import digest_of
 
@@ -28,7 +29,9 @@ FOLDER, INDEX, SOURCE = "adversarial", "index.csv", "source.json"
 NEEDED = ("file", "image", "label", "sha256")
 """Columns that every index has; others are those of the experiment's records."""
 FILE_NAME = re.compile(rf"([0-9a-f]{{32}}-[1-9][0-9]{{0,5}})\.({'|'.join(SUFFIXES)})")
-_FORM = 1
+_FORM = 2
+_UNGUARDED = 1
+"""The form in which a name may look like a formula of a spreadsheet."""
 _SEAL = "sha256"
 _DIGEST = re.compile("[0-9a-f]{64}")
 _INDEX_KIND = CsvKind("index of saved images", ("file", "image"), "sanrobust replay")
@@ -57,12 +60,14 @@ class Source:
         num_classes: logits of its model, of which labels and targets are indices.
         classes: their names; None when unknown.
         index_sha256: of the index.
+        form: of the index.
     """
 
     spec: Mapping[str, Any]
     num_classes: int
     classes: tuple[str, ...] | None
     index_sha256: str
+    form: int = _FORM
 
     @property
     def side(self) -> int:
@@ -84,7 +89,7 @@ def read_source(folder: Path) -> Source:
         facts = json.loads(read_bytes(path, _SOURCE_KIND).decode("utf-8"))
         if not isinstance(facts, dict) or facts.pop(_SEAL, None) != digest_of(facts):
             raise ValueError("it was changed after it was written")
-        if facts["form"] != _FORM:
+        if facts["form"] not in (_UNGUARDED, _FORM):
             raise ValueError(f"it is of another version's form, {shown_value(facts['form'])}")
         _require_facts(facts)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -93,7 +98,7 @@ def read_source(folder: Path) -> Source:
                         hint=_AGAIN) from error
     classes = facts["classes"]
     return Source(facts["spec"], facts["num_classes"], None if classes is None else tuple(classes),
-                  facts["index_sha256"])
+                  facts["index_sha256"], facts["form"])
 
 
 def _require_facts(facts: Mapping[str, Any]) -> None:
@@ -160,7 +165,7 @@ def read_index(folder: Path, source: Source) -> list[tuple[Saved, ...]]:
         raise _wrong(path, "it was changed after it was written")
     images: dict[str, list[Saved]] = {}
     try:
-        for row in _rows(path, content):
+        for row in _rows(path, content, source.form):
             images.setdefault(row.image, []).append(row)
     except (csv.Error, UnicodeDecodeError) as error:
         raise _wrong(path, f"it is no CSV in UTF-8 ({error})") from error
@@ -182,7 +187,7 @@ def require_same_budgets(folder: Path, images: Sequence[Sequence[Saved]]) -> Non
                          "or has two labels")
 
 
-def _rows(path: Path, content: bytes) -> Iterator[Saved]:
+def _rows(path: Path, content: bytes, form: int) -> Iterator[Saved]:
     stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="")
     reader = csv.DictReader(stream, restval="", strict=True)
     lacking = [name for name in NEEDED if name not in (reader.fieldnames or ())]
@@ -190,7 +195,8 @@ def _rows(path: Path, content: bytes) -> Iterator[Saved]:
         raise _wrong(path, f"its first line lacks {', '.join(lacking)}")
     for cells in reader:
         try:
-            yield _saved(cells)
+            name = cells["image"]
+            yield _saved({**cells, "image": name if form == _UNGUARDED else unguarded(name)})
         except (ValueError, TypeError) as error:
             raise _wrong(path, f"line {reader.line_num}: {error}") from error
 

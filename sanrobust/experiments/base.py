@@ -121,10 +121,12 @@ class Plot:
     Attributes:
         suffix: what its file's name has behind that of the table; may be empty.
         draw: draws the rows of a table, or returns None where there is nothing to draw.
+        title: what it shows, a phrase.
     """
 
     suffix: str
     draw: Callable[[pd.DataFrame], Figure | None]
+    title: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ ENTRIES: tuple[Experiment, ...] = (
     CORRUPT,
     REPLAY,
 )
-COMMANDS = ("table", "compare", "status", "train", "study", "bench", "complexity", "show", "zoo",
-            "info")
+COMMANDS = ("table", "compare", "report", "leaderboard", "status", "train", "study", "bench",
+            "complexity", "show", "zoo", "info")
 """Commands that are no experiments; no experiment may be called so."""
 
 EXPERIMENTS: Registry[Experiment] = Registry(

@@ -145,6 +145,7 @@ class Layout:
         units: one sentence that names the units of the numbers.
         intervals: what the columns ``_low`` and ``_high`` bound.
         listings: further tables of the file in Markdown, from the lines.
+        ranked: the measure by which a leaderboard ranks models; empty: ``clean``.
         as_reported: whether the clean accuracy of a row may be held against the one reported for
             its model, from the row's columns.
     """
@@ -173,6 +174,7 @@ class Layout:
     units: str = "All numbers in percent."
     intervals: str = "95 % Wilson intervals"
     listings: Callable[[Sequence[Entry]], Iterator[Listing]] = _no_listings
+    ranked: str = ""
     as_reported: Callable[[Facts], bool] = _always
 
     @property

@@ -308,9 +308,9 @@ PGD = Experiment(
     help="""Attacks: targeted PGD (the paper's Table 10), AutoAttack and its parts, others.
 
     Without options it is white-box targeted PGD in the L-inf ball, and both budgets of Table 10 run
-    in one pass. The other attacks lead away from the label, in linf or l2; apgd-*, fab*, square and autoattack end with each image
-    that is misclassified. An attack of torchattacks takes its strength from -A. Writes OUT/pgd.csv,
-    .tex and .md, and with three radii or more a plot.
+    in one pass. The other attacks lead away from the label, in linf or l2; apgd-*, fab*, square and
+    autoattack end with each image that is misclassified. An attack of torchattacks takes its
+    strength from -A. Writes OUT/pgd.csv, .tex and .md, and with three radii or more a plot.
     """,
     settings=AttackSettings,
     prepare=PgdMeasurement,
@@ -325,7 +325,7 @@ PGD = Experiment(
         extra=("mean_linf",),
         rare={"mean_l2": "mean_l2", **{name: name for name in BROKEN},
               "zero_gradient": "no_gradient", "no_gradient": "no_gradient"},
-        clean="clean_top1", heads=_heads, title=_title, legend=_legend,
+        clean="clean_top1", ranked="top1_adv", heads=_heads, title=_title, legend=_legend,
         parts=BUDGET, order=budget_order, shared=("clean_top1",),
         details=(Measure("clean_top1", "clean top-1"), Measure("success", "s. rate"),
                  Measure("success_any", "s. rate, any iterate"), Measure("top1_adv", "top-1"),
@@ -334,5 +334,6 @@ PGD = Experiment(
         variant=_variant, variant_noun="Attack", done=_done, notes=_blind,
         failed_as="as wrong, and as reached by the attack"),
     reference=Reference(rows=_table10, fits=_fits, note=_note),
-    plots=(Plot(suffix="_radii", draw=draw_curve),),
+    plots=(Plot(suffix="_radii", draw=draw_curve,
+                title="Accuracy under attack against the radius"),),
 )

@@ -192,6 +192,6 @@ ROTATION = Experiment(
         rates=_RATES,
         values=tuple(column for name in _RATES for column in
                      ((name,) if name.startswith(f"{_CLEAN}_") else (name, f"{name}_drop"))),
-        clean=f"{_CLEAN}_top1", heads=_heads, title=_title, legend=_legend),
+        clean=f"{_CLEAN}_top1", ranked="cw90_top1", heads=_heads, title=_title, legend=_legend),
     reference=Reference(rows=_table9, fits=_fits, note=_note),
 )

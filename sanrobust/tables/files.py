@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sanrobust.experiments.base import Experiment
 from sanrobust.files import atomic_write, write_text
+from sanrobust.harmless import plain_names
 from sanrobust.tables.latex import to_latex
 from sanrobust.tables.markdown import to_markdown
 from sanrobust.tables.table import Table, to_csv
@@ -60,5 +61,5 @@ def _picture(figure: Figure, kind: str) -> bytes:
     from matplotlib import rc_context
     picture = io.BytesIO()
     with rc_context({"svg.hashsalt": "sanrobust"}):
-        figure.savefig(picture, format=kind, **_PICTURES[kind])
+        plain_names(figure).savefig(picture, format=kind, **_PICTURES[kind])
     return picture.getvalue()

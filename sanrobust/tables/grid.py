@@ -18,13 +18,18 @@ Role = Literal["single", "ours", "beside"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed number; ``drop`` goes into brackets, nan prints as a dash."""
+    """One printed number; ``drop`` goes into brackets, nan prints as a dash.
+
+    ``low`` and ``high`` bound its interval, nan where it has none.
+    """
 
     value: float
     drop: float | None = None
     bold: bool = False
     signed: bool = False
     decimals: int = 1
+    low: float = math.nan
+    high: float = math.nan
 
     def printed(self) -> str:
         """Return its number as it is printed; nan gives an empty string."""
@@ -34,6 +39,11 @@ class Cell:
         """Return its drop as it is printed, None where it has none."""
         return None if self.drop is None else printed(
             self.drop, signed=self.signed, decimals=self.decimals) or unknown
+
+    def printed_interval(self) -> str:
+        """Return its interval as it is printed, empty where it has none."""
+        low, high = (printed(bound, decimals=self.decimals) for bound in (self.low, self.high))
+        return f"[{low}, {high}]" if low and high else ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,8 @@ def _cell(values: Mapping[str, float], measure: Measure, best: str | None) -> Ce
     key, digits = measure.key, measure.decimals
     value = values.get(key, math.nan)
     return Cell(value, values.get(f"{key}_drop"), decimals=digits,
-                bold=best is not None and printed(value, decimals=digits) == best)
+                bold=best is not None and printed(value, decimals=digits) == best,
+                low=values.get(f"{key}_low", math.nan), high=values.get(f"{key}_high", math.nan))
 
 
 def _beside(entry: Entry, measures: Sequence[Measure], stubs: int) -> list[Line]:

@@ -13,6 +13,7 @@ from sanrobust.choices import FLOAT32
 from sanrobust.errors import OutputError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.layout import Layout
+from sanrobust.harmless import csv_text
 
 PAPER_PREFIX = "paper_"
 MODEL_FACTS = ("preprocessing", "code", "source", "weights")
@@ -147,7 +148,7 @@ def to_csv(table: Table) -> str:
     """
     rows = _told(table.rows, table.layout.rare)
     rows = rows.assign(note=table.note) if table.note else rows
-    return rows.to_csv(index=False, lineterminator="\n")
+    return csv_text(rows)
 
 
 def _told(rows: pd.DataFrame, rare: Mapping[str, str]) -> pd.DataFrame:

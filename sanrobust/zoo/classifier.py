@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sanrobust.errors import ModelError, NonFiniteError, SanrobustError, UsageError, first_line
+from sanrobust.errors import (ModelError, NonFiniteError, SanrobustError, TrainModeError,
+                              UsageError, first_line)
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.code import code_digest
@@ -131,15 +132,15 @@ class Classifier(nn.Module):
         return self
 
     def require_eval(self) -> None:
-        """Raise ModelError where a part of the network stays in train mode.
+        """Raise TrainModeError where a part of the network stays in train mode.
 
         There numbers depend on the other images of a batch or on chance.
         """
         for name, module in self.network.named_modules():
             if module.training:
-                raise ModelError(f"every part of {self.name} must be in eval mode",
-                                 seen=f"{name or 'it'} ({type(module).__name__}) stays in train "
-                                      "mode", hint="mend its train and eval methods")
+                raise TrainModeError(f"every part of {self.name} must be in eval mode",
+                                     seen=f"{name or 'it'} ({type(module).__name__}) stays in "
+                                          "train mode", hint="mend its train and eval methods")
 
     def _digest(self) -> str:
         try:

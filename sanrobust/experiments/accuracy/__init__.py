@@ -358,5 +358,5 @@ ACCURACY = Experiment(
         intervals="95 % intervals (Wilson's for rates, Student's for means)",
         excluded_as="Images without a label that is scored, and so in no number",
         as_reported=_as_reported),
-    plots=(Plot(suffix="", draw=draw),),
+    plots=(Plot(suffix="", draw=draw, title="Reliability diagrams"),),
 )

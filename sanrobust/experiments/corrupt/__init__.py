@@ -434,5 +434,5 @@ CORRUPT = Experiment(
                  Measure("ce", "CE", rare=True), Measure("relative_ce", "rel. CE", rare=True)),
         part_noun="Corruption", part_words=_part_words,
         variant=_variant, variant_noun="Corruptions", done=_done, notes=_notes),
-    plots=(Plot(suffix="", draw=draw),),
+    plots=(Plot(suffix="", draw=draw, title="Errors by corruption and severity"),),
 )

@@ -331,8 +331,9 @@ SPATIAL = Experiment(
     outcomes=_outcomes,
     told_by_rows=("angles",),
     layout=Layout(
-        rates=RATES, values=(*_SHARED, ANGLE, RATES[-1]), clean=RATES[0], heads=_heads,
-        title=_title, legend=_legend, parts=(ANGLE,), shared=_SHARED, variant=_variant,
+        rates=RATES, values=(*_SHARED, ANGLE, RATES[-1]), clean=RATES[0],
+        ranked="grid_top1", heads=_heads, title=_title, legend=_legend, parts=(ANGLE,),
+        shared=_SHARED, variant=_variant,
         variant_noun="Attack", done=_done, notes=_notes),
-    plots=(Plot(suffix="_angles", draw=draw_curves),),
+    plots=(Plot(suffix="_angles", draw=draw_curves, title="Accuracy against the angle"),),
 )
