@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
-pytest.importorskip("playwright", reason="playwright comes with the extra dev")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync"]
