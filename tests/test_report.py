@@ -251,9 +251,10 @@ def test_the_papers_values_stand_beside_ours_where_they_fit(measured: Path, page
 
 def test_verdicts_of_a_folder_are_shown(measured: Path, tmp_path: Path) -> None:
     make_run(tmp_path, "abcd")
-    (tmp_path / "check.csv").write_text("verdict,what\nred,<b>masked</b>\n", encoding="utf-8")
+    (tmp_path / "check.csv").write_text("verdict,what,numbers\nred,<b>masked</b>,{}\n", "utf-8")
     section = read(sanrobust.report(tmp_path).page).all("section", id="validity")[0]
     assert "<b>masked</b>" in section.text and not section.all("b")
+    assert "numbers" not in section.text and "{}" not in section.text
     (tmp_path / "check.csv").write_text("a,b\n1\n", encoding="utf-8")
     with pytest.raises(OutputError, match="check.csv"):
         sanrobust.report(tmp_path)

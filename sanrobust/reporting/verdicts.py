@@ -13,6 +13,8 @@ from sanrobust.experiments.layout import Listing
 
 VALIDITY = "check*.csv"
 """Where verdicts on the validity of attacks lie in a folder of results."""
+FOR_PROGRAMS = "numbers"
+"""The column that a page leaves out: what stands behind a verdict, for programs."""
 MOST_ROWS = 500
 _KIND = CsvKind("table of verdicts", ("", ""), "OUT")
 
@@ -27,8 +29,10 @@ def verdicts(out: Path) -> Iterator[Listing]:
             raise _damaged(path, str(error)) from error
         if not rows or any(len(row) != len(rows[0]) for row in rows):
             raise _damaged(path, "its rows have not all as many cells as the first")
+        shown = [place for place, name in enumerate(rows[0]) if name != FOR_PROGRAMS]
+        rows = [tuple(row[place] for place in shown) for row in rows]
         more = len(rows) - 1 - MOST_ROWS
-        title = path.stem + (f", the first {MOST_ROWS} of {len(rows) - 1} rows" if more > 0 else "")
+        title = path.name + (f", the first {MOST_ROWS} of {len(rows) - 1} rows" if more > 0 else "")
         yield Listing(title, rows[0], tuple(rows[1:MOST_ROWS + 1]), stubs=len(rows[0]))
 
 
