@@ -200,7 +200,7 @@ ATTACK_LINES = (
     Line("steps", "Twice the steps gain under a point.", CARLINI, _converged, rests_on=_WORKS),
     Line("radius", "In a larger ball more is broken.", CARLINI, _radius, rests_on=_WORKS),
     Line("eps 128", "Where every image can be made grey nearly all are broken.", ATHALYE,
-         _unlimited, rests_on=(*_WORKS, "radius")),
+         _unlimited, rests_on=(*_WORKS, "radius", "accuracy")),
     Line("noise", "Random noise of the same size does less.", CARLINI, _noise, rests_on=_WORKS),
     Line("one step", "One step does less than many.", ATHALYE, _one_step, rests_on=_WORKS),
     Line("black box", "An attack without gradients (Square) is not stronger.", ATHALYE, _black_box,
