@@ -16,7 +16,7 @@ from made_runs import SPEC, make_run
 from pages import Element, read, require_harmless, require_labelled
 from report_folder import typed
 from sanrobust.errors import DataError, OutputError
-from sanrobust.reporting.leaderboard import Board
+from sanrobust.reporting.page import Page
 from sanrobust.summary import gather
 
 MODELS = ("resnet26.digits", "resnet38.digits", "san10-pair.digits")
@@ -36,12 +36,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def board(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Board:
+def board(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Page:
     return sanrobust.leaderboard(folders, to=tmp_path_factory.mktemp("board"))
 
 
 @pytest.fixture(scope="module")
-def page(board: Board) -> Element:
+def page(board: Page) -> Element:
     return read(board.page)
 
 
@@ -82,14 +82,14 @@ def test_what_is_known_of_each_model_is_listed(page: Element) -> None:
         or rows[MODELS[0]] == ["digits, 7; digits, 20", "digits, 20", "digits, 20"]
 
 
-def test_a_board_of_its_json_is_the_same(board: Board, tmp_path: Path) -> None:
+def test_a_board_of_its_json_is_the_same(board: Page, tmp_path: Path) -> None:
     again = sanrobust.leaderboard([board.page.parent], to=tmp_path)
     assert [path.read_bytes() for path in again.files] == [
         path.read_bytes() for path in board.files]
     assert len(board.files) == 1 + len(MODELS)
 
 
-def test_the_json_has_the_rows_of_the_tables(board: Board, folders: tuple[Path, Path]) -> None:
+def test_the_json_has_the_rows_of_the_tables(board: Page, folders: tuple[Path, Path]) -> None:
     path = next(each for each in board.files if each.name.startswith(MODELS[1]))
     facts = json.loads(path.read_text("utf-8"))
     (standing,) = facts["standings"]
@@ -106,7 +106,7 @@ def test_the_json_has_the_rows_of_the_tables(board: Board, folders: tuple[Path, 
     (lambda text: "[]", "changed"), (lambda text: "[" * 99999, "not"),
     (lambda text: "7", "changed"),
 ])
-def test_json_that_was_changed_is_refused(board: Board, tmp_path: Path, change: object, told: str
+def test_json_that_was_changed_is_refused(board: Page, tmp_path: Path, change: object, told: str
                                           ) -> None:
     place = Path(shutil.copytree(board.page.parent, tmp_path / "board"))
     path = next(place.glob("*.json"))

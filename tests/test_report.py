@@ -27,7 +27,7 @@ from sanrobust.errors import OutputError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.paper import DISPLAY_NAMES
 from sanrobust.reporting import provenance
-from sanrobust.reporting.report import Report
+from sanrobust.reporting.page import Page
 from sanrobust.runs import find_runs
 from sanrobust.summary import gather
 from sanrobust.tables import to_markdown
@@ -42,16 +42,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(measured: Path) -> Report:
+def made(measured: Path) -> Page:
     return sanrobust.report(measured)
 
 
 @pytest.fixture(scope="module")
-def page(made: Report) -> Element:
+def page(made: Page) -> Element:
     return read(made.page)
 
 
-def test_a_page_is_harmless_and_labelled(page: Element, made: Report) -> None:
+def test_a_page_is_harmless_and_labelled(page: Element, made: Page) -> None:
     require_harmless(page)
     require_labelled(page)
     beside = {path.name for path in made.files}
@@ -70,7 +70,7 @@ def test_the_page_of_one_run_follows_from_its_records_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_all_files_follow_from_the_records_alone(measured: Path, made: Report, tmp_path: Path
+def test_all_files_follow_from_the_records_alone(measured: Path, made: Page, tmp_path: Path
                                                  ) -> None:
     again = sanrobust.report(str(measured), to=tmp_path)
     assert again.page.read_bytes() == made.page.read_bytes()
@@ -219,7 +219,7 @@ def test_attention_is_drawn_of_models_that_attend(page: Element) -> None:
     assert len(looks) == 1 and looks[0].text.startswith(SAN)
 
 
-def test_the_figures_are_files_too(made: Report) -> None:
+def test_the_figures_are_files_too(made: Page) -> None:
     names = {path.name for path in made.files}
     for stem in ("spatial_angles", "pgd_radii", "pgd_steps", "corruptions",
                  "corruptions_severities", "accuracy"):

@@ -145,6 +145,19 @@ def folder_options(command: Command) -> Command:
     )(command)
 
 
+def which_runs(command: Command) -> Command:
+    """Add the options that choose among the runs of a folder of results."""
+    return _stack(
+        click.option("-m", "--model", "models", multiple=True, metavar="NAME",
+                     help="Only runs of this model, by full name or architecture; repeatable."),
+        click.option("--data", multiple=True, metavar="NAME",
+                     help="Only runs on the dataset that tables call so; repeatable."),
+        click.option("--run", "runs", multiple=True, metavar="FOLDER",
+                     help="Only the run whose folder under OUT/runs begins so or has this digest; "
+                          "repeatable."),
+    )(command)
+
+
 def save_option(command: Command) -> Command:
     """Add the option that keeps the images which an experiment makes; it changes no number."""
     return click.option("--save-adversarial", is_flag=True,

@@ -8,25 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from sanrobust.cli.group import Command
-from sanrobust.cli.options import PATH
+from sanrobust.cli.options import PATH, which_runs
 from sanrobust.options import Whole
 
 if TYPE_CHECKING:
-    from sanrobust.reporting.leaderboard import Board
-    from sanrobust.reporting.report import Report
+    from sanrobust.reporting.page import Page
 
 
 @click.command(cls=Command)
 @click.argument("out", type=PATH, default=Path("results"), metavar="[OUT]")
 @click.option("--to", type=PATH, metavar="FOLDER",
               help="Folder of the page and its figures. [default: report in OUT]")
-@click.option("-m", "--model", "models", multiple=True, metavar="NAME",
-              help="Only runs of this model, by full name or architecture; repeatable.")
-@click.option("--data", multiple=True, metavar="NAME",
-              help="Only runs on the dataset that tables call so; repeatable.")
-@click.option("--run", "runs", multiple=True, metavar="FOLDER",
-              help="Only the run whose folder under OUT/runs begins so or has this digest; "
-                   "repeatable.")
+@which_runs
 @click.option("--images", type=Whole(0, 12), default=3, show_default=True, metavar="N",
               help="Attacked images shown of each run that has --save-adversarial's.")
 @click.option("--attention/--no-attention", default=True, show_default=True,
@@ -60,12 +53,13 @@ def leaderboard(folders: tuple[Path, ...], to: Path) -> None:
     _print(ranked(folders or (Path("results"),), to=to))
 
 
-def _print(made: Report | Board) -> None:
+def _print(made: Page) -> None:
     """Print where a page is to standard output; raise its problem, if it has one."""
     from sanrobust.cli.report import say
     for line in made.remarks:
         say(line)
-    say(f"wrote {len(made.files) - 1} files beside the page")
+    beside = len(made.files) - 1
+    say(f"wrote {beside} file{'' if beside == 1 else 's'} beside the page")
     click.echo(str(made.page))
     if made.problem is not None:
         raise made.problem

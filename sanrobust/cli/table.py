@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sanrobust.cli.group import Command
-from sanrobust.cli.options import PATH
+from sanrobust.cli.options import PATH, which_runs
 from sanrobust.experiments.catalog import EXPERIMENTS
 
 
@@ -18,13 +18,7 @@ from sanrobust.experiments.catalog import EXPERIMENTS
               help="Only tables of this experiment, as the argument says too; repeatable.")
 @click.option("--out", type=PATH, default=Path("results"), show_default=True, metavar="FOLDER",
               help="Folder of records and tables.")
-@click.option("-m", "--model", "models", multiple=True, metavar="NAME",
-              help="Only runs of this model, by full name or architecture; repeatable.")
-@click.option("--data", multiple=True, metavar="NAME",
-              help="Only runs on the dataset that tables call so; repeatable.")
-@click.option("--run", "runs", multiple=True, metavar="FOLDER",
-              help="Only the run whose folder under OUT/runs begins so or has this digest; "
-                   "repeatable.")
+@which_runs
 @click.option("--paper/--no-paper", default=False,
               help="Add the paper's values and the differences, where a trained network of the "
                    "paper was measured on ImageNet (--data imagenet, or --data-name imagenet).")

@@ -8,36 +8,17 @@ from importlib import metadata
 from pathlib import Path
 
 from sanrobust.comparing import differing
-from sanrobust.errors import DataError, SanrobustError, UsageError
+from sanrobust.errors import DataError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.experiments.layout import Listing, Measure
 from sanrobust.files import require_writable, write_text
 from sanrobust.processes import uninterrupted
-from sanrobust.reporting.page import render
+from sanrobust.reporting.page import PAGE, Page, render
 from sanrobust.reporting.standings import Standing, documents, gathered
 from sanrobust.reporting.views import Shown, TableView, Unit, listing_view, table_view
 from sanrobust.summary import DEMO_NOTE
 from sanrobust.tables import Table, make_table
 from sanrobust.tables.grid import grid
-
-PAGE = "index.html"
-
-
-@dataclass(frozen=True)
-class Board:
-    """A page of rankings and its files.
-
-    Attributes:
-        page: the file.
-        files: all files written.
-        remarks: what is not in it, a sentence each.
-        problem: what says that runs do not read back; None where all do.
-    """
-
-    page: Path
-    files: tuple[Path, ...]
-    remarks: tuple[str, ...]
-    problem: SanrobustError | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ class Ranking:
 
 
 def leaderboard(folders: Sequence[str | Path] = ("results",), *, to: str | Path = "leaderboard"
-                ) -> Board:
+                ) -> Page:
     """Write a page of rankings over the folders, and a JSON for each model.
 
     Args:
@@ -81,8 +62,8 @@ def leaderboard(folders: Sequence[str | Path] = ("results",), *, to: str | Path 
     with uninterrupted():
         for name, text in files.items():
             write_text(target / name, text)
-    return Board(target / PAGE, tuple(target / name for name in files),
-                 (*found.remarks, *strange), found.problem)
+    return Page(target / PAGE, tuple(target / name for name in files),
+                (*found.remarks, *strange), found.problem)
 
 
 @dataclass(frozen=True)

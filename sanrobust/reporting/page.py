@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sanrobust.errors import SanrobustError
 from sanrobust.files import printable
 
 if TYPE_CHECKING:
@@ -15,6 +18,24 @@ if TYPE_CHECKING:
 
 _POLICY = ("default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; "
            "base-uri 'none'; form-action 'none'")
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that was written, and its files.
+
+    Attributes:
+        page: the file.
+        files: all files written.
+        remarks: what is not in it, a sentence each.
+        problem: what says that runs do not read back; None where all do.
+    """
+
+    page: Path
+    files: tuple[Path, ...]
+    remarks: tuple[str, ...]
+    problem: SanrobustError | None = None
 
 
 def render(template: str, **values: object) -> str:

@@ -19,14 +19,14 @@ from sanrobust.reporting.attention import Look, looks
 from sanrobust.reporting.classes import class_view
 from sanrobust.reporting.figures import KINDS, Picture, pictures
 from sanrobust.reporting.gallery import Gallery, gallery
-from sanrobust.reporting.page import render
+from sanrobust.reporting.page import PAGE, Page, render
 from sanrobust.reporting.verdicts import verdicts
 from sanrobust.reporting.views import TableView, listing_view, listing_views, table_view
 from sanrobust.runs import Run, find_runs, require_runs, strange_runs
 from sanrobust.summary import Selection, Summary, damage, gather, require_known
 from sanrobust.tables import Table, paper_tables, to_csv
 
-FOLDER, PAGE = "report", "index.html"
+FOLDER = "report"
 MOST_IMAGES = 12
 _OWN_FIGURES = ("_severities", "_steps")
 
@@ -54,26 +54,9 @@ class Section:
     paper: TableView | None
 
 
-@dataclass(frozen=True)
-class Report:
-    """A page and its files.
-
-    Attributes:
-        page: the file.
-        files: all files written.
-        remarks: what is not in it, a sentence each.
-        problem: what says that runs do not read back; None where all do.
-    """
-
-    page: Path
-    files: tuple[Path, ...]
-    remarks: tuple[str, ...]
-    problem: SanrobustError | None = None
-
-
 def report(out: str | Path = "results", *, to: str | Path | None = None,
            runs: Sequence[str] = (), models: Sequence[str] = (), data: Sequence[str] = (),
-           images: int = 3, attention: bool = True) -> Report:
+           images: int = 3, attention: bool = True) -> Page:
     """Write the page of the complete runs under ``out``.
 
     Args:
@@ -109,7 +92,7 @@ def report(out: str | Path = "results", *, to: str | Path | None = None,
                       for name, content in figure.files.items()})
     remarks = (*strange, *(remark for each in found.values() for remark in each.remarks),
                *shown.without)
-    return Report(folder / PAGE, _write(folder, files), remarks, damage(problems))
+    return Page(folder / PAGE, _write(folder, files), remarks, damage(problems))
 
 
 def _summaries(out: Path, chosen: Selection) -> tuple[dict[str, Summary], list[OutputError]]:
