@@ -60,7 +60,8 @@ def _attacks(results: Results) -> Sheet:
     title = (f"Attacks on {threat.images} digits, linf {threat.eps:g}/255, {threat.iters} steps, "
              f"{threat.queries} queries: median wall time, and of one counted run the CPU time, "
              "the accuracy left in percent, the images in passes and the percentage of its wall "
-             "time inside the network; in brackets how much faster ours is.")
+             "time inside the network, that of the counting left out; in brackets how much faster "
+             "ours is.")
     return Sheet("bench", title, ("", "", "", "s", "CPU s", "robust", "forward", "backward",
                                   "network"), 3, tuple(map(tuple, groups.values())))
 
