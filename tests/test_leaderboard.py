@@ -150,23 +150,6 @@ def test_damage_is_named_and_hides_no_other(command: Command, tmp_path: Path) ->
     assert "m.t" in (tmp_path / "to" / "index.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("words", "code", "told"), [
-    (("no/such",), 6, "there is no folder"), ((".",), 6, "holds none"),
-    (("n" * 5000,), 6, "folder"),
-    (("made", "no"), 6, "there is no folder"), (("made", "--to", "file"), 6, "writable"),
-    ((), 6, "there is no folder results"),
-])
-def test_bad_input_is_one_sentence(command: Command, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
-                                   code: int, told: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "made", "abcd")
-    (tmp_path / "file").write_text("")
-    result = command("leaderboard", *words)
-    assert result.exit_code == code and told in result.stderr, result.output
-    assert "Traceback" not in result.output and not list(tmp_path.rglob("index.html"))
-
-
 def test_a_folder_without_any_complete_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         make_run(tmp_path, "ab", block=2)

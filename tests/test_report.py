@@ -311,22 +311,42 @@ def test_how_to_cite_is_what_the_citation_file_says() -> None:
                for each in provenance.references("1.2"))
 
 
+@pytest.mark.parametrize("name", ["report", "leaderboard"])
 @pytest.mark.parametrize(("words", "code", "told"), [
     (("no/such",), 6, "there is no folder"), ((".",), 6, "holds none"),
-    (("n" * 5000,), 6, "folder"), (("made", "--model", "resnet99"), 2, "there are"),
-    (("made", "--data", "x"), 2, "there are d"), (("made", "--run", "x"), 2, "there are rotate-"),
-    (("made", "--images", "13"), 2, "--images"), (("made", "--to", "file/x"), 6, "writable"),
-    (("made", "--to", "made/runs/../../file"), 6, "writable"), (("",), 2, "empty"),
+    (("n" * 5000,), 6, "folder"), (("made", "--to", "file/x"), 6, "writable"),
 ])
 def test_bad_input_is_one_sentence(command: Command, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
-                                   code: int, told: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "made", "abcd")
-    (tmp_path / "file").write_text("")
-    result = command("report", *words)
+                                   monkeypatch: pytest.MonkeyPatch, name: str,
+                                   words: tuple[str, ...], code: int, told: str) -> None:
+    is_refused(command, tmp_path, monkeypatch, (name, *words), code, told)
+
+
+@pytest.mark.parametrize(("words", "code", "told"), [
+    (("report", "made", "--model", "resnet99"), 2, "there are"),
+    (("report", "made", "--data", "x"), 2, "there are d"),
+    (("report", "made", "--run", "x"), 2, "there are rotate-"),
+    (("report", "made", "--images", "13"), 2, "--images"),
+    (("report", "made", "--to", "made/runs/../../file"), 6, "writable"),
+    (("report", ""), 2, "empty"),
+    (("leaderboard", "made", "no"), 6, "there is no folder"),
+    (("leaderboard", "made", "--to", "file"), 6, "writable"),
+    (("leaderboard",), 6, "there is no folder results"),
+])
+def test_what_one_of_the_pages_refuses_is_one_sentence(
+        command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
+        code: int, told: str) -> None:
+    is_refused(command, tmp_path, monkeypatch, words, code, told)
+
+
+def is_refused(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch,
+               words: tuple[str, ...], code: int, told: str) -> None:
+    monkeypatch.chdir(folder)
+    make_run(folder / "made", "abcd")
+    (folder / "file").write_text("")
+    result = command(*words)
     assert result.exit_code == code and told in result.stderr, result.output
-    assert "Traceback" not in result.output and not list(tmp_path.rglob("index.html"))
+    assert "Traceback" not in result.output and not list(folder.rglob("index.html"))
 
 
 def test_a_stop_leaves_the_earlier_page(command: Command, tmp_path: Path,

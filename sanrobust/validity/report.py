@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sanrobust.errors import SanrobustError, ValidityError
 from sanrobust.files import printable
+from sanrobust.harmless import csv_text
 from sanrobust.summary import DEMO_NOTE
 from sanrobust.tables import sheet
 from sanrobust.validity.values import LOOK, NOT_JUDGED, OK, WORDS, WRONG, Verdict
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 STEM = "check"
 SUFFIXES = ("csv", "md", "json")
 _WIDTH = 100
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SOURCES = ("Carlini et al. 2019 (arXiv 1902.06705), Athalye et al. 2018 (arXiv 1802.00420), "
             "Pintor et al. 2022 (arXiv 2106.09947)")
 
@@ -135,11 +135,7 @@ def _sheet(made: Validity) -> sheet.Sheet:
 def _csv(made: Validity) -> str:
     rows = made.table
     rows["numbers"] = [json.dumps(each, ensure_ascii=False) for each in rows["numbers"]]
-    for name in ("model", "data", "seen", "advice"):
-        # A spreadsheet would compute what begins like a formula.
-        rows[name] = [f"'{each}" if each.startswith(_FORMULA) else each for each in rows[name]]
-    text: str = rows.to_csv(index=False, lineterminator="\n")
-    return text
+    return csv_text(rows)
 
 
 def _json(made: Validity) -> str:
