@@ -30,7 +30,8 @@ from sanrobust.processes import become_worker, stops_held, workers_ended_on_erro
 from sanrobust.progress import Reporter
 from sanrobust.run import run
 from sanrobust.tables import Table, make_table, table_files, write_table
-from sanrobust.train import Recipe, TrainingJob, is_trained, train_models
+from sanrobust.training.job import TrainingJob, is_trained, train_models
+from sanrobust.training.recipes import Recipe
 from sanrobust.zoo.checkpoint import read_facts
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.forms import small_config
@@ -215,7 +216,7 @@ def _train(jobs: Sequence[TrainingJob], processes: int, say: Say) -> None:
 def _train_one(job: TrainingJob) -> str:
     # One thread: another number of them would sum in another order.
     torch.set_num_threads(1)
-    path, = train_models(job, say=lambda _: None)
+    path, = train_models(job)
     facts = read_facts(path) or {}
     return f"{job.models[0]}, {job.tag}, held-out top-1 {facts['top1']:.2f} %"
 

@@ -22,7 +22,8 @@ from sanrobust.experiments.rotation import ROTATION
 from sanrobust.metrics import seed_interval
 from sanrobust.progress import Reporter
 from sanrobust.study import DESIGN_SPACE, Study, average, run_study, study_command
-from sanrobust.train import Recipe, TrainingJob
+from sanrobust.training.job import TrainingJob
+from sanrobust.training.recipes import Recipe
 from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import small_config
 from sanrobust.zoo.names import canonical

@@ -13,64 +13,78 @@ from conftest import Command
 from sanrobust.data.datasets import open_dataset
 from sanrobust.errors import DataError, UsageError
 from sanrobust.files import sha256_file
-from sanrobust.train import (Recipe, _check_recipe, _torch_smoothing, random_shift,
-                             train_network)
-from sanrobust.zoo.catalog import SMALL_PREPROCESSING, find
+from sanrobust.training.feed import Moves, draw_moves
+from sanrobust.training.loop import Sets, Training, torch_smoothing
+from sanrobust.training.recipes import Recipe
+from sanrobust.training.splits import check_sets
+from sanrobust.zoo.build import build
+from sanrobust.zoo.catalog import find
 from sanrobust.zoo.families.resnet import ResNetConfig
 
 TINY = ResNetConfig(layers=(1, 1, 1, 1), width=4, stem="small", num_classes=10)
 CPU = torch.device("cpu")
 
 
-def test_a_short_training_lowers_the_loss_and_beats_chance() -> None:
-    train = open_dataset("digits", root=None, split="train")
-    test = open_dataset("digits", root=None, num_samples=100)
+def _trained(sets: Sets, recipe: Recipe) -> tuple[Training, list[str]]:
     told: list[str] = []
-    trained = train_network(TINY, train, test, recipe=Recipe(epochs=3, batch_size=32, shift=1),
-                            preprocessing=SMALL_PREPROCESSING, device=CPU, say=told.append)
-    losses = [float(line.rsplit(" ", 1)[1]) for line in told]
+    torch.manual_seed(recipe.seed)
+    training = Training(build(TINY), sets, recipe, device=CPU, classes=10)
+    training.run(told.append)
+    return training, told
+
+
+def test_a_short_training_lowers_the_loss_and_beats_chance() -> None:
+    sets = Sets(open_dataset("digits", root=None, split="train"),
+                open_dataset("digits", root=None, num_samples=100))
+    training, told = _trained(sets, Recipe(epochs=3, batch_size=32, shift=1))
+    losses = [each.loss for each in training.state.history]
     assert losses[-1] < losses[0] - 0.3
-    assert trained.top1 > 30 and trained.images == 100
-    assert not trained.network.training
+    assert training.state.history[-1].top1 > 30 and not training.network.training
+    assert [line.split(",")[0] for line in told] == [
+        f"epoch {number}/3: loss {loss:.4f}" for number, loss in enumerate(losses, 1)]
 
 
 def test_training_twice_gives_the_same_weights() -> None:
-    train = open_dataset("digits", root=None, split="train", num_samples=64)
-    test = open_dataset("digits", root=None, num_samples=20)
-    first, second = (train_network(TINY, train, test, recipe=Recipe(epochs=1, batch_size=32),
-                                   preprocessing=SMALL_PREPROCESSING, device=CPU,
-                                   say=lambda _: None).network.state_dict() for _ in range(2))
+    sets = Sets(open_dataset("digits", root=None, split="train", num_samples=64),
+                open_dataset("digits", root=None, num_samples=20))
+    first, second = (_trained(sets, Recipe(epochs=1, batch_size=32))[0].network.state_dict()
+                     for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_held_out_images_must_not_be_the_training_images() -> None:
     images = open_dataset("digits", root=None)
     with pytest.raises(DataError, match="must differ"):
-        train_network(TINY, images, images, recipe=Recipe(), preprocessing=SMALL_PREPROCESSING,
-                      device=CPU, say=print)
+        check_sets(Sets(images, images), 2)
 
 
 def test_a_batch_larger_than_the_training_split_is_refused() -> None:
     train = open_dataset("digits", root=None, split="train", num_samples=8)
     with pytest.raises(DataError, match="lower --batch-size"):
-        train_network(TINY, train, open_dataset("digits", root=None), recipe=Recipe(),
-                      preprocessing=SMALL_PREPROCESSING, device=CPU, say=print)
+        check_sets(Sets(train, open_dataset("digits", root=None)), 64)
 
 
 def test_a_shift_moves_an_image_and_never_turns_it() -> None:
     image = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8)
-    shifted = random_shift(image, limit=2, generator=torch.Generator().manual_seed(1))
-    for old, new in zip(image, shifted, strict=True):
-        moves = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+    moves = draw_moves(2, Recipe(shift=2), torch.Generator().manual_seed(1))
+    for old, new in zip(image, moves.applied(image), strict=True):
+        found = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
                  if torch.equal(new[:, 2:6, 2:6], old[:, 2 + dy:6 + dy, 2 + dx:6 + dx])]
-        assert len(moves) == 1
+        assert len(found) == 1
+
+
+def test_a_flip_mirrors_the_images_that_are_drawn() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    moved = Moves(flips=torch.tensor([True, False, False, True])).applied(images)
+    assert torch.equal(moved[[0, 3]], images[[0, 3]].flip(3))
+    assert torch.equal(moved[[1, 2]], images[[1, 2]])
 
 
 def test_smoothing_takes_the_papers_mass_from_the_true_class() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5, 0.0]])
     target = torch.tensor([[0.9, 0.1 / 3, 0.1 / 3, 0.1 / 3]])
     expected = -(target * logits.log_softmax(1)).sum()
-    found = F.cross_entropy(logits, torch.tensor([0]), label_smoothing=_torch_smoothing(0.1, 4))
+    found = F.cross_entropy(logits, torch.tensor([0]), label_smoothing=torch_smoothing(0.1, 4))
     assert found == pytest.approx(expected.item(), abs=1e-6)
 
 
@@ -98,15 +112,16 @@ def test_a_folder_needs_a_held_out_one(command: Command, tmp_path: Path) -> None
     assert result.exit_code == 2 and "--held-out FOLDER" in result.output
 
 
-@pytest.mark.parametrize(("recipe", "option"), [
-    (Recipe(lr=0), "--lr"), (Recipe(lr=float("nan")), "--lr"), (Recipe(shift=32), "--shift"),
-    (Recipe(seed=2**63), "--seed")])
-def test_a_recipe_that_cannot_be_followed_is_refused_by_its_option(recipe: Recipe,
-                                                                   option: str) -> None:
-    with pytest.raises(UsageError, match=f"{option} must be"):
-        _check_recipe(recipe, 32)
+@pytest.mark.parametrize(("field", "value"), [
+    ("lr", 0), ("lr", float("nan")), ("shift", 32), ("seed", 2**63), ("form", "large"),
+    ("crop", "none"), ("decay", "never"), ("precision", "float8"), ("warmup", 30),
+    ("micro_batch", 48), ("eps", 0.03), ("attack_step", "x")])
+def test_a_recipe_that_cannot_be_followed_is_refused_by_its_option(field: str,
+                                                                   value: object) -> None:
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} must be"):
+        Recipe(**{field: value})  # type: ignore[arg-type]
 
 
 def test_no_shift_moves_nothing() -> None:
     pixels = torch.rand(2, 3, 8, 8)
-    assert random_shift(pixels, limit=0, generator=torch.Generator()) is pixels
+    assert draw_moves(2, Recipe(shift=0), torch.Generator()).applied(pixels) is pixels

@@ -14,11 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conftest import Command
-from sanrobust import train as module
 from sanrobust.errors import DataError, NonFiniteError, OutputError, UsageError
-from sanrobust.train import Recipe, Trained, TrainingJob, is_trained, train_models
+from sanrobust.progress import Reporter
+from sanrobust.training import job as module
+from sanrobust.training.history import Epoch
+from sanrobust.training.job import TrainingJob, is_trained, train_models
+from sanrobust.training.loop import Training
+from sanrobust.training.recipes import Recipe
+from sanrobust.training.scoring import Score
 from sanrobust.zoo.checkpoint import read_facts
-from sanrobust.zoo.families.base import Architecture
 from sanrobust.zoo.resolve import create_model
 
 COLOURS = {"a": (200, 30, 30), "b": (30, 200, 30), "c": (30, 30, 200), "d": (200, 200, 30)}
@@ -68,7 +72,7 @@ def _job(colours: Path, held: Path, **changes: object) -> TrainingJob:
 
 def _train(job: TrainingJob) -> tuple[Path, list[str]]:
     told: list[str] = []
-    path, = train_models(job, say=told.append)
+    path, = train_models(job, Reporter(say=told.append))
     return path, told
 
 
@@ -148,9 +152,10 @@ def test_images_that_cannot_be_decoded_are_counted_and_said(colours: Path) -> No
         _break(path)
     path, told = _train(_job(colours, held))
     first, = [line for line in told if "training images cannot" in line]
-    assert first.startswith("2 of 16 training images cannot be decoded and are left out (the first")
-    assert any(line.startswith("1 of 8 held-out images cannot be decoded and are left out (the "
-                               "first is c/9.png: ") for line in told)
+    assert first.startswith("resnet26: 2 of 16 training images cannot be decoded and are left out "
+                            "(the first")
+    assert any(line.startswith("resnet26: 1 of 8 held-out images cannot be decoded and are left "
+                               "out (the first is c/9.png: ") for line in told)
     assert "100.00 % of 7 images" in told[-1]
     assert json.loads((path.parent / "colours.json").read_text())["resnet26"]["n"] == 7
 
@@ -192,8 +197,8 @@ def test_held_out_images_without_finite_logits_count_as_wrong_and_are_said(
     monkeypatch.setattr(module, "build", lambda architecture: _Blind("a"))
     held = _tree(colours.parent / "held", _plain("abcd"), images=2, first=9)
     _, told = _train(_job(colours, held))
-    assert told[-2] == ("the logits of 2 of 8 held-out images are not finite; these images count "
-                        "as wrong")
+    assert told[-3] == ("resnet26: the logits of 2 of 8 held-out images are not finite; these "
+                        "images count as wrong")
     assert "75.00 % of 8 images" in told[-1]
 
 
@@ -208,9 +213,9 @@ def test_weights_without_any_finite_logits_are_not_written(
 
 def test_a_loss_that_is_no_number_stops_training_and_nothing_is_written(tmp_path: Path) -> None:
     job = TrainingJob(models=("resnet26",), out=tmp_path / "w", device="cpu",
-                      recipe=Recipe(epochs=2, batch_size=64, lr=1e30))
+                      recipe=Recipe(img_size=16, epochs=2, batch_size=448, lr=1e30))
     with pytest.raises(NonFiniteError, match="the training loss must be .* in epoch 1: lower --lr"):
-        train_models(job, say=lambda _: None)
+        train_models(job)
     assert not (tmp_path / "w").exists()
 
 
@@ -229,7 +234,7 @@ def test_weights_that_are_no_numbers_stop_training_and_the_earlier_ones_stay(
     earlier = path.read_bytes()
     monkeypatch.setattr(module, "build", lambda architecture: _Overflown())
     with pytest.raises(NonFiniteError, match="mean is not after epoch 1: lower --lr"):
-        _train(_job(colours, held))
+        _train(_job(colours, held, fresh=True))
     assert path.read_bytes() == earlier and not path.with_name(path.name + ".previous").exists()
 
 
@@ -239,21 +244,21 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_training(tmp_path: Path
     (tmp_path / name).mkdir()
     job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t", recipe=Recipe(epochs=10**6))
     with pytest.raises(OutputError, match="Is a directory"):
-        train_models(job, say=lambda _: None)
+        train_models(job)
 
 
 def test_a_tag_too_long_for_a_file_is_found_before_training(tmp_path: Path) -> None:
     job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t" * 235,
                       recipe=Recipe(epochs=10**6))
     with pytest.raises(OutputError, match="File name too long"):
-        train_models(job, say=lambda _: None)
+        train_models(job)
 
 
 def test_a_pipe_as_the_list_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.json")
     job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t", recipe=Recipe(epochs=10**6))
     with pytest.raises(OutputError, match="no regular file"):
-        train_models(job, say=lambda _: None)
+        train_models(job)
 
 
 def test_a_network_counts_as_trained_when_its_file_is_whole_and_listed(
@@ -274,12 +279,12 @@ def test_a_network_counts_as_trained_when_its_file_is_whole_and_listed(
 def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let training return at once; the callable sets the weight that it ends with."""
     def end_with(value: float) -> None:
-        def stand_in(architecture: Architecture, *_: object, **__: object) -> Trained:
-            network = nn.Linear(1, 1)
-            nn.init.constant_(network.weight, value)
-            nn.init.zeros_(network.bias)
-            return Trained(network, top1=50.0, images=2, seconds=1.0)
-        monkeypatch.setattr(module, "train_network", stand_in)
+        def stand_in(training: Training, *_: object, **__: object) -> Score:
+            for weight in training.network.parameters():
+                nn.init.constant_(weight, value)
+            training.state.history.append(Epoch(1, 0.05, 1.0, 50.0, 50.0, 50.0, 100.0, 9.0))
+            return Score(top1=1, top5=2, finite=2, images=2)
+        monkeypatch.setattr(Training, "run", stand_in)
     return end_with
 
 
@@ -290,10 +295,13 @@ def test_earlier_weights_of_the_name_are_kept_and_said(
     path, told = _train(job)
     first = path.read_bytes()
     assert not any("kept" in line for line in told)
-    _, told = _train(job)  # the same weights anew are no others
+    _, told = _train(job)
+    assert told == [f"resnet26: {path} is trained already; --fresh trains it anew"]
+    anew = replace(job, fresh=True)
+    _, told = _train(anew)  # the same weights anew are no others
     assert not any("kept" in line for line in told)
     no_training(2.0)
-    _, told = _train(job)
+    _, told = _train(anew)
     previous = path.with_name("resnet26.t.safetensors.previous")
     assert told[-1] == f"resnet26: the earlier weights in {path} are kept as {previous}"
     assert previous.read_bytes() == first != path.read_bytes()
@@ -305,7 +313,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path
     for out in (tmp_path / "file", tmp_path / "file" / "w"):
         job = TrainingJob(models=("resnet26",), out=out, recipe=Recipe(epochs=10**6))
         with pytest.raises(OutputError, match="--out"):
-            train_models(job, say=lambda _: None)
+            train_models(job)
 
 
 @pytest.mark.parametrize("content", ["\n", "[]", "\xff"])
@@ -313,7 +321,7 @@ def test_a_damaged_list_is_found_before_training(tmp_path: Path, content: str) -
     (tmp_path / "t.json").write_text(content, encoding="latin-1")
     job = TrainingJob(models=("resnet26",), out=tmp_path, tag="t", recipe=Recipe(epochs=10**6))
     with pytest.raises(OutputError, match="t.json does not read"):
-        train_models(job, say=lambda _: None)
+        train_models(job)
     assert (tmp_path / "t.json").read_text(encoding="latin-1") == content
 
 
@@ -354,6 +362,6 @@ def test_a_folder_without_permission_is_found_before_training(tmp_path: Path) ->
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(OutputError, match="must be writable"):
-            train_models(TrainingJob(out=tmp_path, recipe=Recipe(epochs=10**6)), say=print)
+            train_models(TrainingJob(out=tmp_path, recipe=Recipe(epochs=10**6)))
     finally:
         tmp_path.chmod(0o700)

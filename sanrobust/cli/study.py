@@ -47,7 +47,7 @@ def study(**values: Any) -> None:
     from sanrobust.progress import Reporter
     from sanrobust.study import DESIGN_SPACE, Study, run_study
     from sanrobust.tables import to_text
-    from sanrobust.train import Recipe
+    from sanrobust.training.recipes import Recipe
     recipe = Recipe(**{name: values.pop(name) for name in ("epochs", "batch_size", "lr", "shift")})
     models = values.pop("models") or DESIGN_SPACE
     allocator.tune()
