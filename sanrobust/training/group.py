@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from sanrobust.errors import MachineError, UsageError, first_line
 from sanrobust.training.feed import Share
@@ -42,10 +42,7 @@ class Group:
 
     def summed(self, values: Tensor) -> Tensor:
         """Return the sum over all processes."""
-        if not self.is_alone:
-            values = values.clone()
-            dist.all_reduce(values)
-        return values
+        return values if self.is_alone else _over_all(values)
 
     def joined(self, model: nn.Module) -> nn.Module:
         """Return the model with statistics of batch normalisation over all processes."""
@@ -125,21 +122,19 @@ class _SynchronisedNorm(nn.modules.batchnorm._BatchNorm):
         """Return the normalised features (B, C, ...)."""
         if not self.training:
             return super().forward(features)
-        axes = [0, *range(2, features.ndim)]
-        wide = features.float()
-        count = float(features.numel() // features.shape[1])
-        sums = torch.cat([wide.sum(axes), wide.square().sum(axes), wide.new_tensor([count])])
-        sums = all_reduce(sums)  # type: ignore[no-untyped-call]
-        channels, total = features.shape[1], sums[-1].detach()
-        mean = sums[:channels] / total
-        variance = sums[channels:-1] / total - mean.square()
-        self._move(mean.detach(), variance.detach() * total / (total - 1))
+        axes, channels = [0, *range(2, features.ndim)], features.shape[1]
         shape = (1, -1, *[1] * (features.ndim - 2))
+        wide = features.float()
+        count = wide.new_tensor([float(features.numel() // channels)])
+        sums = _Summed.apply(torch.cat([wide.sum(axes), count]))
+        total = sums[-1].detach()
+        mean = sums[:-1] / total
+        centred = wide - mean.view(shape)
+        variance = _Summed.apply(centred.square().sum(axes)) / total
+        self._move(mean.detach(), variance.detach() * total / (total - 1))
         scale = (variance + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-        shift = -mean * scale if not self.affine else self.bias - mean * scale
-        normalised: Tensor = wide * scale.view(shape) + shift.view(shape)
+        normalised: Tensor = (centred * (scale * self.weight).view(shape) + self.bias.view(shape)
+                              if self.affine else centred * scale.view(shape))
         return normalised.to(features.dtype)
 
     def _move(self, mean: Tensor, variance: Tensor) -> None:
@@ -150,3 +145,23 @@ class _SynchronisedNorm(nn.modules.batchnorm._BatchNorm):
         share = (1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all processes, of values and of the gradients that come back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the sum."""
+        return _over_all(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the sum of what came back to each process."""
+        return _over_all(gradient)
+
+
+def _over_all(values: Tensor) -> Tensor:
+    summed = values.clone()
+    dist.all_reduce(summed)
+    return summed
