@@ -29,7 +29,13 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 SMALL_PREPROCESSING = Preprocessing(img_size=32, crop_pct=1.0, interpolation="bilinear",
                                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-_DIGITS_TAG = "digits"
+_DIGITS = tuple("0123456789")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+            "truck")
+# Weights in the package by their tag: the images they were trained on, and these images' classes.
+_PACKAGED = {"digits": ("digits", _DIGITS),
+             **{tag: ("cifar10", _CIFAR10)
+                for tag in ("cifar10", "cifar10-s1", "cifar10-s2", "cifar10-adv")}}
 _FORMS = ("untrained", "untrained-small")
 _UNTRAINED_NOTE = "Initial values, for trying things out."
 _PAPER = "Zhao, Jia and Koltun, CVPR 2020, Table 9, no rotation"
@@ -116,7 +122,7 @@ def _own_entries() -> tuple[Entry, ...]:
     others = [arch for family in families() if family.listed for arch in family.networks]
     return (
         *(_in1k(arch) for arch in PAPER_ORDER),
-        *_digits(),
+        *(entry for tag in _PACKAGED for entry in _packaged(tag)),
         *published(),
         *(_untrained(arch, tag) for tag in _FORMS for arch in (*PAPER_ORDER, *others)),
     )
@@ -159,25 +165,26 @@ def _published_weights(arch: str) -> WeightsSource:
         f"weights, or train {arch} and type: sanrobust zoo add {arch}.{DEFAULT_TAG} FILE")
 
 
-def _digits() -> tuple[Entry, ...]:
+def _packaged(tag: str) -> tuple[Entry, ...]:
     """Return the entries whose weights the package holds; none while it was built without them."""
-    path = WEIGHTS_FOLDER / "digits.json"
+    path = WEIGHTS_FOLDER / f"{tag}.json"
     try:
         rows = json.loads(path.read_text("utf-8"))
-        return tuple(_digits_entry(arch, **row) for arch, row in rows.items())
+        return tuple(_packaged_entry(arch, tag, **row) for arch, row in rows.items())
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, AttributeError, UnknownNameError) as error:
-        raise CheckpointError("the package's weights must be listed in digits.json",
+        raise CheckpointError(f"the package's weights must be listed in {path.name}",
                               seen=f"{path} does not read ({error})",
                               hint="install sanrobust again") from error
 
 
-def _digits_entry(arch: str, *, sha256: str, top1: float, n: int, command: str,
-                  **_: object) -> Entry:
-    return Entry(arch=arch, tag=_DIGITS_TAG, architecture=small_config(arch, 10),
-                 weights=Packaged(f"{arch}.digits.safetensors", sha256),
-                 preprocessing=SMALL_PREPROCESSING, data="digits", classes=tuple("0123456789"),
+def _packaged_entry(arch: str, tag: str, *, sha256: str, top1: float, n: int, command: str,
+                    **_: object) -> Entry:
+    data, classes = _PACKAGED[tag]
+    return Entry(arch=arch, tag=tag, architecture=small_config(arch, len(classes)),
+                 weights=Packaged(f"{arch}.{tag}.safetensors", sha256),
+                 preprocessing=SMALL_PREPROCESSING, data=data, classes=classes,
                  top1=top1, licence="MIT", reference=command,
                  note=f"Measured on {n} images that training did not see.")
 

@@ -25,7 +25,8 @@ from sanrobust.zoo.names import canonical, parse, quoted
 
 IN1K_TAG = "in1k"
 IN1K_CLASSES = 1000
-RESERVED_TAGS = ("digits", "untrained", "untrained-small")
+RESERVED_TAGS = ("digits", "cifar10", "cifar10-s1", "cifar10-s2", "cifar10-adv", "untrained",
+                 "untrained-small")
 UNKNOWN_DATA = "custom"
 
 # Options have capital letters (mapping=LRL), and no two names differ in nothing but case.
