@@ -39,8 +39,38 @@ def test_weights_verify(arch: str) -> None:
 
 
 def test_all_weights_together_stay_small() -> None:
-    files = list(WEIGHTS_FOLDER.glob("*.safetensors"))
-    assert len(files) == 9 and sum(path.stat().st_size for path in files) < 10_000_000
+    sizes = {path.name: path.stat().st_size for path in WEIGHTS_FOLDER.glob("*.safetensors")}
+    digits = [size for name, size in sizes.items() if name.endswith(".digits.safetensors")]
+    assert len(digits) == 9 and sum(digits) < 10_000_000
+    assert sum(sizes.values()) - sum(digits) < 15_000_000
+
+
+PHOTOGRAPHS = [path.name.removesuffix(".safetensors")
+               for path in sorted(WEIGHTS_FOLDER.glob("*.cifar10*.safetensors"))]
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_weights_of_photographs_are_listed_with_what_training_came_to(name: str) -> None:
+    arch, _, tag = name.partition(".")
+    listed = json.loads((WEIGHTS_FOLDER / f"{tag}.json").read_text())[arch]
+    entry = find(name)
+    assert verify(entry).status == "ok" and entry.top1 == listed["top1"] and listed["n"] == 10_000
+    last = pd.read_csv(RESULTS / "cifar10" / "training" / f"{name}.csv").iloc[-1]
+    assert (last["epoch"], round(last["train_top1"], 2)) == (listed["epochs"],
+                                                             listed["train_top1"])
+    assert last["top1"] == pytest.approx(entry.top1, abs=1e-3)
+    assert listed["command"].startswith(f"sanrobust train --model {arch} --data photos/cifar10 ")
+    model = create_model(name)
+    assert model.classes is not None and model.classes[3] == "cat"
+
+
+def test_the_page_of_photographs_says_what_training_came_to() -> None:
+    page = (RESULTS / "cifar10" / "README.md").read_text("utf-8")
+    rows = [f"| `{arch}.{path.stem}` | {facts['epochs']} | {facts['train_top1']:.2f} | "
+            f"{facts['top1']:.2f} |" for path in WEIGHTS_FOLDER.glob("cifar10*.json")
+            for arch, facts in json.loads(path.read_text()).items()]
+    assert len(rows) == len(PHOTOGRAPHS) and all(row in page for row in rows)
+    assert page.count("| `") == len(rows)
 
 
 @pytest.mark.parametrize("name", ["rotation", "pgd"])

@@ -130,7 +130,7 @@ class Recipe:
             value = getattr(self, each.name)
             if value != getattr(base, each.name):
                 flag = _option(each.name)
-                parts += ([flag if value else f"--no-{each.name}"] if isinstance(value, bool)
+                parts += ([flag if value else _option(f"no_{each.name}")] if isinstance(value, bool)
                           else [flag, f"{value:g}" if isinstance(value, float) else str(value)])
         return parts
 
