@@ -91,26 +91,34 @@ class Training:
         when no image can be decoded, and NonFiniteError when the loss, a weight or all logits are
         no numbers.
         """
-        while self.state.epoch < self.recipe.epochs:
-            started, known = time.monotonic(), len(self.feed.lost)
-            seen = self._epoch(keep, progress)
-            seconds = time.monotonic() - started
-            if len(self.feed.lost) > known:
-                say(undecodable(self.feed.lost, len(self.sets.train.refs), "training"))
-            self._finish(seen / seconds, say)
-            self.state.seconds += time.monotonic() - started
-            keep(self, True)
+        images = self.feed.steps * self.recipe.batch_size  # of an epoch
+        progress.begin("training", total=self.recipe.epochs * images,
+                       done=self.state.epoch * images + self.state.step * self.recipe.batch_size)
+        try:
+            while self.state.epoch < self.recipe.epochs:
+                self._one(say, keep, progress)
+        finally:
+            progress.end()
         if self.score is None:  # taken up after the last epoch
             self.score = self._scored(say)
         return self.score
+
+    def _one(self, say: Say, keep: Keep, progress: Progress) -> None:
+        """Train for an epoch, or for what is left of it, and measure."""
+        started, known = time.monotonic(), len(self.feed.lost)
+        seen = self._epoch(keep, progress)
+        seconds = time.monotonic() - started
+        if len(self.feed.lost) > known:
+            say(undecodable(self.feed.lost, len(self.sets.train.refs), "training"))
+        self._finish(seen / seconds, say)
+        self.state.seconds += time.monotonic() - started
+        keep(self, True)
 
     def _epoch(self, keep: Keep, progress: Progress) -> int:
         """Train for the rest of an epoch; return how many images that were."""
         state, recipe = self.state, self.recipe
         self.model.train()
         steps = self.feed.steps
-        progress.begin(f"epoch {state.epoch + 1}/{recipe.epochs}",
-                       total=steps * recipe.batch_size, done=state.step * recipe.batch_size)
         seen, ready = 0, False
         self.optimizer.zero_grad(set_to_none=True)
         for each in self.feed.epoch(state.epoch, start=state.step):
@@ -130,7 +138,6 @@ class Training:
             progress.advance(recipe.batch_size)
             if state.step < steps:
                 keep(self, False)
-        progress.end()
         if recipe.decay == "epoch":
             self.schedule.step()
         return seen
@@ -189,10 +196,9 @@ class Training:
             top1=score.percent(score.top1), top5=score.percent(score.top5))
         state.history.append(made)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, self._no_sums()
-        left = (self.recipe.epochs - state.epoch) * self.feed.steps * self.recipe.batch_size / rate
         say(f"epoch {state.epoch}/{self.recipe.epochs}: loss {made.loss:.4f}, top-1 "
             f"{made.train_top1:.2f} % in training and {made.top1:.2f} % held out, "
-            f"{rate:.0f} images/s" + (f", {left:.0f} s left" if left else ""))
+            f"{rate:.0f} images/s")
 
     def _no_sums(self) -> Sums:
         return Sums(torch.zeros(4, dtype=torch.float64, device=self.device),
