@@ -14,3 +14,6 @@ done; done
 sanrobust train -m resnet26 $D --tag cifar10-adv $A --epochs 24 &
 sanrobust train -m san10-pair $D --tag cifar10-adv $A --epochs 9 &
 wait
+for folder in sanrobust/zoo/weights/*.cifar10*/; do
+  cp "$folder/history.csv" "results/cifar10/training/$(basename "$folder").csv"
+done

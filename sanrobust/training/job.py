@@ -37,6 +37,7 @@ from sanrobust.zoo.families.base import Architecture
 from sanrobust.zoo.fit import head_classes, load_strict, shapes
 from sanrobust.zoo.forms import imagenet_config, small_config
 from sanrobust.zoo.names import canonical
+from sanrobust.zoo.wrapping import aligned
 
 SAVE_SECONDS = 60.0
 _STATE, _BEST, _HISTORY = "state.pt", "best.safetensors", ("history.csv", "history.png")
@@ -240,8 +241,8 @@ def begin_with(network: nn.Module, path: Path, *, name: str, say: Say) -> None:
 
     Raises CheckpointError for weights of another network.
     """
-    state = dict(read_state_dict(path))
     own = network.state_dict()
+    state = dict(aligned(read_state_dict(path), own))
     classes = head_classes(shapes(own), state)
     if classes is not None:
         for key, value in own.items():
