@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+from sanrobust.choices import as_names, as_path, as_points
 from sanrobust.comparison import PREFIX, Comparison, Difference, texts
-from sanrobust.errors import OutputError, SanrobustError, UsageError
+from sanrobust.errors import OutputError, SanrobustError, UsageError, shown_value
 from sanrobust.experiments.base import Experiment, Outcome
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.experiments.layout import Measure, Part
 from sanrobust.files import printable, write_text
 from sanrobust.metrics import holm, paired_difference
 from sanrobust.processes import uninterrupted
-from sanrobust.runs import Found, Run, find_runs, select, tables_locked
+from sanrobust.runs import Found, Run, find_runs, near, select, tables_locked
 from sanrobust.summary import Selection, damage, provenance, require_known, unfinished
 
 # What may differ between models that are compared; the settings told by the rows are their parts.
@@ -69,11 +70,10 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
     compared, with the field that differs, and OutputError where records do not read back or files
     cannot be written.
     """
-    kind, out = EXPERIMENTS.get(experiment), Path(out)
-    models, data = ((each,) if isinstance(each, str) else each for each in (models, data))
-    if fail_under is not None and not math.isfinite(fail_under):
-        raise UsageError("a threshold must be a number of points", seen=f"it is {fail_under}",
-                         hint="give for example -2")
+    kind, out = EXPERIMENTS.get(experiment), as_path(out, "out")
+    models, data = as_names(models, "models"), as_names(data, "data")
+    if fail_under is not None:
+        fail_under = as_points(fail_under, "a threshold")
     if kind.outcomes is None:
         raise UsageError("an experiment must say what holds of each image to compare models by it",
                          seen=f"{experiment} does not", hint="compare them by another one")
@@ -124,7 +124,9 @@ def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
 
 def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str, list[Run]]:
     """Return the runs of a model or of a folder, and what they are called in a table."""
-    name = str(name).rstrip("/").rpartition("/")[2]  # of a path, its folder
+    typed = name
+    # Of a path, its folder; names of models have slashes too.
+    name = typed if select(found.runs, models=(typed,)) else typed.rstrip("/").rpartition("/")[2]
     by_model = select(runs, models=(name,))
     names = {str(run.spec["model"]) for run in by_model}
     if len(names) > 1:
@@ -141,9 +143,10 @@ def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str
                              seen=unfinished(begun[-1]), hint="compare when it is finished")
         if found.damaged:  # may be what is meant
             raise damage(found.damaged) or found.damaged[0]
-        there = ", ".join(sorted({str(run.spec["model"]) for run in runs}))
+        there = sorted({str(run.spec["model"]) for run in runs})
         raise UsageError(f"a model to compare must have a complete run under {out}",
-                         seen=f"none is of {printable(name)!r}", hint=f"there are {there}")
+                         seen=f"none is of {shown_value(typed)}",
+                         hint=f"{near(typed, there)}there are {', '.join(there)}")
     return by_folder[-1].name, list(by_folder[-1:])
 
 
@@ -195,8 +198,9 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
         if len(rows) == before:
             raise _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
     remarks.update(dict.fromkeys(
-        f"{run.name} takes no part: nothing was measured like it, or the model anew with other "
-        "weights" for runs in chosen.values() for run in runs if run.name not in used))
+        f"the run {run.name} takes no part: no other model was measured like it, or its own model "
+        "was measured anew with other weights"
+        for runs in chosen.values() for run in runs if run.name not in used))
     return rows, tuple(each for each in done if each), tuple(remarks)
 
 
@@ -206,13 +210,8 @@ def _alone(experiment: Experiment, a: _Side, b: _Side) -> Iterator[str]:
     for mine, other in ((a, b), (b, a)):
         parts = sorted(mine.parts - other.parts, key=layout.order)
         if other.parts and parts:
-            words = "; ".join(_part_words(experiment, part) for part in parts)
+            words = "; ".join(layout.in_words(part) for part in parts)
             yield f"only {mine.name} was measured at {words}"
-
-
-def _part_words(experiment: Experiment, part: Part) -> str:
-    return ", ".join(f"{column} {value:g}" if isinstance(value, float) else value
-                     for column, value in zip(experiment.layout.parts, part) if value != math.inf)
 
 
 def _facts(experiment: Experiment, run: Run) -> dict[str, object]:
@@ -254,8 +253,8 @@ def _measures(experiment: Experiment, shared: Sequence[tuple[Part, str]], *, eve
                 words = f"{head.title}{f' ({head.detail})' if head.detail else ''}"
                 yield key, f"{words}: {measure.label}", measure.best is not min
     for part, name in left if everything else ():
-        told = _part_words(experiment, part)
-        yield ((part, name), f"{told}: {name}" if told else name,
+        told, label = layout.in_words(part), layout.label(name)
+        yield ((part, name), f"{told}: {label}" if told else label,
                not any(word in name for word in _LOWER_IS_BETTER))
 
 

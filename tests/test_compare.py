@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -205,15 +207,15 @@ def test_a_budget_that_one_alone_has_is_said(command: Command, measured: Path) -
                    "--out", measured).exit_code == 0
     made = compare(measured, "pgd", [A, B])
     assert len(made.rows) == 5
-    words = "nly resnet26.digits was measured at eps 3, step 1, iters 2"
+    words = "nly resnet26.digits was measured at n = 2, ε = 3, ρ = 1"
     assert made.told == ("o" + words,)
-    assert all("O" + words in path.read_text("utf-8") for path in made.files
+    told = "O" + words.partition(" = ")[0]
+    assert all(told in path.read_text("utf-8") for path in made.files
                if path.suffix != ".csv")
 
 
 def test_an_experiment_that_says_nothing_of_images_is_refused(
         measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
     silent = replace(EXPERIMENTS.get("rotate"), outcomes=None)
     monkeypatch.setattr("sanrobust.comparing.EXPERIMENTS", {"rotate": silent})
     with pytest.raises(UsageError, match="what holds of each image"):
@@ -237,6 +239,42 @@ def test_no_experiment_passes_a_threshold_by_being_left_out(command: Command, me
     for words in (("--fail-under", -100), ("--experiment", "rotate", "--experiment", "pgd")):
         result = command("compare", A, third, "--out", measured, *words)
         assert result.exit_code == 2 and "none is of 'san15-pair.digits'" in result.stderr
+
+
+def test_no_rate_is_told_by_the_name_of_its_column(measured: Path) -> None:
+    """Every rate of every experiment, in words."""
+    for experiment in EXPERIMENTS.names():
+        made = compare(measured, experiment, [A, B], everything=True)
+        assert not [row.measure for row in made.rows if "_" in row.measure], experiment
+        assert len({(row.variant, row.measure) for row in made.rows}) == len(made.rows)
+
+
+def test_models_come_by_the_names_of_tables_and_a_mistyped_one_is_answered(
+        command: Command, measured: Path) -> None:
+    made = compare(measured, "rotate", ["ResNet26", "SAN10-pair (digits)"])
+    assert {(row.a, row.b) for row in made.rows} == {(A, B)}
+    result = command("compare", "san10-piar", A, "--experiment", "rotate", "--out", measured)
+    assert result.exit_code == 2 and "did you mean san10-pair?" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    *(("experiment", value, "must be a name") for value in (5, None, b"rotate", ["rotate"], {})),
+    *(("models", value, "models must be names") for value in (5, [A, None], [[A]], b"a", [""])),
+    *(("data", value, "data must be names") for value in (2.5, [5])),
+    *(("out", value, "out must be a path") for value in (5, None, [], "")),
+    *(("fail_under", value, "number of points") for value in ("a", [1], True, math.inf))])
+def test_what_cannot_be_meant_is_refused(measured: Path, name: str, value: object, words: str
+                                         ) -> None:
+    given: dict[str, Any] = {"out": measured, "experiment": "rotate", name: value}
+    with pytest.raises(UsageError, match=words):
+        compare(**given)
+
+
+def test_the_caption_breaks_no_name(measured: Path) -> None:
+    made = compare(measured, "rotate", [A, B])
+    long = "rotate-resnet26.digits-digits-7471eecfcb52"
+    told = replace(made, told=(f"the run {long} takes no part",) * 9)
+    assert told.text.count(long) == 9
 
 
 def test_a_mistyped_dataset(command: Command, measured: Path) -> None:
@@ -305,7 +343,7 @@ def test_runs_that_nothing_was_measured_like_are_named(command: Command, measure
     assert command("accuracy", "-m", A, "--num-samples", 7, "--out", out).exit_code == 0
     made = compare(out, "accuracy", [A, B])
     assert {row.found.n for row in made.rows} == {8}
-    assert any("takes no part: nothing was measured like it" in each for each in made.told)
+    assert any("takes no part: no other model was measured like it" in each for each in made.told)
 
 
 def test_a_model_has_one_set_of_weights(tmp_path: Path) -> None:
@@ -327,7 +365,7 @@ def test_a_model_has_one_set_of_weights(tmp_path: Path) -> None:
     assert len(names) == 1 and len({row.measure for row in made.rows}) == 3
     assert not any("ε = 2" in row.measure for row in made.rows)
     assert any("takes no part" in each for each in made.told)
-    assert any("only san10-pair.digits was measured at eps 2" in each for each in made.told)
+    assert any("only san10-pair.digits was measured at n = 1, ε = 2" in each for each in made.told)
 
 
 def test_means_that_do_not_differ_have_no_interval() -> None:

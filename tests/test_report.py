@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -371,10 +372,22 @@ def test_a_value_that_a_template_lacks_is_an_error() -> None:
         render("report.html", title="x")
 
 
-def test_a_choice_of_images_that_cannot_be_meant(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "words"), [
+    *(({"images": value}, "from 0 to 12") for value in (-1, 13, "3", 3.5, None)),
+    *(({name: [5]}, f"{name} must be names") for name in ("runs", "models", "data")),
+    ({"to": 5}, "to must be a path"), ({"out": None}, "out must be a path")])
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
     make_run(tmp_path, "abcd")
-    with pytest.raises(UsageError, match="0 to 12"):
-        sanrobust.report(tmp_path, images=-1)
+    with pytest.raises(UsageError, match=words):
+        sanrobust.report(**{"out": tmp_path, **given})
+
+
+def test_one_name_may_stand_for_a_list_of_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "abcd")
+    assert sanrobust.report(str(tmp_path), models="m", runs=run.name, data="d").problem is None
+    assert sanrobust.leaderboard(str(tmp_path), to=str(tmp_path / "to")).problem is None
+    with pytest.raises(UsageError, match="folders must be names"):
+        sanrobust.leaderboard([5])  # type: ignore[list-item]
 
 
 def test_large_pictures_are_made_smaller_and_a_gallery_keeps_within_its_bytes(

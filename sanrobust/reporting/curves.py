@@ -55,7 +55,7 @@ def draw_severities(table: Table) -> Figure | None:
     figure = Figure(figsize=(1.0 + 1.9 * across, 1.0 + 1.7 * down), layout="constrained")
     panels = [*figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat]
     for panel, corruption in zip(panels, known):
-        panel.set_title(table.layout.part_words((corruption,)), fontsize="small")
+        panel.set_title(table.layout.in_words((corruption,)), fontsize="small")
         _lines(panel, rows[rows["corruption"] == corruption], columns, names)
     for panel in panels[len(known):]:
         panel.set_axis_off()

@@ -8,6 +8,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from sanrobust.choices import as_count, as_names, as_path
 from sanrobust.errors import OutputError, SanrobustError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.budgets import BUDGET
@@ -70,11 +71,10 @@ def report(out: str | Path = "results", *, to: str | Path | None = None,
     Raises OutputError where there is no complete run or a file cannot be written, UsageError for a
     choice that fits no run.
     """
-    out, folder = Path(out), Path(out) / FOLDER if to is None else Path(to)
-    if not 0 <= images <= MOST_IMAGES:
-        raise UsageError(f"images of a run must be 0 to {MOST_IMAGES}", seen=f"they are {images}",
-                         hint="give for example 3")
-    chosen = Selection(tuple(runs), tuple(models), tuple(data))
+    out = as_path(out, "out")
+    folder = out / FOLDER if to is None else as_path(to, "to")
+    images = as_count(images, "images", MOST_IMAGES)
+    chosen = Selection(as_names(runs, "runs"), as_names(models, "models"), as_names(data, "data"))
     require_runs(out)
     require_writable(folder, PAGE)
     found, problems = _summaries(out, chosen)
