@@ -58,7 +58,9 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
         out: folder of the results.
         experiment: name of what was measured.
         models: names of models or of their architectures, or of run folders, the first of which is
-            held against each other one; none means every model with complete runs, by name.
+            held against each other one; none means every model with complete runs, by name, but
+            first the one that most others were measured like. Of those a pair that cannot be
+            compared is named among what is told, unless there is a threshold.
         data: names of datasets; none means any.
         all_pairs: hold each against each.
         everything: every rate of every part, not only those that tables print.
@@ -81,10 +83,9 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
         found = find_runs(out, experiment)
         require_known(out, [experiment], Selection(data=tuple(data)))
         chosen = _chosen(found, out, experiment, models, data)
-        rows, done, remarks = _rows(kind, chosen, all_pairs=all_pairs, everything=everything)
-        adjusted = holm([row.found.p_value for row in rows])
-        made = Comparison(experiment, tuple(replace(row, holm=p) for row, p in zip(rows, adjusted)),
-                          (), remarks, done, fail_under, damage(found.damaged))
+        made = replace(_compared(kind, chosen, all_pairs=all_pairs, everything=everything,
+                                 insist=bool(models) or fail_under is not None),
+                       fail_under=fail_under, damage=damage(found.damaged))
         files = {out / f"{PREFIX}{kind.files}.{suffix}": text
                  for suffix, text in texts(made).items()}
         with uninterrupted():  # all files or none
@@ -93,6 +94,30 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
     waiting = tuple(f"not compared: {unfinished(run)}"
                     for run in select(found.runs, models=models, data=data) if not run.complete)
     return replace(made, files=tuple(files), remarks=waiting)
+
+
+def compared(experiment: Experiment, runs: Sequence[Run]) -> Comparison | None:
+    """Do as `compare` without names, of these complete runs alone, and write nothing.
+
+    None where no two models can be compared. Raises OutputError where records do not read back.
+    """
+    models = sorted({str(run.spec["model"]) for run in runs})
+    if experiment.outcomes is None or len(models) < 2:
+        return None
+    chosen = {model: [run for run in runs if run.spec["model"] == model] for model in models}
+    try:
+        return _compared(experiment, chosen, all_pairs=False, everything=False, insist=False)
+    except UsageError:
+        return None
+
+
+def _compared(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
+              everything: bool, insist: bool) -> Comparison:
+    rows, done, remarks = _rows(experiment, chosen, all_pairs=all_pairs, everything=everything,
+                                insist=insist)
+    adjusted = holm([row.found.p_value for row in rows])
+    judged = tuple(replace(row, holm=p) for row, p in zip(rows, adjusted))
+    return Comparison(experiment.name, judged, (), remarks, done)
 
 
 def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
@@ -170,9 +195,10 @@ def differing(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str:
 
 
 def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
-          everything: bool) -> tuple[list[Difference], tuple[str, ...], tuple[str, ...]]:
+          everything: bool, insist: bool
+          ) -> tuple[list[Difference], tuple[str, ...], tuple[str, ...]]:
     """Return the differences of all pairs without their adjusted p, what was done, and what else
-    is to be told."""
+    is to be told: who cannot be compared, unless each pair must be."""
     groups: dict[str, dict[str, _Side]] = {}
     for name, runs in chosen.items():
         for run in runs:
@@ -182,6 +208,9 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
                 sides[name] = _Side(name, model)
             sides[name].add(run, experiment)
     names = list(chosen)
+    if not insist:  # the first is the one that most others were measured like
+        names.sort(key=lambda name: -len({other for sides in groups.values() if name in sides
+                                          for other in sides}))
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], each) for each in names[1:]]
     rows: list[Difference] = []
     done: dict[str, None] = {}
@@ -196,7 +225,12 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
             remarks.update(dict.fromkeys(_alone(experiment, sides[a], sides[b])))
             used.update(run.name for side in (sides[a], sides[b]) for run in side.runs)
         if len(rows) == before:
-            raise _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
+            reason = _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
+            if insist:
+                raise reason
+            remarks[f"not compared: {reason.seen}"] = None
+    if not rows:
+        raise reason
     remarks.update(dict.fromkeys(
         f"the run {run.name} takes no part: no other model was measured like it, or its own model "
         "was measured anew with other weights"

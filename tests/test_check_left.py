@@ -1,4 +1,4 @@
-"""What ``sanrobust check`` leaves out: images without numbers, too few images, lines not come to."""
+"""What ``sanrobust check`` leaves out: images without numbers, too few of them, lines of a stop."""
 
 from __future__ import annotations
 

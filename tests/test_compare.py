@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,6 @@ def test_a_threshold(measured: Path, command: Command) -> None:
 def test_runs_that_were_measured_otherwise_are_refused(
         command: Command, measured: Path, tmp_path: Path, words: tuple[object, ...], told: str
         ) -> None:
-    import shutil
     out, name = tmp_path / "out", str(words[0])
     (out / "runs").mkdir(parents=True)
     run = next(each for each in find_runs(measured, name).runs if each.spec["model"] == A)
@@ -283,7 +283,6 @@ def test_a_mistyped_dataset(command: Command, measured: Path) -> None:
 
 
 def copied(measured: Path, tmp_path: Path) -> Path:
-    import shutil
     return Path(shutil.copytree(measured, tmp_path / "copied"))
 
 
@@ -375,3 +374,26 @@ def test_means_that_do_not_differ_have_no_interval() -> None:
     text = Comparison("corrupt", (row,), (), (), ()).text
     assert math.isnan(row.found.low) and row.found.p_value == 1
     assert "66.7" in text and "[" not in text and "nan" not in text
+
+
+def test_without_names_one_that_was_measured_otherwise_stops_nothing(
+        command: Command, measured: Path, tmp_path: Path) -> None:
+    """Nor is it the one that the others are held against, whatever its name."""
+    out, other = copied(measured, tmp_path), "resnet38.digits"
+    assert command("accuracy", "-m", "resnet26.untrained-small", "-m", other, "--num-samples", 7,
+                   "--out", out).exit_code == 0
+    assert command("accuracy", "-m", other, "--num-samples", 8, "--out", out).exit_code == 0
+    made = compare(out, "accuracy")
+    assert {(row.a, row.b, row.found.n) for row in made.rows} == {
+        (other, A, 8), (other, B, 8), (other, "resnet26.untrained-small", 7)}
+    result = command("compare", A, B, "resnet26.untrained-small", "--experiment", "accuracy",
+                     "--out", out)
+    assert result.exit_code == 2 and "number of images: 8 and 7" in result.stderr
+    shutil.rmtree(next(run.folder for run in find_runs(out, "accuracy").runs
+                       if run.spec["model"] == other and run.spec["images"] == 7))
+    made = compare(out, "accuracy")
+    assert "resnet26.untrained-small" not in {name for row in made.rows for name in (row.a, row.b)}
+    (told,) = [each for each in made.told if each.startswith("not compared: ")]
+    assert "resnet26.untrained-small" in told and "number of images: 8 and 7" in told
+    with pytest.raises(UsageError, match="measured alike"):
+        compare(out, "accuracy", fail_under=-100)

@@ -22,7 +22,7 @@ from conftest import SOURCES, Command
 from grey_models import folders
 from made_runs import SPEC, make_run
 from pages import Element, read, require_harmless, require_labelled
-from report_folder import NINE, measure
+from report_folder import NINE, measure, typed
 from sanrobust.data.replayed import open_saved
 from sanrobust.errors import OutputError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
@@ -139,6 +139,45 @@ def test_a_table_says_what_was_done_as_its_other_files_do(page: Element, measure
         markdown = to_markdown(gather(measured, experiment).table)
         caption = re.sub(r"\\(.)", r"\1", markdown.splitlines()[0])
         assert " ".join(text.split()).startswith(caption), kind.name
+
+
+@pytest.mark.parametrize("experiment", ["rotate", "pgd", "spatial", "accuracy", "corrupt"])
+def test_models_are_held_against_each_other_as_by_compare(measured: Path, page: Element,
+                                                          experiment: str) -> None:
+    made = sanrobust.compare(shutil.copytree(measured, measured.parent / f"copy-{experiment}",
+                                             dirs_exist_ok=True), experiment)
+    box = page.all("div", id=f"{experiment}-paired")[0]
+    headings = [each.text for each in box.all("button")]
+    shown = [dict(zip(headings, (cell.text for cell in row.children)))
+             for row in box.all("tbody") for row in row.all("tr")]
+    assert len(shown) == len(made.rows) > 0
+    for row, found in zip(shown, made.rows):
+        assert row["Measure"] == found.measure
+        assert float(row["diff."]) == pytest.approx(found.found.difference, abs=0.0501)
+        assert (int(row["1st only"]), int(row["2nd only"])) == (found.found.only_a,
+                                                                found.found.only_b)
+        assert float(row["Holm's p"]) == pytest.approx(found.holm, rel=0.06, abs=6e-4)
+
+
+def test_losses_of_images_that_are_done_early_are_kept(tmp_path: Path) -> None:
+    from sanrobust.reporting import curves
+    assert curves._kept([[3, 2], [5, 4, 1], [7]]).tolist() == [[3, 2, 2], [5, 4, 1], [7, 7, 7]]
+    assert curves._thinned(5).tolist() == [0, 1, 2, 3, 4]
+    many = curves._thinned(5001)
+    assert len(many) <= 61 and (many[0], many[-1]) == (0, 5000)
+    typed("pgd", "-m", "resnet26.digits", "--num-samples", 20, "--attack", "autoattack",
+          "--version", "apgd-ce,apgd-t", "--iters", 4, "--eps", "2,8", "--out", tmp_path)
+    (run,) = find_runs(tmp_path, "pgd").runs
+    records = run.records()
+    records = records[records["eps"] == 8]
+    found = {words: losses for words, losses in curves._of_run(run)}
+    assert found and all("ε = 8" in words for words in found)
+    for words, losses in found.items():
+        own = records[records["broken_by"] == words.rpartition(" by ")[2]]
+        assert len(own) == len(losses) > 0
+        for kept, recorded in zip(losses, own["loss"]):
+            assert kept[:len(recorded)].tolist() == list(recorded)
+            assert (kept[len(recorded):] == recorded[-1]).all()
 
 
 def test_classes_are_those_of_the_accuracy_table(page: Element, measured: Path) -> None:
