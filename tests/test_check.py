@@ -380,6 +380,9 @@ def test_each_line_is_explained(command: Command) -> None:
     assert done.exit_code == 0
     for line in LINES:
         assert f"{line.name} ({line.source})" in done.output
+    for page in ("README.md", "docs/validity.md"):
+        told = " ".join((Path(__file__).parents[1] / page).read_text("utf-8").split())
+        assert f"asks {len(LINES)} questions" in told
 
 
 def test_names_from_outside_are_only_text(tmp_path: Path) -> None:
