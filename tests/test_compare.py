@@ -318,10 +318,18 @@ def test_an_unfinished_run_is_named(command: Command, measured: Path, tmp_path: 
     assert one.exit_code == 2 and "complete run" in one.stderr
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "101"])
+def test_every_experiment_says_why_it_has_no_table(command: Command, measured: Path) -> None:
+    result = command("compare", A, "no-such", "--out", measured)
+    assert result.exit_code == 2 and result.stdout == ""
+    for name in ("pgd", "spatial", "accuracy", "corrupt"):
+        assert f"{name}: no table, because none is of 'no-such'" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "101", "abc"])
 def test_a_threshold_that_is_none(command: Command, measured: Path, value: str) -> None:
     result = command("compare", A, B, "--out", measured, "--fail-under", value)
     assert result.exit_code == 2 and "Paired" not in result.output
+    assert "--fail-under must be" in result.stderr and "--fail-under -2" in result.stderr
 
 
 def test_what_was_done_is_told_as_by_the_experiment(measured: Path) -> None:
