@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -180,6 +181,43 @@ def _take_path(choice: object, name: str, option: str, *, required: bool = False
         raise _wrong(option, "a path", value)
     if not is_utf8(value or ""):
         raise _wrong(option, "a path in UTF-8", value)
+
+
+def as_path(value: object, name: str) -> Path:
+    """Return a path given as a path or as text; raises UsageError for anything else."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise _wrong(name, "a path", value)
+    if not is_utf8(value):
+        raise _wrong(name, "a path in UTF-8", value)
+    return Path(os.path.expanduser(value))
+
+
+def as_names(value: object, name: str) -> tuple[str, ...]:
+    """Return names that are given as one text or path, or as several; none for None.
+
+    Raises UsageError for anything else.
+    """
+    several = (() if value is None else (value,) if isinstance(value, (str, Path)) else
+               tuple(value) if isinstance(value, Iterable) and not isinstance(value, bytes)
+               else (value,))
+    wrong = [each for each in several if not isinstance(each, (str, Path)) or not str(each)]
+    if wrong:
+        raise _wrong(name, "names", wrong[0])
+    return tuple(map(str, several))
+
+
+def as_count(value: object, name: str, most: int) -> int:
+    """Return a whole number from 0 to ``most``; raises UsageError for anything else."""
+    _require_whole(name, value, least=0, most=most)
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def as_points(value: object, name: str) -> float:
+    """Return a finite number of points; raises UsageError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UsageError(f"{name} must be a number of points", seen=f"it is {shown_value(value)}",
+                         hint="give for example -2")
+    return float(value)
 
 
 def is_utf8(path: str | Path) -> bool:

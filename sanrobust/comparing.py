@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+from sanrobust.choices import as_names, as_path, as_points
 from sanrobust.comparison import PREFIX, Comparison, Difference, texts
-from sanrobust.errors import OutputError, SanrobustError, UsageError
+from sanrobust.errors import OutputError, SanrobustError, UsageError, shown_value
 from sanrobust.experiments.base import Experiment, Outcome
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.experiments.layout import Measure, Part
 from sanrobust.files import printable, write_text
 from sanrobust.metrics import holm, paired_difference
 from sanrobust.processes import uninterrupted
-from sanrobust.runs import Found, Run, find_runs, select, tables_locked
+from sanrobust.runs import Found, Run, find_runs, near, select, tables_locked
 from sanrobust.summary import Selection, damage, provenance, require_known, unfinished
 
 # What may differ between models that are compared; the settings told by the rows are their parts.
@@ -57,7 +58,9 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
         out: folder of the results.
         experiment: name of what was measured.
         models: names of models or of their architectures, or of run folders, the first of which is
-            held against each other one; none means every model with complete runs, by name.
+            held against each other one; none means every model with complete runs, by name, but
+            first the one that most others were measured like. Of those a pair that cannot be
+            compared is named among what is told, unless there is a threshold.
         data: names of datasets; none means any.
         all_pairs: hold each against each.
         everything: every rate of every part, not only those that tables print.
@@ -69,11 +72,10 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
     compared, with the field that differs, and OutputError where records do not read back or files
     cannot be written.
     """
-    kind, out = EXPERIMENTS.get(experiment), Path(out)
-    models, data = ((each,) if isinstance(each, str) else each for each in (models, data))
-    if fail_under is not None and not math.isfinite(fail_under):
-        raise UsageError("a threshold must be a number of points", seen=f"it is {fail_under}",
-                         hint="give for example -2")
+    kind, out = EXPERIMENTS.get(experiment), as_path(out, "out")
+    models, data = as_names(models, "models"), as_names(data, "data")
+    if fail_under is not None:
+        fail_under = as_points(fail_under, "a threshold")
     if kind.outcomes is None:
         raise UsageError("an experiment must say what holds of each image to compare models by it",
                          seen=f"{experiment} does not", hint="compare them by another one")
@@ -81,10 +83,9 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
         found = find_runs(out, experiment)
         require_known(out, [experiment], Selection(data=tuple(data)))
         chosen = _chosen(found, out, experiment, models, data)
-        rows, done, remarks = _rows(kind, chosen, all_pairs=all_pairs, everything=everything)
-        adjusted = holm([row.found.p_value for row in rows])
-        made = Comparison(experiment, tuple(replace(row, holm=p) for row, p in zip(rows, adjusted)),
-                          (), remarks, done, fail_under, damage(found.damaged))
+        made = replace(_compared(kind, chosen, all_pairs=all_pairs, everything=everything,
+                                 insist=bool(models) or fail_under is not None),
+                       fail_under=fail_under, damage=damage(found.damaged))
         files = {out / f"{PREFIX}{kind.files}.{suffix}": text
                  for suffix, text in texts(made).items()}
         with uninterrupted():  # all files or none
@@ -93,6 +94,30 @@ def compare(out: str | Path, experiment: str, models: Sequence[str] = (), *,
     waiting = tuple(f"not compared: {unfinished(run)}"
                     for run in select(found.runs, models=models, data=data) if not run.complete)
     return replace(made, files=tuple(files), remarks=waiting)
+
+
+def compared(experiment: Experiment, runs: Sequence[Run]) -> Comparison | None:
+    """Do as `compare` without names, of these complete runs alone, and write nothing.
+
+    None where no two models can be compared. Raises OutputError where records do not read back.
+    """
+    models = sorted({str(run.spec["model"]) for run in runs})
+    if experiment.outcomes is None or len(models) < 2:
+        return None
+    chosen = {model: [run for run in runs if run.spec["model"] == model] for model in models}
+    try:
+        return _compared(experiment, chosen, all_pairs=False, everything=False, insist=False)
+    except UsageError:
+        return None
+
+
+def _compared(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
+              everything: bool, insist: bool) -> Comparison:
+    rows, done, remarks = _rows(experiment, chosen, all_pairs=all_pairs, everything=everything,
+                                insist=insist)
+    adjusted = holm([row.found.p_value for row in rows])
+    judged = tuple(replace(row, holm=p) for row, p in zip(rows, adjusted))
+    return Comparison(experiment.name, judged, (), remarks, done)
 
 
 def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
@@ -124,7 +149,9 @@ def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
 
 def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str, list[Run]]:
     """Return the runs of a model or of a folder, and what they are called in a table."""
-    name = str(name).rstrip("/").rpartition("/")[2]  # of a path, its folder
+    typed = name
+    # Of a path, its folder; names of models have slashes too.
+    name = typed if select(found.runs, models=(typed,)) else typed.rstrip("/").rpartition("/")[2]
     by_model = select(runs, models=(name,))
     names = {str(run.spec["model"]) for run in by_model}
     if len(names) > 1:
@@ -141,9 +168,10 @@ def _named(name: str, runs: Sequence[Run], found: Found, out: Path) -> tuple[str
                              seen=unfinished(begun[-1]), hint="compare when it is finished")
         if found.damaged:  # may be what is meant
             raise damage(found.damaged) or found.damaged[0]
-        there = ", ".join(sorted({str(run.spec["model"]) for run in runs}))
+        there = sorted({str(run.spec["model"]) for run in runs})
         raise UsageError(f"a model to compare must have a complete run under {out}",
-                         seen=f"none is of {printable(name)!r}", hint=f"there are {there}")
+                         seen=f"none is of {shown_value(typed)}",
+                         hint=f"{near(typed, there)}there are {', '.join(there)}")
     return by_folder[-1].name, list(by_folder[-1:])
 
 
@@ -167,9 +195,10 @@ def differing(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str:
 
 
 def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pairs: bool,
-          everything: bool) -> tuple[list[Difference], tuple[str, ...], tuple[str, ...]]:
+          everything: bool, insist: bool
+          ) -> tuple[list[Difference], tuple[str, ...], tuple[str, ...]]:
     """Return the differences of all pairs without their adjusted p, what was done, and what else
-    is to be told."""
+    is to be told: who cannot be compared, unless each pair must be."""
     groups: dict[str, dict[str, _Side]] = {}
     for name, runs in chosen.items():
         for run in runs:
@@ -179,6 +208,9 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
                 sides[name] = _Side(name, model)
             sides[name].add(run, experiment)
     names = list(chosen)
+    if not insist:  # the first is the one that most others were measured like
+        names.sort(key=lambda name: -len({other for sides in groups.values() if name in sides
+                                          for other in sides}))
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], each) for each in names[1:]]
     rows: list[Difference] = []
     done: dict[str, None] = {}
@@ -193,10 +225,16 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
             remarks.update(dict.fromkeys(_alone(experiment, sides[a], sides[b])))
             used.update(run.name for side in (sides[a], sides[b]) for run in side.runs)
         if len(rows) == before:
-            raise _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
+            reason = _incomparable(experiment, chosen[a][-1], chosen[b][-1], a, b)
+            if insist:
+                raise reason
+            remarks[f"not compared: {reason.seen}"] = None
+    if not rows:
+        raise reason
     remarks.update(dict.fromkeys(
-        f"{run.name} takes no part: nothing was measured like it, or the model anew with other "
-        "weights" for runs in chosen.values() for run in runs if run.name not in used))
+        f"the run {run.name} takes no part: no other model was measured like it, or its own model "
+        "was measured anew with other weights"
+        for runs in chosen.values() for run in runs if run.name not in used))
     return rows, tuple(each for each in done if each), tuple(remarks)
 
 
@@ -206,13 +244,8 @@ def _alone(experiment: Experiment, a: _Side, b: _Side) -> Iterator[str]:
     for mine, other in ((a, b), (b, a)):
         parts = sorted(mine.parts - other.parts, key=layout.order)
         if other.parts and parts:
-            words = "; ".join(_part_words(experiment, part) for part in parts)
+            words = "; ".join(layout.in_words(part) for part in parts)
             yield f"only {mine.name} was measured at {words}"
-
-
-def _part_words(experiment: Experiment, part: Part) -> str:
-    return ", ".join(f"{column} {value:g}" if isinstance(value, float) else value
-                     for column, value in zip(experiment.layout.parts, part) if value != math.inf)
 
 
 def _facts(experiment: Experiment, run: Run) -> dict[str, object]:
@@ -254,8 +287,8 @@ def _measures(experiment: Experiment, shared: Sequence[tuple[Part, str]], *, eve
                 words = f"{head.title}{f' ({head.detail})' if head.detail else ''}"
                 yield key, f"{words}: {measure.label}", measure.best is not min
     for part, name in left if everything else ():
-        told = _part_words(experiment, part)
-        yield ((part, name), f"{told}: {name}" if told else name,
+        told, label = layout.in_words(part), layout.label(name)
+        yield ((part, name), f"{told}: {label}" if told else label,
                not any(word in name for word in _LOWER_IS_BETTER))
 
 

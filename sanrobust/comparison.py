@@ -99,7 +99,7 @@ class Comparison:
     @property
     def text(self) -> str:
         """The table as people read it on a screen."""
-        return sheet.to_text(_sheet(self))
+        return sheet.to_text(sheet_of(self))
 
     @property
     def problem(self) -> SanrobustError | None:
@@ -120,7 +120,7 @@ class Comparison:
 
 def texts(made: Comparison) -> dict[str, str]:
     """Return the content of each file of a comparison by its suffix."""
-    table = _sheet(made)
+    table = sheet_of(made)
     return {"csv": _csv(made), "md": sheet.to_markdown(table), "tex": sheet.to_latex(table)}
 
 
@@ -138,7 +138,8 @@ _COLUMNS = {"a": "First", "b": "Second", "data": "Data", "variant": "Attack"}
 """Headings of what may differ between the rows."""
 
 
-def _sheet(made: Comparison) -> sheet.Sheet:
+def sheet_of(made: Comparison) -> sheet.Sheet:
+    """Return the table of a comparison, with its caption."""
     several = [name for name in _COLUMNS if len({getattr(row, name) for row in made.rows}) > 1]
     pairs: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for row in made.rows:

@@ -28,7 +28,7 @@ from scipy.stats import t as student
 from sanrobust.errors import OutputError
 from sanrobust.reasons import EXCLUDED
 
-_REBUILD = "rebuild the records: run the same command with --fresh"
+_REBUILD = "rebuild the records: type the command that measured them, with --fresh"
 
 Summary = dict[str, float | int | str | None]
 """A row of a table by column: rates and intervals in percent, unrounded."""

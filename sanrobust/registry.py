@@ -27,6 +27,12 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     return by_folded[matches[0]] if matches else None
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the beginning of a hint: which name is like ``name``, or nothing."""
+    match = closest(name, names)
+    return f"did you mean {match}? " if match else ""
+
+
 def unknown_name(kind: str, name: str, names: Iterable[str], *, listing: str) -> UnknownNameError:
     """Build the error for a name that is not in ``names``.
 
@@ -36,12 +42,10 @@ def unknown_name(kind: str, name: str, names: Iterable[str], *, listing: str) ->
         names: the legal names.
         listing: what the user types to see the legal names.
     """
-    match = closest(name, names)
-    suggestion = f"did you mean {match}? " if match else ""
     return UnknownNameError(
         f"the {kind} must be a known name",
         seen=f"there is no {kind} named {shown_value(name)}",
-        hint=f"{suggestion}see {listing}",
+        hint=f"{did_you_mean(name, names)}see {listing}",
     )
 
 
@@ -78,8 +82,11 @@ class Registry(Generic[T]):
             raise ValueError(f"two {self._kind}s are named {shown_value(name)}")
         self._values[name] = value
 
-    def get(self, name: str) -> T:
+    def get(self, name: object) -> T:
         """Return the value named ``name``; raises UnknownNameError with the closest match."""
+        if not isinstance(name, str):
+            raise UnknownNameError(f"the {self._kind} must be a name", seen=f"it is "
+                                   f"{shown_value(name)}", hint=f"see {self._listing}")
         if name in self._values:
             return self._values[name]
         try:
@@ -111,7 +118,7 @@ class Registry(Generic[T]):
         return {self._names_of(value)[0]: value for value in found}, problems
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values or name in self._all
+        return isinstance(name, str) and (name in self._values or name in self._all)
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._all.values())

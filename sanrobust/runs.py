@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from filelock import FileLock, Timeout
 
 from sanrobust.errors import OutputError
 from sanrobust.experiments.catalog import EXPERIMENTS
-from sanrobust.records import (HEADER_NAME, RECORDS_FOLDER, RUNS_FOLDER, Said, State,
+from sanrobust.records import (HEADER_NAME, RECORDS_FOLDER, RESTORE, RUNS_FOLDER, Said, State,
                                failed_images, ids_digest, is_whole, read_header, read_records,
                                starts_of, state_of)
+from sanrobust.registry import did_you_mean
 from sanrobust.spec import digest_of
 
 if TYPE_CHECKING:
@@ -145,7 +146,14 @@ class Run:
         Raises OutputError on damage, and for a run said to be complete that lacks images or has
         others than its own.
         """
-        table = read_records(self.folder, self.experiment, digest_of(self.spec), columns=columns)
+        try:
+            table = read_records(self.folder, self.experiment, digest_of(self.spec),
+                                 columns=columns)
+        except OutputError as error:
+            if error.hint != RESTORE:
+                raise
+            raise OutputError(error.rule, seen=error.seen, hint="restore the file, or delete it "
+                              f"and {self.again()}, which measures its images") from error
         if self.complete:
             self._require_whole(set(table.column("image").unique().to_pylist()))
         frame: pd.DataFrame = table.to_pandas()
@@ -316,17 +324,48 @@ def select(runs: Sequence[Run], *, names: Sequence[str] = (), models: Sequence[s
            data: Sequence[str] = ()) -> tuple[Run, ...]:
     """Return the runs whose folder, model and data are among those named; none named means any.
 
-    A folder may be named by its beginning or its digest, which later attempts share, a model by its
-    full name or by its architecture alone.
+    A folder may be named by its beginning or its digest, which later attempts share, a model as
+    `models_meant` says.
     """
+    there = {str(run.spec.get("model")) for run in runs}
+    meant = {model for name in models for model in models_meant(name, there)}
+
     def wanted(run: Run) -> bool:
-        model = str(run.spec.get("model"))
         digest = run.name.rpartition("-")[2]
         return (_any(names, lambda each: run.name.startswith(each)
                      or each in (digest, digest.partition(".")[0]))
-                and _any(models, lambda each: model == each or model.startswith(f"{each}."))
+                and (not models or str(run.spec.get("model")) in meant)
                 and _any(data, lambda each: each == run.spec.get("data")))
     return tuple(run for run in runs if wanted(run))
+
+
+def models_meant(name: str, models: Collection[str]) -> set[str]:
+    """Return which of the models a name means: by full name, by architecture, or as tables print
+    it, of which case is told apart only where that finds one."""
+    spellings = {model: {model, *_architecture(model), *_printed(model)} for model in models}
+    exact = {model for model, own in spellings.items() if name in own}
+    return exact or {model for model, own in spellings.items()
+                     if name.casefold() in map(str.casefold, own)}
+
+
+def _architecture(model: str) -> Iterator[str]:
+    """Yield all that a full name begins with up to a full stop."""
+    return (model[:place] for place, letter in enumerate(model) if letter == ".")
+
+
+def _printed(model: str) -> Iterator[str]:
+    from sanrobust.tables.entries import label_of  # which loads pandas
+    label, tag = label_of(model), model.partition(".")[2]
+    yield label
+    if tag and label != model:
+        yield f"{label} ({tag})"
+
+
+def near(name: str, models: Iterable[str]) -> str:
+    """Do as `did_you_mean`, with every name that a model has."""
+    known = [spelling for model in models
+             for spelling in (*_printed(model), model, *_architecture(model))]
+    return did_you_mean(name, known)
 
 
 def _any(named: Sequence[str], test: Callable[[str], bool]) -> bool:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from sanrobust import metrics
 from sanrobust.errors import (FailedImagesError, OutputError, SanrobustError, UnknownNameError,
-                              UsageError)
+                              UsageError, shown_value)
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.processes import uninterrupted
-from sanrobust.runs import Run, find_runs, identity, select, tables_locked
+from sanrobust.registry import did_you_mean
+from sanrobust.runs import Run, find_runs, identity, near, select, tables_locked
 from sanrobust.tables import Table, make_table, to_text, with_paper, write_table
 from sanrobust.zoo import catalog
 
@@ -28,7 +29,7 @@ Row = dict[str, object]
 DEMO_NOTE = ("Embedded demonstration: small networks on scikit-learn's 8x8 digits shown at 32 "
              "pixels; not comparable with ImageNet figures.")
 _DOUBT = 0.99
-_NAMED = 5
+_NAMED, _LISTED = 5, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,9 +253,15 @@ def require_known(out: Path, experiments: Sequence[str], chosen: Selection) -> N
             there = {"--run": {run.name for run in runs},
                      "--model": {str(run.spec["model"]) for run in runs},
                      "--data": {str(run.spec["data"]) for run in runs}}[option]
+            close = near(value, there) if option == "--model" else did_you_mean(value, there)
             raise UsageError(f"{option} must fit a run under {out}",
-                             seen=f"none fits {value!r}",
-                             hint=f"there are {', '.join(sorted(there))}")
+                             seen=f"none fits {shown_value(value)}",
+                             hint=f"{close}there are {_some(sorted(there))}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def _choices(chosen: Selection) -> Iterator[tuple[str, str]]:

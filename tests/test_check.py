@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -297,8 +295,20 @@ def test_the_command_prints_writes_and_ends_well(command: Command, tmp_path: Pat
     assert [line["numbers"] for line in model["lines"]] == numbers
     markdown = (tmp_path / "check.md").read_text()
     assert markdown.count("| san10-pair.digits |") == len(LINES)
+    verdicts = {line["line"]: line["verdict"] for line in model["lines"]}
     for name in LINES.names():
-        assert f"  {name} " in done.output
+        assert (f"  {name} " in done.stdout) == (verdicts[name] != "ok")
+    whole = command("check", "-m", "san10-pair.digits", "--num-samples", "16", "--iters", "2",
+                    "--queries", "10", "--out", str(tmp_path), "--verbose")
+    assert all(f"  {name} " in whole.stdout for name in LINES.names())
+
+
+def test_lines_that_rest_on_one_fault_are_told_in_one_sentence(tmp_path: Path) -> None:
+    made = sanrobust.check(BROKEN["saturated"][0](), preprocessing=PLAIN, out=tmp_path, **QUICK)
+    unjudged = made.table[made.table["verdict"] == "not judged"]
+    text = " ".join(made.text.split())
+    assert len(unjudged) > 5 and text.count("because saturation is wrong") == 1
+    assert f"because saturation is wrong: {', '.join(unjudged['line'])}" in text
 
 
 OWN = ("--img-size", "32", "--crop-pct", "1", "--interpolation", "bilinear", "--no-normalize")
@@ -370,6 +380,9 @@ def test_each_line_is_explained(command: Command) -> None:
     assert done.exit_code == 0
     for line in LINES:
         assert f"{line.name} ({line.source})" in done.output
+    for page in ("README.md", "docs/validity.md"):
+        told = " ".join((Path(__file__).parents[1] / page).read_text("utf-8").split())
+        assert f"asks {len(LINES)} questions" in told
 
 
 def test_names_from_outside_are_only_text(tmp_path: Path) -> None:
@@ -381,30 +394,6 @@ def test_names_from_outside_are_only_text(tmp_path: Path) -> None:
     assert {*pd.read_csv(tmp_path / "check.csv")["data"]} == {f"'{hostile}"}
     markdown = (tmp_path / "check.md").read_text()
     assert "<b>" not in markdown.replace("\\<b", "") and "1|" not in markdown.replace("1\\|", "")
-
-
-class Stops(nn.Module):
-    """Stops the process politely in a later pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = sound()
-        self.passes = 0
-        self.eval()
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        Stops.count += 1
-        if Stops.count == 60:
-            os.kill(os.getpid(), signal.SIGINT)
-        return self.inner(pixels)  # type: ignore[no-any-return]
-
-    count = 0
-
-
-def test_what_was_judged_before_a_stop_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt, match="after 1 of 2 models: type the same command again"):
-        sanrobust.check([sound(), Stops()], preprocessing=PLAIN, out=tmp_path, **QUICK)
-    assert {*pd.read_csv(tmp_path / "check.csv")["model"]} == {"Small"}
 
 
 @pytest.mark.parametrize(("data", "error"), [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -168,7 +171,6 @@ def test_a_threshold(measured: Path, command: Command) -> None:
 def test_runs_that_were_measured_otherwise_are_refused(
         command: Command, measured: Path, tmp_path: Path, words: tuple[object, ...], told: str
         ) -> None:
-    import shutil
     out, name = tmp_path / "out", str(words[0])
     (out / "runs").mkdir(parents=True)
     run = next(each for each in find_runs(measured, name).runs if each.spec["model"] == A)
@@ -205,15 +207,15 @@ def test_a_budget_that_one_alone_has_is_said(command: Command, measured: Path) -
                    "--out", measured).exit_code == 0
     made = compare(measured, "pgd", [A, B])
     assert len(made.rows) == 5
-    words = "nly resnet26.digits was measured at eps 3, step 1, iters 2"
+    words = "nly resnet26.digits was measured at n = 2, ε = 3, ρ = 1"
     assert made.told == ("o" + words,)
-    assert all("O" + words in path.read_text("utf-8") for path in made.files
+    told = "O" + words.partition(" = ")[0]
+    assert all(told in path.read_text("utf-8") for path in made.files
                if path.suffix != ".csv")
 
 
 def test_an_experiment_that_says_nothing_of_images_is_refused(
         measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
     silent = replace(EXPERIMENTS.get("rotate"), outcomes=None)
     monkeypatch.setattr("sanrobust.comparing.EXPERIMENTS", {"rotate": silent})
     with pytest.raises(UsageError, match="what holds of each image"):
@@ -239,13 +241,48 @@ def test_no_experiment_passes_a_threshold_by_being_left_out(command: Command, me
         assert result.exit_code == 2 and "none is of 'san15-pair.digits'" in result.stderr
 
 
+def test_no_rate_is_told_by_the_name_of_its_column(measured: Path) -> None:
+    """Every rate of every experiment, in words."""
+    for experiment in EXPERIMENTS.names():
+        made = compare(measured, experiment, [A, B], everything=True)
+        assert not [row.measure for row in made.rows if "_" in row.measure], experiment
+        assert len({(row.variant, row.measure) for row in made.rows}) == len(made.rows)
+
+
+def test_models_come_by_the_names_of_tables_and_a_mistyped_one_is_answered(
+        command: Command, measured: Path) -> None:
+    made = compare(measured, "rotate", ["ResNet26", "SAN10-pair (digits)"])
+    assert {(row.a, row.b) for row in made.rows} == {(A, B)}
+    result = command("compare", "san10-piar", A, "--experiment", "rotate", "--out", measured)
+    assert result.exit_code == 2 and "did you mean san10-pair?" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    *(("experiment", value, "must be a name") for value in (5, None, b"rotate", ["rotate"], {})),
+    *(("models", value, "models must be names") for value in (5, [A, None], [[A]], b"a", [""])),
+    *(("data", value, "data must be names") for value in (2.5, [5])),
+    *(("out", value, "out must be a path") for value in (5, None, [], "")),
+    *(("fail_under", value, "number of points") for value in ("a", [1], True, math.inf))])
+def test_what_cannot_be_meant_is_refused(measured: Path, name: str, value: object, words: str
+                                         ) -> None:
+    given: dict[str, Any] = {"out": measured, "experiment": "rotate", name: value}
+    with pytest.raises(UsageError, match=words):
+        compare(**given)
+
+
+def test_the_caption_breaks_no_name(measured: Path) -> None:
+    made = compare(measured, "rotate", [A, B])
+    long = "rotate-resnet26.digits-digits-7471eecfcb52"
+    told = replace(made, told=(f"the run {long} takes no part",) * 9)
+    assert told.text.count(long) == 9
+
+
 def test_a_mistyped_dataset(command: Command, measured: Path) -> None:
     result = command("compare", A, B, "--out", measured, "--data", "digit")
     assert result.exit_code == 2 and "there are digits" in result.stderr
 
 
 def copied(measured: Path, tmp_path: Path) -> Path:
-    import shutil
     return Path(shutil.copytree(measured, tmp_path / "copied"))
 
 
@@ -281,10 +318,18 @@ def test_an_unfinished_run_is_named(command: Command, measured: Path, tmp_path: 
     assert one.exit_code == 2 and "complete run" in one.stderr
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "101"])
+def test_every_experiment_says_why_it_has_no_table(command: Command, measured: Path) -> None:
+    result = command("compare", A, "no-such", "--out", measured)
+    assert result.exit_code == 2 and result.stdout == ""
+    for name in ("pgd", "spatial", "accuracy", "corrupt"):
+        assert f"{name}: no table, because none is of 'no-such'" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "101", "abc"])
 def test_a_threshold_that_is_none(command: Command, measured: Path, value: str) -> None:
     result = command("compare", A, B, "--out", measured, "--fail-under", value)
     assert result.exit_code == 2 and "Paired" not in result.output
+    assert "--fail-under must be" in result.stderr and "--fail-under -2" in result.stderr
 
 
 def test_what_was_done_is_told_as_by_the_experiment(measured: Path) -> None:
@@ -305,7 +350,7 @@ def test_runs_that_nothing_was_measured_like_are_named(command: Command, measure
     assert command("accuracy", "-m", A, "--num-samples", 7, "--out", out).exit_code == 0
     made = compare(out, "accuracy", [A, B])
     assert {row.found.n for row in made.rows} == {8}
-    assert any("takes no part: nothing was measured like it" in each for each in made.told)
+    assert any("takes no part: no other model was measured like it" in each for each in made.told)
 
 
 def test_a_model_has_one_set_of_weights(tmp_path: Path) -> None:
@@ -327,7 +372,7 @@ def test_a_model_has_one_set_of_weights(tmp_path: Path) -> None:
     assert len(names) == 1 and len({row.measure for row in made.rows}) == 3
     assert not any("ε = 2" in row.measure for row in made.rows)
     assert any("takes no part" in each for each in made.told)
-    assert any("only san10-pair.digits was measured at eps 2" in each for each in made.told)
+    assert any("only san10-pair.digits was measured at n = 1, ε = 2" in each for each in made.told)
 
 
 def test_means_that_do_not_differ_have_no_interval() -> None:
@@ -337,3 +382,26 @@ def test_means_that_do_not_differ_have_no_interval() -> None:
     text = Comparison("corrupt", (row,), (), (), ()).text
     assert math.isnan(row.found.low) and row.found.p_value == 1
     assert "66.7" in text and "[" not in text and "nan" not in text
+
+
+def test_without_names_one_that_was_measured_otherwise_stops_nothing(
+        command: Command, measured: Path, tmp_path: Path) -> None:
+    """Nor is it the one that the others are held against, whatever its name."""
+    out, other = copied(measured, tmp_path), "resnet38.digits"
+    assert command("accuracy", "-m", "resnet26.untrained-small", "-m", other, "--num-samples", 7,
+                   "--out", out).exit_code == 0
+    assert command("accuracy", "-m", other, "--num-samples", 8, "--out", out).exit_code == 0
+    made = compare(out, "accuracy")
+    assert {(row.a, row.b, row.found.n) for row in made.rows} == {
+        (other, A, 8), (other, B, 8), (other, "resnet26.untrained-small", 7)}
+    result = command("compare", A, B, "resnet26.untrained-small", "--experiment", "accuracy",
+                     "--out", out)
+    assert result.exit_code == 2 and "number of images: 8 and 7" in result.stderr
+    shutil.rmtree(next(run.folder for run in find_runs(out, "accuracy").runs
+                       if run.spec["model"] == other and run.spec["images"] == 7))
+    made = compare(out, "accuracy")
+    assert "resnet26.untrained-small" not in {name for row in made.rows for name in (row.a, row.b)}
+    (told,) = [each for each in made.told if each.startswith("not compared: ")]
+    assert "resnet26.untrained-small" in told and "number of images: 8 and 7" in told
+    with pytest.raises(UsageError, match="measured alike"):
+        compare(out, "accuracy", fail_under=-100)

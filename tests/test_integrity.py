@@ -73,7 +73,7 @@ def test_of_two_runs_the_damaged_one_is_named_and_the_other_shown(tmp_path: Path
     shown = rebuild(tmp_path, "rotate")
     assert shown.frame["model"].tolist() == ["m.t"]
     assert shown.problem is not None and str(record_files(bad)[0]) in shown.problem.seen
-    assert "delete it and run the same command again" in shown.problem.hint
+    assert "delete it and type" in shown.problem.hint
 
 
 def test_the_images_of_a_damaged_block_are_measured_again_when_it_is_deleted(
@@ -214,7 +214,7 @@ def test_what_a_process_says_of_itself_decides_nothing_and_is_left_out_when_dama
 def test_a_run_whose_header_is_gone_goes_on_with_its_records(tmp_path: Path) -> None:
     run = make_run(tmp_path, "ab", "cd")
     (run.folder / "run.json").write_text("{")
-    with pytest.raises(OutputError, match="delete it and run the same command again"):
+    with pytest.raises(OutputError, match="delete it and type"):
         open_run(run.folder)
     (run.folder / "run.json").unlink()
     assert make_run(tmp_path).records().equals(run.records())

@@ -145,8 +145,13 @@ def test_damage_is_named_and_hides_no_other(command: Command, tmp_path: Path) ->
     make_run(tmp_path / "out", "abcd")
     bad = make_run(tmp_path / "out", "abcd", spec=replace(SPEC, model="bad.t"))
     (bad.folder / "run.json").write_text("{", encoding="utf-8")
+    other = make_run(tmp_path / "out", "abcd", spec=replace(SPEC, model="other.t"))
+    (path,) = (other.folder / "records").iterdir()
+    path.write_bytes(b"PAR1")
     result = command("leaderboard", tmp_path / "out", "--to", tmp_path / "to")
-    assert result.exit_code == 6 and bad.name in result.stderr
+    told = result.stderr.splitlines()[-1]
+    assert result.exit_code == 6 and bad.name in told and other.name in told
+    assert f"wrote 1 file beside the page, in {tmp_path / 'to'}: 1 .json" in result.stderr
     assert "m.t" in (tmp_path / "to" / "index.html").read_text("utf-8")
 
 

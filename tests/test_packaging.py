@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from conftest import Command
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("oldest", ROOT / ".ci" / "oldest.py")
@@ -80,3 +86,51 @@ def test_every_file_of_the_package_that_is_no_module_is_installed() -> None:
              and not {"__pycache__", "lib"} & set(path.relative_to(package).parts)}
     assert found == listed
     assert package / "reporting" / "templates" / "report.html" in found
+
+
+# What conda-forge calls otherwise; its matplotlib brings windows, which nothing here opens.
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def recipe() -> dict[str, Any]:
+    """The recipe of conda as conda-build reads it, in YAML behind Jinja."""
+    text = (ROOT / "conda" / "meta.yaml").read_text("utf-8")
+    found: dict[str, Any] = yaml.safe_load(Environment(undefined=StrictUndefined).from_string(
+        text).render(PYTHON="python", compiler="{}".format, stdlib="{}".format))
+    return found
+
+
+def test_the_recipe_of_conda_says_what_setup_cfg_says() -> None:
+    made, asked = recipe(), settings()
+    package, requirements = made["package"], made["requirements"]
+    metadata, options = asked["metadata"], asked["options"]
+    assert package == {"name": metadata["name"], "version": metadata["version"]}
+    assert made["about"]["license"] == metadata["license"]
+    assert made["about"]["summary"] == metadata["description"]
+    assert made["about"]["license_file"] == metadata["license_files"]
+    assert (ROOT / metadata["license_files"]).is_file()
+    bounds = dict(line.split(">=") for line in options["install_requires"].split())
+    wanted = {CONDA_NAMES.get(name, name): f">={bound}" for name, bound in bounds.items()}
+    wanted["python"] = options["python_requires"]
+    assert dict(line.split(" ") for line in requirements["run"]) == wanted
+    scripts = asked["options.entry_points"]["console_scripts"].split("\n")
+    assert made["build"]["entry_points"] == [line for line in scripts if line]
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]
+    assert [line.replace(" ", "") for line in requirements["host"]][2:] == built["requires"]
+
+
+def test_what_the_recipe_of_conda_tries_is_there(command: Command, tmp_path: Path) -> None:
+    tested = recipe()["test"]
+    for name in tested["imports"]:
+        importlib.import_module(name)
+    for line in tested["commands"]:
+        program, *words = line.split()
+        if program == "sanrobust":
+            place = [] if words == ["info"] else ["--out", tmp_path]
+            assert command(*words, *place).exit_code == 0, line
+
+
+def test_the_version_stands_alike_wherever_it_is_written() -> None:
+    version = settings()["metadata"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert recipe()["package"]["version"] == version

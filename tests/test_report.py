@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from conftest import SOURCES, Command
 from grey_models import folders
 from made_runs import SPEC, make_run
 from pages import Element, read, require_harmless, require_labelled
-from report_folder import NINE, measure
+from report_folder import NINE, measure, typed
 from sanrobust.data.replayed import open_saved
 from sanrobust.errors import OutputError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
@@ -138,6 +139,45 @@ def test_a_table_says_what_was_done_as_its_other_files_do(page: Element, measure
         markdown = to_markdown(gather(measured, experiment).table)
         caption = re.sub(r"\\(.)", r"\1", markdown.splitlines()[0])
         assert " ".join(text.split()).startswith(caption), kind.name
+
+
+@pytest.mark.parametrize("experiment", ["rotate", "pgd", "spatial", "accuracy", "corrupt"])
+def test_models_are_held_against_each_other_as_by_compare(measured: Path, page: Element,
+                                                          experiment: str) -> None:
+    made = sanrobust.compare(shutil.copytree(measured, measured.parent / f"copy-{experiment}",
+                                             dirs_exist_ok=True), experiment)
+    box = page.all("div", id=f"{experiment}-paired")[0]
+    headings = [each.text for each in box.all("button")]
+    shown = [dict(zip(headings, (cell.text for cell in row.children)))
+             for row in box.all("tbody") for row in row.all("tr")]
+    assert len(shown) == len(made.rows) > 0
+    for row, found in zip(shown, made.rows):
+        assert row["Measure"] == found.measure
+        assert float(row["diff."]) == pytest.approx(found.found.difference, abs=0.0501)
+        assert (int(row["1st only"]), int(row["2nd only"])) == (found.found.only_a,
+                                                                found.found.only_b)
+        assert float(row["Holm's p"]) == pytest.approx(found.holm, rel=0.06, abs=6e-4)
+
+
+def test_losses_of_images_that_are_done_early_are_kept(tmp_path: Path) -> None:
+    from sanrobust.reporting import curves
+    assert curves._kept([[3, 2], [5, 4, 1], [7]]).tolist() == [[3, 2, 2], [5, 4, 1], [7, 7, 7]]
+    assert curves._thinned(5).tolist() == [0, 1, 2, 3, 4]
+    many = curves._thinned(5001)
+    assert len(many) <= 61 and (many[0], many[-1]) == (0, 5000)
+    typed("pgd", "-m", "resnet26.digits", "--num-samples", 20, "--attack", "autoattack",
+          "--version", "apgd-ce,apgd-t", "--iters", 4, "--eps", "2,8", "--out", tmp_path)
+    (run,) = find_runs(tmp_path, "pgd").runs
+    records = run.records()
+    records = records[records["eps"] == 8]
+    found = {words: losses for words, losses in curves._of_run(run)}
+    assert found and all("ε = 8" in words for words in found)
+    for words, losses in found.items():
+        own = records[records["broken_by"] == words.rpartition(" by ")[2]]
+        assert len(own) == len(losses) > 0
+        for kept, recorded in zip(losses, own["loss"]):
+            assert kept[:len(recorded)].tolist() == list(recorded)
+            assert (kept[len(recorded):] == recorded[-1]).all()
 
 
 def test_classes_are_those_of_the_accuracy_table(page: Element, measured: Path) -> None:
@@ -371,10 +411,22 @@ def test_a_value_that_a_template_lacks_is_an_error() -> None:
         render("report.html", title="x")
 
 
-def test_a_choice_of_images_that_cannot_be_meant(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "words"), [
+    *(({"images": value}, "from 0 to 12") for value in (-1, 13, "3", 3.5, None)),
+    *(({name: [5]}, f"{name} must be names") for name in ("runs", "models", "data")),
+    ({"to": 5}, "to must be a path"), ({"out": None}, "out must be a path")])
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
     make_run(tmp_path, "abcd")
-    with pytest.raises(UsageError, match="0 to 12"):
-        sanrobust.report(tmp_path, images=-1)
+    with pytest.raises(UsageError, match=words):
+        sanrobust.report(**{"out": tmp_path, **given})
+
+
+def test_one_name_may_stand_for_a_list_of_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "abcd")
+    assert sanrobust.report(str(tmp_path), models="m", runs=run.name, data="d").problem is None
+    assert sanrobust.leaderboard(str(tmp_path), to=str(tmp_path / "to")).problem is None
+    with pytest.raises(UsageError, match="folders must be names"):
+        sanrobust.leaderboard([5])  # type: ignore[list-item]
 
 
 def test_large_pictures_are_made_smaller_and_a_gallery_keeps_within_its_bytes(

@@ -166,6 +166,20 @@ def test_lines_beside_a_row_move_with_it(browser: Browser, command: Command, tmp
                     for other in ("", "paper", "difference")]
 
 
+@pytest.mark.parametrize("name", ["report", "leaderboard"])
+def test_no_table_is_cut_off_on_paper(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    """A4 upright has 718 pixels between margins of a centimetre, and Letter has 740."""
+    visit = Visit(browser, pages[name], (718, "light"))
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    visit.page.emulate_media(media="print")
+    boxes = visit.page.locator(".scroll")
+    assert boxes.count() >= 3
+    for number in range(boxes.count()):
+        place = boxes.nth(number)
+        assert place.evaluate("(each) => each.scrollWidth <= each.clientWidth"), \
+            place.get_attribute("aria-labelledby")
+
+
 def test_everything_is_printed(browser: Browser, pages: dict[str, Path]) -> None:
     visit = Visit(browser, pages["report"])
     visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")

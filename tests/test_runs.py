@@ -16,7 +16,7 @@ from sanrobust.experiments.rotation import ROTATION
 from sanrobust.header import complete, missing, started
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.records import RunStore, write_header_file
-from sanrobust.runs import Run, find_runs, identity, open_run, select
+from sanrobust.runs import Run, find_runs, identity, models_meant, near, open_run, select
 from sanrobust.spec import RunSpec
 
 IDS = ("a", "b", "c", "d")
@@ -219,3 +219,20 @@ def test_what_goes_on_with_a_run_measures_all_parts() -> None:
     for words in ("--shard 2/3 -b 4", "--shard=2/3 -b 4", "-b 4 --shard 2/3", "-b 4"):
         run = Run(Path("o/runs/r"), {"command": f"sanrobust pgd {words}"})
         assert run.again() == "type sanrobust pgd -b 4 --out o"
+
+
+def test_a_model_is_meant_by_every_name_that_a_table_gives_it() -> None:
+    names = {"san10-pair.digits", "san10-pair(relation=hadamard).digits", "mine:Net", "mine:net",
+             "timm/resnet50.a1_in1k"}
+
+    def meant(name: str) -> list[str]:
+        return sorted(models_meant(name, names))
+
+    for name in ("san10-pair", "SAN10-pair", "SAN10-pair (digits)", "San10-Pair.Digits"):
+        assert meant(name) == ["san10-pair.digits"], name
+    for name in ("SAN10-pair (hadamard)", "san10-pair (Hadamard) (digits)"):
+        assert meant(name) == ["san10-pair(relation=hadamard).digits"], name
+    assert meant("mine:Net") == ["mine:Net"] and meant("MINE:NET") == ["mine:Net", "mine:net"]
+    assert meant("timm/resnet50") == ["timm/resnet50.a1_in1k"] and meant("resnet50") == []
+    assert near("SAN10-piar", names).startswith("did you mean san10-pair?")
+    assert near("nothing like it", names) == ""

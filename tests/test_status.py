@@ -116,4 +116,4 @@ def test_a_run_that_was_stopped_before_its_header_is_none_yet(command: Command, 
         assert result.exit_code == 0 and begun.folder.name not in result.output
     (whole.folder / "run.json").unlink()
     told = command("status", tmp_path).output
-    assert "run.json does not" in told and "or run the same command again" in told
+    assert "run.json does not" in told and "or type the command that measured it again" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -19,13 +20,15 @@ from sanrobust.validity.settings import CheckSettings
 @model_options
 @data_options
 @compute_options
+@click.option("-v", "--verbose", is_flag=True, help="Print the lines that are ok too.")
 @click.option("--list", "listed", is_flag=True, help="Say what each line asks, and check nothing.")
-def check(listed: bool, **values: Any) -> None:
+def check(verbose: bool, listed: bool, **values: Any) -> None:
     """Judge whether an attack's numbers on models can be believed: a verdict per line.
 
     ok, look (think about it), wrong (do not believe the numbers) or not judged (it rests on a line
-    that is wrong), each with the numbers behind it and what to do next. The exit code is 1 where a
-    line is wrong. 64 images are attacked, and the accuracy counted on 512, unless --num-samples
+    that is wrong), each with the numbers behind it and what to do next. Lines that are ok are
+    printed with --verbose alone; the files have every line. The exit code is 1 where a line is
+    wrong. 64 images are attacked, and the accuracy counted on 512, unless --num-samples
     says how many. Writes OUT/check.csv, .md and .json, which replace those of an earlier check.
     """
     if listed:
@@ -40,8 +43,8 @@ def check(listed: bool, **values: Any) -> None:
     from sanrobust.progress import Reporter
     from sanrobust.validity.run import check_models
     allocator.tune()
-    print_summary(check_models(settings, models, data, how,
-                               Reporter(say=say, progress=progress())))
+    made = check_models(settings, models, data, how, Reporter(say=say, progress=progress()))
+    print_summary(replace(made, whole=verbose))
 
 
 def _say_lines() -> None:

@@ -10,6 +10,7 @@ import click
 from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH
 from sanrobust.experiments.catalog import EXPERIMENTS
+from sanrobust.options import Number
 
 
 @click.command(cls=Command)
@@ -23,7 +24,7 @@ from sanrobust.experiments.catalog import EXPERIMENTS
 @click.option("--all-pairs", is_flag=True, help="Hold each model against each, not only the first.")
 @click.option("--everything", is_flag=True,
               help="Every rate that was recorded, such as each angle, not only those of the table.")
-@click.option("--fail-under", type=click.FloatRange(-100, 100), metavar="POINTS",
+@click.option("--fail-under", type=Number(-100, 100, "-2"), metavar="POINTS",
               help="Exit with 1 where the first model of a pair has less advantage than this "
                    "in any row; -2 lets it be two points worse.")
 def compare(models: tuple[str, ...], out: Path, experiments: tuple[str, ...],

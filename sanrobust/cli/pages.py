@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,10 @@ def _print(made: Page) -> None:
     from sanrobust.cli.report import say
     for line in made.remarks:
         say(line)
-    beside = len(made.files) - 1
-    say(f"wrote {beside} file{'' if beside == 1 else 's'} beside the page")
+    kinds = Counter(path.suffix for path in made.files if path != made.page)
+    count = sum(kinds.values())
+    say(f"wrote {count} file{'' if count == 1 else 's'} beside the page, in {made.page.parent}: "
+        + ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())))
     click.echo(str(made.page))
     if made.problem is not None:
         raise made.problem

@@ -106,9 +106,11 @@ def print_each(makers: Mapping[str, Callable[[], Printed]], *, every: bool = Fal
             unfit[name] = error
         except SanrobustError as error:
             problems.append(error)
-    if unfit and (every or len(unfit) == len(makers)):
-        raise next(iter(unfit.values()))
+    first = next(iter(unfit), None) if every or len(unfit) == len(makers) else None
     for name, reason in unfit.items():
-        say(f"{name}: no table, because {reason.seen}")
+        if name != first:
+            say(f"{name}: no table, because {reason.seen}")
+    if first is not None:
+        raise unfit[first]
     for problem in problems:
         raise problem

@@ -6,6 +6,7 @@ has one row per run. People read one line per run: an `Entry`, with the numbers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -134,7 +135,8 @@ class Layout:
         details: measures of the second table in Markdown, which has a line for each part; empty:
             those of the heads, in one line.
         part_noun: what a column of parts is called.
-        part_words: a part in words.
+        part_words: a part in words; None where its columns' names and values say it.
+        further: rates that neither the heads nor the details have, in words.
         variant: what was done to the images in a word or two, from the facts of a row.
         variant_noun: what a column of variants is called.
         done: one sentence that says what was done to the images; empty where it goes without
@@ -163,7 +165,8 @@ class Layout:
     shared: tuple[str, ...] = ()
     details: tuple[Measure, ...] = ()
     part_noun: str = ""
-    part_words: Callable[[Part], str] = str
+    part_words: Callable[[Part], str] | None = None
+    further: Mapping[str, str] = field(default_factory=dict)
     variant: Callable[[Facts], str] = _nothing
     variant_noun: str = ""
     done: Callable[[Facts], str] = _nothing
@@ -187,6 +190,18 @@ class Layout:
     def optional(self) -> tuple[str, ...]:
         """Columns behind those that only some rows have."""
         return ("excluded", "reasons", *(f"{name}_all" for name in self.rates), *self.rare)
+
+    def in_words(self, part: Part) -> str:
+        """Return a part in words; inf stands for what it does not have."""
+        if part and self.part_words is not None:
+            return self.part_words(part)
+        return ", ".join(f"{column} {value:g}" if isinstance(value, float) else value
+                         for column, value in zip(self.parts, part) if value != math.inf)
+
+    def label(self, rate: str) -> str:
+        """Return a rate of a part in words, or its name where the layout has none."""
+        labels = {measure.key: measure.label for measure in self.details}
+        return {**labels, **self.further}.get(rate, rate)
 
     def is_shared(self, column: str) -> bool:
         """Return whether a column is printed once for all parts."""

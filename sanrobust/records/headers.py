@@ -40,10 +40,10 @@ def read_header(path: Path) -> dict[str, object]:
         if SEALED_FROM in header or _SEAL in header:
             header = unsealed(header)
     except (OSError, ValueError, RecursionError) as error:
-        instead = "delete it and run" if path.exists() else "run"
+        instead = "delete it and type" if path.exists() else "type"
         raise OutputError("a run's header must read back", seen=f"{path} does not ({error})",
-                          hint=f"restore it, or {instead} the same command again, which goes on "
-                               "with the run's records") from error
+                          hint=f"restore it, or {instead} the command that measured it again, "
+                               "which goes on with the run's records") from error
     _require_known(path, header["spec"])
     return header
 

@@ -27,8 +27,8 @@ RUNS_FOLDER = "runs"
 RECORDS_FOLDER = "records"
 _SPEC_METADATA = b"sanrobust.spec"  # where earlier versions wrote it
 _READINGS = 5
-_RESTORE = ("restore the file, or delete it and run the same command again, which measures its "
-            "images")
+RESTORE = ("restore the file, or delete it and type the command that measured it again, which "
+           "measures its images")
 
 
 def schema(experiment: str) -> pa.Schema:
@@ -44,7 +44,7 @@ def unreadable(path: Path, error: Exception) -> OutputError:
     """Return the sentence for a file that is not as it was written."""
     said = " ".join(str(error).split())[:100] or type(error).__name__
     return OutputError("a file of records must read back", seen=f"{path} does not ({said})",
-                       hint=_RESTORE)
+                       hint=RESTORE)
 
 
 def foreign(path: Path) -> OutputError:

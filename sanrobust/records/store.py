@@ -122,8 +122,8 @@ class RunStore:
         if header and SEALED_FROM not in header and (listing.blocks or listing.parts):
             raise OutputError("a run's header must hold its hash, as the files beside it do",
                               seen=f"{self.folder / HEADER_NAME} has lost it",
-                              hint="restore it, or delete it and run the same command again, "
-                                   "which goes on with the run's records")
+                              hint="restore it, or delete it and type the command that "
+                                   "measured it again, which goes on with the run's records")
         size = header.get(BLOCK_SIZE) or self._size_found() or max(len(ids), 1)
         assert isinstance(size, int)
         self._plan = Plan(ids, size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+from sanrobust.choices import as_names, as_path
 from sanrobust.comparing import differing
 from sanrobust.errors import DataError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
@@ -34,8 +35,8 @@ class Ranking:
     by: str
 
 
-def leaderboard(folders: Sequence[str | Path] = ("results",), *, to: str | Path = "leaderboard"
-                ) -> Page:
+def leaderboard(folders: str | Path | Sequence[str | Path] = ("results",), *,
+                to: str | Path = "leaderboard") -> Page:
     """Write a page of rankings over the folders, and a JSON for each model.
 
     Args:
@@ -45,8 +46,8 @@ def leaderboard(folders: Sequence[str | Path] = ("results",), *, to: str | Path 
     Raises OutputError where a folder has no complete run or a file cannot be written, DataError
     for JSON that is not as it was written.
     """
-    target = Path(to)
-    found = gathered([Path(folder) for folder in folders])
+    target = as_path(to, "to")
+    found = gathered([as_path(folder, "folders") for folder in as_names(folders, "folders")])
     if not found.standings:
         raise found.problem or UsageError(
             "a leaderboard must have complete runs", seen="there are none",

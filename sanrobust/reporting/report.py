@@ -8,10 +8,14 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from sanrobust.choices import as_count, as_names, as_path
+from sanrobust.comparing import compared
+from sanrobust.comparison import sheet_of
 from sanrobust.errors import OutputError, SanrobustError, UsageError
 from sanrobust.experiments.base import Experiment
 from sanrobust.experiments.budgets import BUDGET
 from sanrobust.experiments.catalog import EXPERIMENTS
+from sanrobust.experiments.layout import Listing
 from sanrobust.files import atomic_write, require_writable
 from sanrobust.processes import uninterrupted
 from sanrobust.reporting import curves, provenance
@@ -43,6 +47,7 @@ class Section:
         figures: drawn from it.
         csv: the file that has the unrounded numbers.
         paper: the paper's own table, where none of its values stands beside ours.
+        paired: the models held against each other on the same images; None where none can be.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Section:
     figures: tuple[Picture, ...]
     csv: str
     paper: TableView | None
+    paired: TableView | None
 
 
 def report(out: str | Path = "results", *, to: str | Path | None = None,
@@ -70,11 +76,10 @@ def report(out: str | Path = "results", *, to: str | Path | None = None,
     Raises OutputError where there is no complete run or a file cannot be written, UsageError for a
     choice that fits no run.
     """
-    out, folder = Path(out), Path(out) / FOLDER if to is None else Path(to)
-    if not 0 <= images <= MOST_IMAGES:
-        raise UsageError(f"images of a run must be 0 to {MOST_IMAGES}", seen=f"they are {images}",
-                         hint="give for example 3")
-    chosen = Selection(tuple(runs), tuple(models), tuple(data))
+    out = as_path(out, "out")
+    folder = out / FOLDER if to is None else as_path(to, "to")
+    images = as_count(images, "images", MOST_IMAGES)
+    chosen = Selection(as_names(runs, "runs"), as_names(models, "models"), as_names(data, "data"))
     require_runs(out)
     require_writable(folder, PAGE)
     found, problems = _summaries(out, chosen)
@@ -119,7 +124,19 @@ def _section(experiment: Experiment, summary: Summary) -> Section:
     beside = any(name.startswith("paper_") for name in table.columns)
     own = None if beside or experiment.reference is None else _paper(experiment)
     return Section(experiment.name, table_view(table, experiment.name), summary.remarks,
-                   tuple(listing_views(table, experiment.name)), figures, f"{stem}.csv", own)
+                   tuple(listing_views(table, experiment.name)), figures, f"{stem}.csv", own,
+                   _paired(experiment, summary.runs))
+
+
+def _paired(experiment: Experiment, runs: Sequence[Run]) -> TableView | None:
+    made = compared(experiment, runs)
+    if made is None:
+        return None
+    table = sheet_of(made)
+    lines = tuple(line for group in table.groups for line in group)
+    title = f"{experiment.name}: which models differ, image by image"
+    return listing_view(Listing(title, table.headings, lines, stubs=table.stubs),
+                        f"{experiment.name}-paired", table.caption)
 
 
 def _paper(experiment: Experiment) -> TableView:
@@ -135,7 +152,8 @@ def _figures(experiment: Experiment, table: Table, runs: Sequence[Run]) -> Itera
     yield from pictures(f"{stem}_severities", "Error against severity, by corruption",
                         partial(curves.draw_severities, table))
     if all(name in experiment.records.columns for name in (*BUDGET, *curves.LOSSES)):
-        yield from pictures(f"{stem}_steps", "Median loss of the images against step",
+        yield from pictures(f"{stem}_steps", "Median loss of the images against step; an image "
+                            "that is done keeps its last one",
                             partial(curves.draw_steps, table, runs))
 
 

@@ -18,7 +18,7 @@ from sanrobust.errors import DataError, OutputError, SanrobustError, UsageError
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.runs import find_runs, require_runs
 from sanrobust.spec import digest_of
-from sanrobust.summary import gather
+from sanrobust.summary import damage, gather
 
 Row = dict[str, object]
 FORM = 1
@@ -79,7 +79,8 @@ def gathered(folders: Sequence[Path]) -> Gathered:
             earlier = found.get(key)
             found[key] = standing if earlier is None else _joined(earlier, standing)
     ordered = sorted(found.values(), key=lambda each: (each.group, each.model, each.weights))
-    return Gathered(tuple(ordered), tuple(remarks), problems[0] if problems else None)
+    damaged = damage([each for each in problems if isinstance(each, OutputError)])
+    return Gathered(tuple(ordered), tuple(remarks), damaged or next(iter(problems), None))
 
 
 def _of_folder(folder: Path, remarks: list[str], problems: list[SanrobustError]

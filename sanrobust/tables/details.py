@@ -46,7 +46,7 @@ def _part_lines(table: Table, layout: Grid) -> tuple[list[str], list[tuple[Entry
             those = [replace(measure, key=_key(own, measure, number)) for measure in details]
             if any(each.key in entry.values for each in those
                    if each.key.startswith(f"{number}:")):
-                words = own.part_words(part) or DASH
+                words = own.in_words(part) or DASH
                 lines.append((entry, [words, *(_rate(entry, each) for each in those)]))
     noun = own.part_noun if own.variant_noun in ("", *layout.stubs) else own.variant_noun
     return [noun, *(measure.label for measure in details)], lines

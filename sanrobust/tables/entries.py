@@ -77,7 +77,7 @@ def _entry(table: Table, first: pd.Series, rows: Sequence[tuple[int, pd.Series]]
     settings = [f"{name} {facts.get(name)}" for name in table.settings]
     # Rates over the images that did not fail are rates over other images.
     survivors = f"{model} {facts.get('n')}" if facts.get("failed") else ""
-    return Entry(model, data, layout.variant(facts), _label(model), facts,
+    return Entry(model, data, layout.variant(facts), label_of(model), facts,
                  (data, survivors, *settings), values, overall, reference,
                  {name: first[name] for name in layout.extra if pd.notna(first.get(name))})
 
@@ -99,7 +99,7 @@ def _numbers(row: pd.Series, names: Iterable[str], layout: Layout, part: int, *,
     return found
 
 
-def _label(model: str) -> str:
+def label_of(model: str) -> str:
     """Print a network of the paper as the paper does, with its options; others by full name."""
     name = paper.DISPLAY_NAMES.get(network(model))
     if name is None:

@@ -42,7 +42,7 @@ def to_text(sheet: Sheet) -> str:
     body = "\n\n".join("\n".join(aligned(line, widths, sheet.stubs) for line in group)
                        for group in sheet.groups)
     return "\n".join([aligned(sheet.headings, widths, sheet.stubs), body, "",
-                      textwrap.fill(sheet.caption, _WIDTH)])
+                      textwrap.fill(sheet.caption, _WIDTH, break_on_hyphens=False)])
 
 
 def to_markdown(sheet: Sheet) -> str:

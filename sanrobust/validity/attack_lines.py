@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sanrobust.metrics import wilson
 from sanrobust.validity.attacked import NOISES, RESTARTS, UNLIMITED, WALK_STEPS, Broken, Pair
@@ -15,13 +16,14 @@ from sanrobust.validity.subject import Subject
 from sanrobust.validity import thresholds as limits
 from sanrobust.validity.values import LOOK, OK, WRONG, Finding
 
+_OVERFLOWS = "find out where the network overflows: nothing is known of the attack there"
 _MASKED = ("the gradient's attack fails where another one wins: look for what hides the gradient, "
            "and report the stronger of both")
 
 
 def _descent(subject: Subject) -> Finding:
     walk = subject.attacks.walk
-    known = ~np.isnan(walk.losses).any(1)
+    known = walk.known
     total = int(known.sum())
     if not total:
         return Finding(LOOK, "no image has finite numbers at every step", "see the line on logits")
@@ -39,7 +41,7 @@ def _descent(subject: Subject) -> Finding:
     if falls < limits.DESCENT or worse or stuck:
         return Finding(LOOK, seen, "try smaller steps, or another loss (--attack apgd-dlr)",
                        numbers)
-    return Finding(OK, seen, numbers=numbers)
+    return _of_all(Finding(OK, seen, numbers=numbers), known)
 
 
 def _converged(subject: Subject) -> Finding:
@@ -60,14 +62,15 @@ def _converged(subject: Subject) -> Finding:
     if gain > max(limits.CONVERGED, one_image * (1 + 1e-9)):
         return Finding(LOOK, seen, f"{more}, or report what sanrobust pgd --attack autoattack "
                        "leaves", numbers)
-    return Finding(OK, seen, numbers=numbers)
+    return _of_all(Finding(OK, seen, numbers=numbers), pair.known)
 
 
 def _radius(subject: Subject) -> Finding:
     radii = [subject.settings.radius * part for part in (0.25, 0.5, 1, 2)]
     broken = [subject.attacks.broken(eps) for eps in radii]
     rates = [_rate(each) for each in broken]
-    seen = ", ".join(f"{rate:.1f} % at {eps:g}" for eps, rate in zip(radii, rates))
+    seen = ", ".join(f"{rate:.1f} % at {eps:g}" if rate == rate else f"no numbers at {eps:g}"
+                     for eps, rate in zip(radii, rates))
     pairs = [Pair.of(small, large) for small, large in zip(broken, broken[1:])]
     numbers = {**{f"rate_{eps:g}": rate for eps, rate in zip(radii, rates)},
                "only_smaller": max(pair.only_weak for pair in pairs)}
@@ -77,7 +80,7 @@ def _radius(subject: Subject) -> Finding:
                        "give an --eps at which some images break and others do not", numbers)
     advice = ("a larger ball holds the smaller one: an attack that breaks less in it does not "
               "search it; try more steps and other step lengths" if verdict != OK else "")
-    return Finding(verdict, seen, advice, numbers)
+    return _of_all(Finding(verdict, seen, advice, numbers), _known(*broken))
 
 
 def _unlimited(subject: Subject) -> Finding:
@@ -127,13 +130,15 @@ def _weaker(subject: Subject, weak: Broken, words: str) -> Finding:
         return Finding(verdict, seen, _MASKED, numbers)
     if pair.weak == pair.strong:
         return Finding(LOOK, seen, "give an --eps at which the two can be told apart", numbers)
-    return Finding(OK, seen, numbers=numbers)
+    return _of_all(Finding(OK, seen, numbers=numbers), pair.known)
 
 
 def _restarts(subject: Subject) -> Finding:
-    runs = [subject.attacks.broken(restart=restart) for restart in range(RESTARTS)]
+    every = [subject.attacks.broken(restart=restart) for restart in range(RESTARTS)]
+    known = _known(*every)
+    runs = [each[known] for each in every]
     rates = [_rate(each) for each in runs]
-    best = _rate(np.fmax.reduce(runs))
+    best = _rate(np.maximum.reduce(runs))
     pairs = [Pair.of(one, other) for one in runs for other in runs if one is not other]
     numbers = {**{f"rate_{number + 1}": rate for number, rate in enumerate(rates)},
                "rate_best": best}
@@ -146,7 +151,7 @@ def _restarts(subject: Subject) -> Finding:
                        "restarts, and look for what makes the loss rugged", numbers)
     if best - rates[0] > limits.RESTARTS:
         return Finding(LOOK, seen, "take several restarts (sanrobust pgd --restarts 5)", numbers)
-    return Finding(OK, seen, numbers=numbers)
+    return _of_all(Finding(OK, seen, numbers=numbers), known)
 
 
 def _stored(subject: Subject) -> Finding:
@@ -167,7 +172,7 @@ def _stored(subject: Subject) -> Finding:
                        "what is stored, and look for what changes between passes", numbers)
     if lost or whole > max(1, limits.ROUNDING_LOSS / 100 * total):
         return Finding(LOOK, seen, "report what is left of the attack on 8-bit images too", numbers)
-    return Finding(OK, seen, numbers=numbers)
+    return _of_all(Finding(OK, seen, numbers=numbers), _known(attacks.broken()))
 
 
 def _word(pair: Pair) -> str:
@@ -187,9 +192,23 @@ def _rate(broken: Broken) -> float:
     return 100 * float(known.mean()) if len(known) else math.nan
 
 
+def _known(*broken: Broken) -> NDArray[np.bool_]:
+    """Return which images (N,) have numbers under all of these attacks."""
+    return np.asarray(~np.isnan(np.stack(broken)).any(0))
+
+
+def _of_all(finding: Finding, known: NDArray[np.bool_]) -> Finding:
+    """Return a finding, of which ok is no more than look where some images (N,) have no numbers.
+    """
+    lost, left = int((~known).sum()), int(known.sum())
+    if finding.verdict != OK or not lost:
+        return finding
+    return Finding(LOOK, f"{finding.seen}; {lost} of {len(known)} images have no finite numbers "
+                   "and are left out", _OVERFLOWS, {**finding.numbers, "lost": lost, "known": left})
+
+
 def _nothing(where: str = "") -> Finding:
-    return Finding(LOOK, f"no image has finite numbers{where}",
-                   "find out where the network overflows: nothing is known of the attack there")
+    return Finding(LOOK, f"no image has finite numbers{where}", _OVERFLOWS)
 
 
 _WALKS = (*SOUND, "logits", "gradients", "saturation", "differences", "normalisation")

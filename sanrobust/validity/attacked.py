@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -29,7 +28,7 @@ from sanrobust.attacks.settings import AttackSettings
 from sanrobust.metrics import wilson
 from sanrobust.progress import Progress
 from sanrobust.steady import FixedSizeBatches
-from sanrobust.tensors import attacked
+from sanrobust.tensors import Attacked, attacked
 from sanrobust.validity.settings import CheckSettings
 
 Broken = NDArray[np.float64]
@@ -54,8 +53,13 @@ class Walk:
     losses: NDArray[np.float64]
     zero: NDArray[np.float64]
 
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,) which images have numbers at every step."""
+        return np.asarray(np.isfinite(self.losses).all(1))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Pair:
     """The same images under two attacks, the first of which should not be the stronger one.
 
@@ -66,6 +70,7 @@ class Pair:
         p: of so many that the weak one alone breaks, or more, if neither were stronger: the exact
             one-sided McNemar test.
         low: lower bound, in percent of the images, of those that the weak one alone breaks.
+        known: (N,) bool, of which images there are numbers under both.
     """
 
     n: int
@@ -75,6 +80,7 @@ class Pair:
     only_strong: int
     p: float
     low: float
+    known: NDArray[np.bool_]
 
     @classmethod
     def of(cls, weak: Broken, strong: Broken) -> Pair:
@@ -85,7 +91,7 @@ class Pair:
         odd = only_a + only_b
         p = float(binomtest(only_a, odd, alternative="greater").pvalue) if odd else 1.0
         rate_a, rate_b = (100 * float(each.mean()) if n else math.nan for each in (a, b))
-        return cls(n, rate_a, rate_b, only_a, only_b, p, wilson(only_a, n)[0])
+        return cls(n, rate_a, rate_b, only_a, only_b, p, wilson(only_a, n)[0], both)
 
 
 @dataclass(eq=False)
@@ -114,6 +120,11 @@ class Attacks:
     name: str
     classes: int
     _broken: dict[tuple[object, ...], Broken] = field(default_factory=dict)
+    _walked: set[float] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        # From which radius on each image has no finite numbers.
+        self._lost_from = np.full(len(self.ids), np.inf)
 
     def broken(self, eps: float | None = None, iters: int | None = None, restart: int = 0
                ) -> Broken:
@@ -133,7 +144,7 @@ class Attacks:
             words = f"{self.settings.attack}, eps {eps:g}, {iters} steps"
             made, pixels = self._made(f"{words}{f', start {restart + 1}' if restart else ''}",
                                       Budget(eps, step, iters), restart, **own)
-            self._broken[key] = _broken(made)
+            self._broken[key] = made
             if key == (self.settings.radius, self.settings.iters, 0):
                 self._stored = pixels
         return self._broken[key]
@@ -154,15 +165,15 @@ class Attacks:
     def one_step(self) -> Broken:
         """What a single step of the length of the radius breaks (Goodfellow et al. 2015)."""
         radius = self.settings.radius
-        return _broken(self._made("one step", Budget(radius, radius, 1), attack="pgd",
-                                  targets="none", loss=self.settings.loss(self.classes))[0])
+        return self._made("one step", Budget(radius, radius, 1), attack="pgd", targets="none",
+                          loss=self.settings.loss(self.classes))[0]
 
     @cached_property
     def square(self) -> Broken:
         """What random squares break, with no gradient (Andriushchenko et al. 2020)."""
-        return _broken(self._made(f"square, {self.settings.queries} queries",
-                                  Budget(self.settings.radius), attack="square",
-                                  queries=self.settings.queries)[0])
+        return self._made(f"square, {self.settings.queries} queries",
+                          Budget(self.settings.radius), attack="square",
+                          queries=self.settings.queries)[0]
 
     @cached_property
     def noise(self) -> Broken:
@@ -177,16 +188,19 @@ class Attacks:
     @cached_property
     def walk(self) -> Walk:
         """Plain steps of a tenth of the radius, from the images, down the attack's loss."""
+        return self._walk(self.settings.radius)
+
+    def _walk(self, eps: float) -> Walk:
         labels = self.predicted.to(self.pixels.device)
-        parts = [self._walked(*part) for part in zip(torch.split(self.pixels, self.batch_size),
-                                                     torch.split(labels, self.batch_size))]
+        parts = [self._steps(*part, eps / LEVELS)
+                 for part in zip(torch.split(self.pixels, self.batch_size),
+                                 torch.split(labels, self.batch_size))]
         losses, zero = (torch.cat(each).cpu().double().numpy() for each in zip(*parts))
         return Walk(losses, zero)
 
-    def _walked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _steps(self, images: Tensor, labels: Tensor, radius: float) -> tuple[Tensor, Tensor]:
         """Return the losses (b, WALK_STEPS + 1) and zero parts (b, WALK_STEPS) of some images."""
         loss, norm = LOSSES.get(self.settings.loss(self.classes)), NORMS.get("linf")
-        radius = self.settings.radius / LEVELS
         project, here = norm.projection(images, radius), images
         losses, zero = [], []
         with torch.inference_mode(False), torch.enable_grad(), sealed(self.model):
@@ -212,24 +226,51 @@ class Attacks:
         changed[~logits.isfinite().all(1).numpy()] = np.nan
         return changed
 
+    def _sound(self, eps: float) -> NDArray[np.bool_]:
+        """Return which images (N,) may be attacked in a ball: of which no step in it or in a
+        smaller one is known to end in numbers that are not finite.
+
+        Each of the others would stop the batch that it is in, which is then made in halves until
+        the image stands alone: over many attacks that takes minutes. Where an image is lost, plain
+        steps in each further ball find most of those that would be lost there.
+        """
+        if eps not in self._walked:
+            self._walked.add(eps)
+            if eps == self.settings.radius or np.isfinite(self._lost_from).any():
+                walk = self.walk if eps == self.settings.radius else self._walk(eps)
+                self._note_lost(~walk.known, eps)
+        return np.asarray(self._lost_from > eps)
+
+    def _note_lost(self, lost: NDArray[np.bool_], eps: float) -> None:
+        self._lost_from[lost] = np.minimum(self._lost_from[lost], eps)
+
     def _made(self, words: str, budget: Budget, restart: int = 0, **keywords: object
-              ) -> tuple[pd.DataFrame, Tensor]:
-        """Make an attack and return its records and its images."""
+              ) -> tuple[Broken, Tensor]:
+        """Make an attack and return what it breaks and its images, those left out as they are."""
         settings = AttackSettings(budgets=(budget,), seed=self.settings.seed + restart,
                                   **keywords)  # type: ignore[arg-type]
-        self.progress.begin(f"check {self.name}: {words}", total=len(self.ids), done=0)
+        assert budget.eps is not None
+        sound = self._sound(budget.eps)
+        broken, pixels = np.full(len(self.ids), np.nan), self.pixels.clone()
+        if sound.any():
+            made = self._attacked(words, settings, sound)
+            own = (made.table["adv_pred"] != made.table["label"]).to_numpy().astype("float64")
+            own[made.table["error"].notna().to_numpy()] = np.nan
+            broken[sound], pixels[torch.from_numpy(sound)] = own, made.adversarial
+            self._note_lost(sound & np.isnan(broken), budget.eps)
+        return broken, pixels
+
+    def _attacked(self, words: str, settings: AttackSettings, sound: NDArray[np.bool_]
+                  ) -> Attacked:
+        left_out = len(sound) - int(sound.sum())
+        self.progress.begin(f"check {self.name}: {words}", total=len(sound), done=left_out)
         alive = self.model.register_forward_hook(lambda *_: self.progress.beat())
         try:
-            labels = self.predicted.to(self.pixels.device)
-            made = attacked(self.model, settings, self.pixels, labels, self.ids,
+            chosen = torch.from_numpy(sound)
+            return attacked(self.model, settings, self.pixels[chosen],
+                            self.predicted[chosen].to(self.pixels.device),
+                            [name for name, one in zip(self.ids, sound) if one],
                             batch_size=self.batch_size, followed=self.progress.advance)
         finally:
             alive.remove()
             self.progress.end()
-        return made.table, made.adversarial
-
-
-def _broken(rows: pd.DataFrame) -> Broken:
-    broken: Broken = (rows["adv_pred"] != rows["label"]).to_numpy().astype("float64")
-    broken[rows["error"].notna().to_numpy()] = np.nan
-    return broken

@@ -52,13 +52,15 @@ class Slopes:
     def off(self) -> Tensor:
         """(n,) root mean square over the directions by which autograd is off, in parts of the
         larger of its own and the differences' root mean square."""
-        scale = torch.maximum(self.length, _rms(self.difference)).clamp_min(1e-300)
-        return _rms(self.autograd - self.difference) / scale
+        return _rms(self.autograd - self.difference) / self._scale
 
     def settled(self, tolerance: float) -> Tensor:
         """Return of which images (n,) the differences agree among themselves."""
-        scale = torch.maximum(self.length, _rms(self.difference)).clamp_min(1e-300)
-        return _rms(self.doubt) / scale <= tolerance
+        return _rms(self.doubt) / self._scale <= tolerance
+
+    @property
+    def _scale(self) -> Tensor:
+        return torch.maximum(self.length, _rms(self.difference)).clamp_min(1e-300)
 
 
 def slopes(model: FixedSizeBatches, classifier: Classifier, images: Tensor, ids: Sequence[str], *,

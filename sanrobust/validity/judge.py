@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sanrobust.errors import ModelError, NonFiniteError
 from sanrobust.validity.catalog import LINES
 from sanrobust.validity.line import Line
 from sanrobust.validity.subject import Subject
-from sanrobust.validity.values import LOOK, NOT_JUDGED, WRONG, Finding
+from sanrobust.validity.thresholds import FEWEST
+from sanrobust.validity.values import LOOK, NOT_JUDGED, OK, WRONG, Finding
 
 FIRST = "eval mode"
 
@@ -22,7 +24,7 @@ def judged(subject: Subject) -> Iterator[tuple[str, Finding]]:
             causes[line.name] = cause
             yield line.name, _unjudged(cause)
             continue
-        finding = _asked(line, subject)
+        finding = _of_enough(_asked(line, subject))
         if finding.verdict == WRONG:
             causes[line.name] = line.name
         yield line.name, finding
@@ -42,6 +44,16 @@ def _asked(line: Line, subject: Subject) -> Finding:
         return Finding(LOOK, f"{error.rule}, but {error.seen}", error.hint)
     except ModelError as error:  # it stops where this line asks it, and perhaps nowhere else
         return Finding(WRONG, f"{error.rule}, but {error.seen}", error.hint)
+
+
+def _of_enough(finding: Finding) -> Finding:
+    """Return a finding, of which ok is no more than look where few images speak for it."""
+    images = finding.numbers.get("known", finding.numbers.get("images"))
+    if finding.verdict != OK or not isinstance(images, int) or images >= FEWEST:
+        return finding
+    return replace(finding, verdict=LOOK, seen=f"{finding.seen}; {images} "
+                   f"image{' is' if images == 1 else 's are'} too few to judge by",
+                   advice=f"give {FEWEST} images or more, better 64: --num-samples 64")
 
 
 def _unjudged(cause: str) -> Finding:

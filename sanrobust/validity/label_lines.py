@@ -114,8 +114,9 @@ def _reassigned(subject: Subject) -> tuple[np.ndarray, int]:
     """
     labels = subject.wider.labels.numpy()
     predicted = subject.wide_logits.argmax(1).numpy()
+    finite = subject.wide_logits.isfinite().all(1).tolist()
     classes = subject.wide_logits.shape[1]
-    order = sorted(range(len(labels)),
+    order = sorted((place for place, known in enumerate(finite) if known),
                    key=lambda place: id_hash("sanrobust-halves", subject.wider.ids[place]))
     hits, moved = np.zeros(len(labels), bool), 0
     for fit, count in ((order[::2], order[1::2]), (order[1::2], order[::2])):
@@ -137,6 +138,9 @@ def _accuracy(subject: Subject) -> Finding:
         "published": subject.published}
     seen = f"{accuracy:.1f} % of {total} images are right [{low:.1f}, {high:.1f}]"
     commonest = int(torch.bincount(subject.wider.labels).max()) / total
+    if commonest ** total > LOOK_P:  # with all images right
+        return Finding(LOOK, f"{seen}; {total} images cannot tell a network from one that names "
+                       "the commonest class", "give more images, of several classes", numbers)
     if binomtest(right, total, commonest, alternative="greater").pvalue > LOOK_P:
         return Finding(WRONG, f"{seen}, no more than by naming the commonest class "
                        f"({100 * commonest:.1f} %)", "check weights, labels and preprocessing: "

@@ -39,6 +39,7 @@ class Validity:
         failed: why a model could not be checked, by its name.
         remarks: what a reader should know besides.
         about: which weights, preprocessing and images the lines of each model are of.
+        whole: whether the text has the lines that are ok, as the files do.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -47,6 +48,7 @@ class Validity:
     failed: Mapping[str, SanrobustError] | None = None
     remarks: tuple[str, ...] = ()
     about: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    whole: bool = True
 
     @property
     def table(self) -> pd.DataFrame:
@@ -107,16 +109,31 @@ def _lines(made: Validity) -> Iterator[str]:
         own = list(verdicts)
         yield f"{printable(model)} on {printable(data)}: {_counted(own)}"
         for each in own:
+            if each.finding.verdict == NOT_JUDGED or each.finding.verdict == OK and not made.whole:
+                continue
             head = f"  {each.finding.verdict:<{mark}}  {each.line:<{width}}  "
-            yield textwrap.fill(f"{printable(each.finding.seen)}", _WIDTH, initial_indent=head,
-                                subsequent_indent=margin, break_long_words=False,
-                                break_on_hyphens=False)
-            if each.finding.advice and each.finding.verdict not in (OK, NOT_JUDGED):
-                yield textwrap.fill(f"-> {printable(each.finding.advice)}", _WIDTH,
-                                    initial_indent=margin, subsequent_indent=f"{margin}   ",
-                                    break_long_words=False, break_on_hyphens=False)
+            yield _filled(each.finding.seen, head, margin)
+            if each.finding.advice and each.finding.verdict != OK:
+                yield _filled(f"-> {each.finding.advice}", margin, f"{margin}   ")
+        for cause, lines in _unjudged(own).items():
+            yield _filled(f"{cause}: {', '.join(lines)}", f"  {NOT_JUDGED:<{mark}}  ",
+                          " " * (mark + 4))
         yield ""
-    yield textwrap.fill(caption(made), _WIDTH)
+    yield _filled(caption(made))
+
+
+def _filled(text: str, first: str = "", other: str = "") -> str:
+    return textwrap.fill(printable(text), _WIDTH, initial_indent=first, subsequent_indent=other,
+                         break_long_words=False, break_on_hyphens=False)
+
+
+def _unjudged(verdicts: list[Verdict]) -> dict[str, list[str]]:
+    """Return the lines that are not judged by the reason why."""
+    found: dict[str, list[str]] = {}
+    for each in verdicts:
+        if each.finding.verdict == NOT_JUDGED:
+            found.setdefault(each.finding.seen, []).append(each.line)
+    return found
 
 
 def _counted(verdicts: list[Verdict]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,14 @@ from sanrobust.files import require_writable, write_text
 from sanrobust.inputs import open_images, weights_tag
 from sanrobust.kernels.backends import requested, use_backend
 from sanrobust.memory import default_batch, fit_batch
-from sanrobust.processes import stoppable, uninterrupted
+from sanrobust.processes import end_if_stopped, stoppable, uninterrupted
 from sanrobust.progress import Reporter
+from sanrobust.validity.catalog import LINES
 from sanrobust.validity.judge import in_train_mode, judged
 from sanrobust.validity.report import STEM, SUFFIXES, Validity, texts
 from sanrobust.validity.settings import IMAGES, WIDER, CheckSettings
 from sanrobust.validity.subject import Subject
-from sanrobust.validity.values import Verdict
+from sanrobust.validity.values import NOT_JUDGED, Finding, Verdict
 from sanrobust.zoo import catalog
 from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.catalog import PAPER_ORDER
@@ -64,11 +65,18 @@ def check_models(settings: CheckSettings, models: ModelConfig, data: DataConfig,
                 use_backend(requested(how.backend)), stoppable():
             return job.run()
     except KeyboardInterrupt:
-        done = {each.model for each in job.verdicts}
-        raise Interrupted("a check must end by itself to judge all that it was asked for",
-                          seen=f"it was stopped after {len(done)} of {len(job.names)} models",
-                          hint="type the same command again" + (
-                              f"; the table of those is in {how.out}" if done else "")) from None
+        with uninterrupted():
+            raise job.stopped() from None
+
+
+@dataclass
+class _Begun:
+    """The model in hand: its name, its images, what is known of it, and the lines judged so far."""
+
+    model: str
+    data: str
+    about: Mapping[str, object]
+    found: dict[str, Finding] = field(default_factory=dict)
 
 
 class _Job:
@@ -83,6 +91,7 @@ class _Job:
         self.failed: dict[str, SanrobustError] = {}
         self.remarks: dict[str, None] = {}
         self.about: dict[str, Mapping[str, object]] = {}
+        self.begun: _Begun | None = None
         self.device = choose_device(how.device, None)
         if models.precision == TF32:
             require_tf32(self.device)
@@ -100,11 +109,12 @@ class _Job:
         for name in self.names:
             try:
                 with kept():
-                    self._enter(*self._judged(name, images))
+                    self._judge(name, images)
+                    self._enter_begun()
             except (Interrupted, OutputError, BackendError):
                 raise
             except SanrobustError as error:
-                self.failed[shown_model(name)] = error
+                self.failed[shown_model(name)], self.begun = error, None
                 if len(self.names) > 1:
                     self.reporter.say(str(error))
                 continue
@@ -112,6 +122,18 @@ class _Job:
         if made is None:
             raise next(iter(self.failed.values()))
         return self._written() if self.failed else made
+
+    def stopped(self) -> Interrupted:
+        """Write what was judged before a stop, and return what says how much that is."""
+        seen = f"it was stopped after {len(self.about)} of {len(self.names)} models"
+        if self.begun and self.begun.found:
+            seen += f" and {len(self.begun.found)} of {len(LINES)} lines of {self.begun.model}"
+            self._enter_begun()
+            self._written()
+        return Interrupted("a check must end by itself to judge all that it was asked for",
+                           seen=seen, hint="type the same command again" + (
+                               f"; what was judged is in {self.how.out / STEM}.csv"
+                               if self.verdicts else ""))
 
     def _say_what_is_checked(self, images: ImageSet) -> None:
         if self.data.data is None:
@@ -129,31 +151,34 @@ class _Job:
         return replace(made, files=tuple(files), remarks=(
             *self.remarks, *(unchecked if len(self.names) > 1 else ())))
 
-    def _enter(self, verdicts: list[Verdict], about: Mapping[str, object]) -> None:
-        """Enter verdicts under a name that no earlier model has."""
-        name, known = verdicts[0].model, {each.model for each in self.verdicts}
-        others = (f"{name} ({number})" for number in count(2))
-        free = next(each for each in chain([name], others) if each not in known)
-        self.verdicts += [replace(each, model=free) for each in verdicts]
-        self.about[free] = about
+    def _enter_begun(self) -> None:
+        """Enter the verdicts on the model in hand, under a name that no earlier one has."""
+        assert self.begun is not None
+        model, found = self.begun.model, self.begun.found
+        others = (f"{model} ({number})" for number in count(2))
+        free = next(each for each in chain([model], others) if each not in self.about)
+        left = Finding(NOT_JUDGED, "because the check was stopped", "check again")
+        self.verdicts += [Verdict(free, self.begun.data, line, found.get(line, left))
+                          for line in LINES.names()]
+        self.about[free], self.begun = self.begun.about, None
 
-    def _judged(self, name: Model, images: ImageSet
-                ) -> tuple[list[Verdict], Mapping[str, object]]:
+    def _judge(self, name: Model, images: ImageSet) -> None:
         shown = shown_model(name)
         try:
             _require_eval(name, shown)
             classifier = chosen_classifier(name, self.models, tag=self.tag, reporter=self.reporter)
         except TrainModeError as error:
-            return [Verdict(shown, images.name, line, finding)
-                    for line, finding in in_train_mode(error)], {}
+            self.begun = _Begun(shown, images.name, {}, dict(in_train_mode(error)))
+            return
         subject = self._subject(classifier.to(self.device), name, images)
-        found = [Verdict(classifier.name, images.name, line, finding)
-                 for line, finding in judged(subject)]
-        return found, {
+        self.begun = _Begun(classifier.name, images.name, {
             "weights": classifier.weights_digest,
             "preprocessing": classifier.preprocessing.as_dict(),
             "computed_by": subject.fast.words, "attacked_images": list(subject.attacked.ids),
-            "accuracy_images": len(subject.wider.ids), "versions": versions()}
+            "accuracy_images": len(subject.wider.ids), "versions": versions()})
+        for line, finding in judged(subject):
+            end_if_stopped()  # where a library has dropped the stop, the finding is of its making
+            self.begun.found[line] = finding
 
     def _subject(self, classifier: Classifier, name: Model, images: ImageSet) -> Subject:
         images = fit_classes(images, names=classifier.classes, model=classifier.name,

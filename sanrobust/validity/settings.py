@@ -14,7 +14,6 @@ DESCENDS_CROSS_ENTROPY = ("apgd-ce", "pgd")
 IMAGES, WIDER, PROBED, SLOPED = 64, 512, 8, 16
 """Images that are attacked where no number is given; whose accuracy is counted; that passes are
 compared on; that slopes are taken of."""
-FEWEST_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)

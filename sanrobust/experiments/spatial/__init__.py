@@ -4,6 +4,7 @@ Exploring the Landscape of Spatial Robustness, ICML 2019)."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -182,6 +183,10 @@ def _outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator
         yield Outcome(f"{name}_top1", spatial_outcomes(records, measure=key), part)
 
 
+def _part_words(part: Part) -> str:
+    return f"turned by {part[0]:g}°" if part[0] != math.inf else ""
+
+
 def _heads(parts: Sequence[Part]) -> list[Head]:
     del parts
     titles = zip(ATTACKS, ("natural", "random", "worst of k", "whole grid"), strict=True)
@@ -333,7 +338,8 @@ SPATIAL = Experiment(
     layout=Layout(
         rates=RATES, values=(*_SHARED, ANGLE, RATES[-1]), clean=RATES[0],
         ranked="grid_top1", heads=_heads, title=_title, legend=_legend, parts=(ANGLE,),
-        shared=_SHARED, variant=_variant,
+        shared=_SHARED, variant=_variant, part_words=_part_words,
+        further={"angle_top1": "top-1", "clean_top1": "top-1 of the images as they came"},
         variant_noun="Attack", done=_done, notes=_notes),
     plots=(Plot(suffix="_angles", draw=draw_curves, title="Accuracy against the angle"),),
 )
