@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -59,8 +59,14 @@ class Point:
         return self._each(lambda mine: mine.index_select(0, index))
 
     def where(self, choice: Tensor, other: Point) -> Point:
-        """Return the other point of each image that is chosen, (B,) bool, and this of the rest."""
-        made, rows = self.copy(), choice.nonzero().squeeze(1)
+        """Return the other point of each image that is chosen, (B,) bool, and this of the rest.
+
+        Where none is chosen it is this very point.
+        """
+        rows = choice.nonzero().squeeze(1)
+        if not len(rows):
+            return self
+        made = self.copy()
         made.put(rows, other, rows)
         return made
 
@@ -72,8 +78,7 @@ class Point:
         """Overwrite the points of some images, (b,) int64, with those of the other, (b,) int64."""
         if not len(rows):
             return
-        for part in fields(self):
-            mine, theirs = getattr(self, part.name), getattr(other, part.name)
+        for mine, theirs in zip(vars(self).values(), vars(other).values()):
             if mine is not None:
                 mine.index_copy_(0, rows, theirs.index_select(0, its))
 
@@ -198,8 +203,7 @@ class Problem:
     def _look(self, pixels: Tensor, loss: Loss, targets: Tensor | None, *,
               with_gradient: bool) -> Point:
         run = forward(self.model, pixels, with_graph=with_gradient, num_classes=self.num_classes)
-        with torch.set_grad_enabled(with_gradient):
-            values = loss(run.logits, targets, self.labels)
+        values = loss(run.logits, targets, self.labels)
         gradient = gradient_of(values, run) if with_gradient else None
         logits = run.logits.detach()
         guards.check_finite(logits, gradient)
@@ -308,8 +312,9 @@ class Outcome:
     def zero(self) -> Tensor:
         """Return the least share of a gradient that was 0, (B,) float32; nan without gradients."""
         most = torch.full_like(self.broken, torch.nan, dtype=torch.float32)
-        for index, counts in self.nonzero:
-            most[index] = torch.fmax(most[index], counts)
+        if self.nonzero:
+            index, counts = map(torch.cat, zip(*self.nonzero))
+            most.scatter_reduce_(0, index, counts, "amax", include_self=False)
         entries = self.pixels[0].numel()
         return (entries - most) / entries
 
