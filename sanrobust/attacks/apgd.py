@@ -61,11 +61,11 @@ class Walk:
                 targets = None if targets is None else targets[rest]
             if step == self.iters or not len(index):
                 break
+            if step in marks:
+                state.halve(step - since)
+                since = step
             pixels = state.next(problem, first=step == 0)
             state.move(self._look(problem, pixels, targets))
-            if step + 1 in marks:
-                state.halve(step + 1 - since)
-                since = step + 1
         if len(index):
             outcome.take(index, state.best)
         return outcome
