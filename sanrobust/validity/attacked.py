@@ -29,7 +29,7 @@ from sanrobust.attacks.settings import AttackSettings
 from sanrobust.metrics import wilson
 from sanrobust.progress import Progress
 from sanrobust.steady import FixedSizeBatches
-from sanrobust.tensors import attacked
+from sanrobust.tensors import Ready
 from sanrobust.validity.settings import CheckSettings
 
 Broken = NDArray[np.float64]
@@ -221,8 +221,9 @@ class Attacks:
         alive = self.model.register_forward_hook(lambda *_: self.progress.beat())
         try:
             labels = self.predicted.to(self.pixels.device)
-            made = attacked(self.model, settings, self.pixels, labels, self.ids,
-                            batch_size=self.batch_size, followed=self.progress.advance)
+            made = Ready.of(settings).attacked(self.model, self.pixels, labels, self.ids,
+                                               batch_size=self.batch_size,
+                                               followed=self.progress.advance)
         finally:
             alive.remove()
             self.progress.end()
