@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sanrobust.attacks.norms import column
-from sanrobust.attacks.problem import Outcome, Point, Problem
+from sanrobust.attacks.problem import AttackOutcome, Point, Problem
 
 if TYPE_CHECKING:
     from sanrobust.attacks.losses import Loss
@@ -43,12 +43,12 @@ class Walk:
     targets: Tensor | None = None
     looks: int = 1
 
-    def __call__(self, problem: Problem) -> Outcome:
+    def __call__(self, problem: Problem) -> AttackOutcome:
         """Attack a problem; an image is done as soon as its label is lost.
 
         An image that keeps its label is left at its point of lowest loss.
         """
-        outcome = Outcome.of(problem)
+        outcome = AttackOutcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
         state = _State.at(self._look(problem, self.start, self.targets), problem)
         targets, marks = self.targets, set(checkpoints(self.iters))

@@ -17,7 +17,7 @@ from sanrobust.attacks import guards
 from sanrobust.attacks.hyperplane import way_to
 from sanrobust.attacks.losses import pair
 from sanrobust.attacks.norms import TINY, column, row_sum
-from sanrobust.attacks.problem import Outcome, Point, Problem, forward
+from sanrobust.attacks.problem import AttackOutcome, Point, Problem, forward
 
 ALPHA = 0.1
 """Largest share of the way from the image itself in a step (alpha_max)."""
@@ -43,12 +43,12 @@ class Fab:
     start: Tensor
     targets: Tensor | None = None
 
-    def __call__(self, problem: Problem) -> Outcome:
+    def __call__(self, problem: Problem) -> AttackOutcome:
         """Attack a problem; an image is done at the first point in the ball that loses the label.
 
         An image that keeps its label in the ball stays as it is.
         """
-        outcome = Outcome.of(problem)
+        outcome = AttackOutcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
         targets, pixels = self.targets, self.start
         for step in range(self.iters):

@@ -246,7 +246,7 @@ def prepared(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[st
 
 
 @dataclass(eq=False)
-class Outcome:
+class AttackOutcome:
     """What came of attacking each image of a problem; filled while images leave the batch.
 
     Attributes:
@@ -270,7 +270,7 @@ class Outcome:
     first: Tensor
 
     @classmethod
-    def of(cls, problem: Problem) -> Outcome:
+    def of(cls, problem: Problem) -> AttackOutcome:
         """Return the outcome of an attack that does nothing."""
         labels = problem.labels
         return cls(problem.images.clone(), problem.clean_logits.clone(),

@@ -20,7 +20,7 @@ from sanrobust.attacks.budget import LEVELS, Budget
 from sanrobust.attacks.fab import Fab, ranks, runner_up
 from sanrobust.attacks.losses import cross_entropy, dlr_or_margin, margin
 from sanrobust.attacks.norms import NORMS
-from sanrobust.attacks.problem import Outcome, Problem, forward, prepared
+from sanrobust.attacks.problem import AttackOutcome, Problem, forward, prepared
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.square import Square
 from sanrobust.attacks.versions import Version, version_of
@@ -84,7 +84,7 @@ class Member:
         abreast: whether it can make several tries at once.
     """
 
-    attack: Callable[[Problem, Sequence[Try], Strength], Outcome]
+    attack: Callable[[Problem, Sequence[Try], Strength], AttackOutcome]
     targeted: bool = False
     abreast: bool = True
 
@@ -95,14 +95,15 @@ class Member:
 
 
 def _descent(name: str, loss_for: Callable[[int], Loss], problem: Problem, tries: Sequence[Try],
-             strength: Strength) -> Outcome:
+             strength: Strength) -> AttackOutcome:
     start = torch.cat([problem.start(each.purpose(name), each.restart) for each in tries])
     walk = Walk(loss_for(problem.num_classes), strength.iters, start, _aims(problem, tries),
                 strength.looks)
     return walk(problem.tried(len(tries)))
 
 
-def _boundary(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> Outcome:
+def _boundary(name: str, problem: Problem, tries: Sequence[Try], strength: Strength
+              ) -> AttackOutcome:
     # The first start is the image, others are random points of half the radius.
     start = torch.cat([problem.start(each.purpose(name), each.restart, share=0.5) if each.restart
                        else problem.images for each in tries])
@@ -116,7 +117,7 @@ def _aims(problem: Problem, tries: Sequence[Try]) -> Tensor | None:
                       for each in tries])
 
 
-def _search(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> Outcome:
+def _search(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> AttackOutcome:
     (only,) = tries
     return Square(strength.queries, strength.rescaled, f"{name}:{only.restart}")(problem)
 
@@ -182,7 +183,7 @@ class _State:
 
     def __init__(self, problem: Problem) -> None:
         self._labels = problem.labels
-        self._whole = Outcome.of(problem)
+        self._whole = AttackOutcome.of(problem)
         self._whole.step[self._whole.broken] = 0
         self._lowest = margin(self._whole.logits, None, problem.labels)
         self._zero = torch.full_like(self._lowest, torch.nan)
@@ -194,7 +195,7 @@ class _State:
         """Return the images that are still right, (b,) int64."""
         return (~self._whole.broken).nonzero().squeeze(1)
 
-    def enter(self, name: str, made: Outcome, left: Tensor, tries: int) -> None:
+    def enter(self, name: str, made: AttackOutcome, left: Tensor, tries: int) -> None:
         """Enter the tries of an attack on the images that were left, in their order."""
         told, zero = made.paths(), made.zero()
         for turn in range(tries):
@@ -203,7 +204,7 @@ class _State:
             self._enter_try(name, made, left[right], rows, told)
             self._zero[left[right]] = torch.fmin(self._zero[left[right]], zero[rows])
 
-    def _enter_try(self, name: str, made: Outcome, left: Tensor, rows: Tensor,
+    def _enter_try(self, name: str, made: AttackOutcome, left: Tensor, rows: Tensor,
                    told: Sequence[Sequence[float]]) -> None:
         """Enter the rows (b,) of an outcome as those of the images (b,) that are left."""
         whole = self._whole
