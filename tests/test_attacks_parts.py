@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sanrobust.attacks.apgd import Walk, checkpoints
 from sanrobust.attacks.budget import Budget
-from sanrobust.attacks.fab import nearest_boundary, ranks, runner_up
+from sanrobust.attacks.fab import nearest_boundary
 from sanrobust.attacks.hyperplane import way_to
 from sanrobust.attacks.losses import cross_entropy, dlr, dlr_or_margin, margin, pair
 from sanrobust.attacks.norms import NORMS, row_sum
@@ -22,6 +22,7 @@ from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.problem import Problem
 from sanrobust.attacks.randomness import Draws
 from sanrobust.attacks.square import share_at
+from sanrobust.attacks.suite import ranks, runner_up
 from sanrobust.attacks.targets import parse_rule
 
 AWAY = parse_rule("none")

@@ -7,7 +7,6 @@ Letters: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,14 +118,3 @@ def _back(problem: Problem, there: Point) -> Tensor:
     """Return where the walk goes on: behind the boundary it turns toward the image."""
     nearer = problem.images + (there.pixels - problem.images) * BACK
     return torch.where(column(there.wrong, nearer), nearer, there.pixels)
-
-
-def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """Return the wrong class of the ``rank``-th highest logit (1 the highest), (B,) int64."""
-    others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
-    return others.topk(rank, dim=1).indices[:, rank - 1]
-
-
-def ranks(num_classes: int, most: int) -> Sequence[int]:
-    """Return the ranks of the wrong classes that are tried, at most ``most`` of them."""
-    return range(1, min(most, num_classes - 1) + 1)

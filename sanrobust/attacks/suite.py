@@ -17,7 +17,7 @@ from torch import Tensor
 from sanrobust.attacks import guards
 from sanrobust.attacks.apgd import Walk
 from sanrobust.attacks.budget import LEVELS, Budget
-from sanrobust.attacks.fab import Fab, ranks, runner_up
+from sanrobust.attacks.fab import Fab
 from sanrobust.attacks.losses import cross_entropy, dlr_or_margin, margin
 from sanrobust.attacks.norms import NORMS
 from sanrobust.attacks.problem import AttackOutcome, Problem, forward, prepared
@@ -115,6 +115,17 @@ def _aims(problem: Problem, tries: Sequence[Try]) -> Tensor | None:
         return None
     return torch.cat([runner_up(problem.clean_logits, problem.labels, each.rank)
                       for each in tries])
+
+
+def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
+    """Return the wrong class of the ``rank``-th highest logit (1 the highest), (B,) int64."""
+    others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
+    return others.topk(rank, dim=1).indices[:, rank - 1]
+
+
+def ranks(num_classes: int, most: int) -> Sequence[int]:
+    """Return the ranks of the wrong classes that are tried, at most ``most`` of them."""
+    return range(1, min(most, num_classes - 1) + 1)
 
 
 def _search(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> AttackOutcome:
