@@ -228,6 +228,13 @@ def forward(model: Classifier, pixels: Tensor, *, with_graph: bool,
     return Forward(leaf, logits.float())
 
 
+def finite_logits(model: Classifier, pixels: Tensor, num_classes: int | None = None) -> Tensor:
+    """Return logits (B, K) without a graph; raises as `forward` and `guards.check_finite` do."""
+    logits = forward(model, pixels, with_graph=False, num_classes=num_classes).logits
+    guards.check_finite(logits)
+    return logits
+
+
 def gradient_of(values: Tensor, run: Forward) -> Tensor:
     """Return the gradient of each image's value (B,) in its pixels; the graph is freed."""
     # Of each image by itself, no mean: a gradient must not depend on its batch.

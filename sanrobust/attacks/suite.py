@@ -20,7 +20,7 @@ from sanrobust.attacks.budget import LEVELS, Budget
 from sanrobust.attacks.fab import Fab
 from sanrobust.attacks.losses import cross_entropy, dlr_or_margin, margin
 from sanrobust.attacks.norms import NORMS
-from sanrobust.attacks.problem import AttackOutcome, Problem, forward, prepared
+from sanrobust.attacks.problem import AttackOutcome, Problem, finite_logits, prepared
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.square import Square
 from sanrobust.attacks.versions import Version, version_of
@@ -257,8 +257,7 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
     norm = NORMS.get(settings.norm)
     size = model.size if isinstance(model, FixedSizeBatches) else None
     with prepared(model, images, labels, ids) as (images, labels):
-        clean = forward(model, images, with_graph=False).logits
-        guards.check_finite(clean)
+        clean = finite_logits(model, images)
         guards.check_labels(labels, clean.shape[1])
         results = []
         for budget in settings.strengths:
