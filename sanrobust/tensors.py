@@ -28,7 +28,7 @@ from sanrobust.zoo.classifier import Classifier
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sanrobust.attacks.build import Attack
+    from sanrobust.attacks.build import BatchAttack
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,77 @@ class Attacked:
         right = sound["adv_pred"] == sound["label"]
         return {None if eps != eps else eps: 100 * float(part.mean())
                 for eps, part in right.groupby(sound["eps"].astype(float), dropna=False)}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An attack that can be made; it goes on where one image has no numbers.
+
+    Attributes:
+        settings: which it is.
+        rule: its targets.
+        run: makes it on a batch.
+    """
+
+    settings: AttackSettings
+    rule: TargetRule
+    run: BatchAttack
+
+    @classmethod
+    def of(cls, settings: AttackSettings) -> Ready:
+        """Return the attack of some settings; raises as `build_attack` and their rule do."""
+        rule = settings.rule()
+        return cls(settings, rule, build_attack(settings, rule))
+
+    def attacked(self, model: FixedSizeBatches, images: Tensor, labels: Tensor,
+                 ids: Sequence[str], *, batch_size: int,
+                 followed: Callable[[int], object] = lambda _: None) -> Attacked:
+        """Attack images by a model that computes as a command's does; see `attack`.
+
+        Args:
+            model: what computes.
+            images, labels, ids: as `attack` takes them, and checked.
+            batch_size: how many are attacked together.
+            followed: told how many images are done, batch by batch.
+        """
+        made, tables = [], []
+        for first in range(0, len(images), batch_size):
+            part = slice(first, first + batch_size)
+            for adversarial, columns in self._parts(model, images[part], labels[part], ids[part]):
+                made.append(adversarial)
+                tables.append(columns)
+            followed(len(ids[part]))
+        adversarial = torch.cat(made, 1)
+        return Attacked(adversarial[0] if len(adversarial) == 1 else adversarial, _frame(tables))
+
+    def _parts(self, model: nn.Module, images: Tensor, labels: Tensor, ids: Sequence[str]
+               ) -> Iterator[tuple[Tensor, list[Columns]]]:
+        """Yield adversarials (E, b, 3, H, W) and the rows of each budget, in the order of images.
+        """
+        refused = [self.rule.refusal(int(label)) for label in labels]
+        if len(ids) == 1 and refused[0] is not None:
+            yield self._failed(images, labels, ids, refused[0])
+            return
+        try:
+            if any(refused):
+                raise NonFiniteError("each image must have a target", seen="one has none", hint="")
+            results = self.run(model, images, labels, ids)
+        except NonFiniteError as error:
+            if len(ids) == 1:
+                yield self._failed(images, labels, ids, f"{error.rule}, but {error.seen}")
+                return
+            half = len(ids) // 2
+            for part in slice(half), slice(half, None):
+                yield from self._parts(model, images[part], labels[part], ids[part])
+        else:
+            yield (torch.stack([result.adversarial for result in results]),
+                   [rows_of(result, ids, labels, images) for result in results])
+
+    def _failed(self, images: Tensor, labels: Tensor, ids: Sequence[str], reason: str
+                ) -> tuple[Tensor, list[Columns]]:
+        budgets = self.settings.strengths or (None,)
+        rows = [failed_rows(ids[0], int(labels[0]), reason, (budget,)) for budget in budgets]
+        return images.unsqueeze(0).expand(len(budgets), -1, -1, -1, -1), rows
 
 
 @exact()
@@ -82,8 +153,7 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
     if images.is_inference():  # which no gradient goes through
         images = images.clone()
     labels = labels.to(images.device, torch.int64)
-    rule = chosen.rule()
-    build_attack(chosen, rule)  # refuses what torchattacks does not have
+    ready = Ready.of(chosen)
     size = pass_size(max(images.shape[-2:]), images.device)
     guards.check_eval(model)
     guards.check_batch(images, labels, names)
@@ -91,34 +161,8 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, *, attack: str = "a
     if isinstance(model, Classifier):  # as the commands do
         fast = accelerate(model, images.device)
         model, size = fast.classifier, fast.pass_size(max(images.shape[-2:]), images.device)
-    return attacked(FixedSizeBatches(model, size), chosen, images, labels, names,
-                    batch_size=batch_size, rule=rule)
-
-
-def attacked(model: FixedSizeBatches, settings: AttackSettings, images: Tensor, labels: Tensor,
-             ids: Sequence[str], *, batch_size: int, rule: TargetRule | None = None,
-             followed: Callable[[int], object] = lambda _: None) -> Attacked:
-    """Attack images by a model that computes as a command's does; see `attack`.
-
-    Args:
-        model: what computes.
-        settings: the attack.
-        images, labels, ids: as `attack` takes them, and checked.
-        batch_size: how many are attacked together.
-        rule: ``settings.rule()`` where it is loaded already.
-        followed: told how many images are done, batch by batch.
-    """
-    rule = settings.rule() if rule is None else rule
-    worker = _Worker(model, build_attack(settings, rule), rule, settings)
-    made, tables = [], []
-    for first in range(0, len(images), batch_size):
-        part = slice(first, first + batch_size)
-        for adversarial, columns in worker.attacked(images[part], labels[part], ids[part]):
-            made.append(adversarial)
-            tables.append(columns)
-        followed(len(ids[part]))
-    adversarial = torch.cat(made, 1)
-    return Attacked(adversarial[0] if len(adversarial) == 1 else adversarial, _frame(tables))
+    return ready.attacked(FixedSizeBatches(model, size), images, labels, names,
+                          batch_size=batch_size)
 
 
 def _settings(attack: str, eps: object, given: dict[str, Any]) -> AttackSettings:
@@ -170,45 +214,6 @@ def _require_logits(model: nn.Module, images: Tensor) -> None:
                          hint="give one in float32, or wrap it so that it converts the pixels and "
                               "its logits") from error
     guards.check_form(logits, len(images))
-
-
-@dataclass(frozen=True)
-class _Worker:
-    """An attack with the model and the targets, that goes on where one image has no numbers."""
-
-    model: nn.Module
-    run: Attack
-    rule: TargetRule
-    settings: AttackSettings
-
-    def attacked(self, images: Tensor, labels: Tensor, ids: Sequence[str]
-                 ) -> Iterator[tuple[Tensor, list[Columns]]]:
-        """Yield adversarials (E, b, 3, H, W) and the rows of each budget, in the order of images.
-        """
-        refused = [self.rule.refusal(int(label)) for label in labels]
-        if len(ids) == 1 and refused[0] is not None:
-            yield self._failed(images, labels, ids, refused[0])
-            return
-        try:
-            if any(refused):
-                raise NonFiniteError("each image must have a target", seen="one has none", hint="")
-            results = self.run(self.model, images, labels, ids)
-        except NonFiniteError as error:
-            if len(ids) == 1:
-                yield self._failed(images, labels, ids, f"{error.rule}, but {error.seen}")
-                return
-            half = len(ids) // 2
-            for part in slice(half), slice(half, None):
-                yield from self.attacked(images[part], labels[part], ids[part])
-        else:
-            yield (torch.stack([result.adversarial for result in results]),
-                   [rows_of(result, ids, labels, images) for result in results])
-
-    def _failed(self, images: Tensor, labels: Tensor, ids: Sequence[str], reason: str
-                ) -> tuple[Tensor, list[Columns]]:
-        budgets = self.settings.strengths or (None,)
-        rows = [failed_rows(ids[0], int(labels[0]), reason, (budget,)) for budget in budgets]
-        return images.unsqueeze(0).expand(len(budgets), -1, -1, -1, -1), rows
 
 
 def _frame(tables: Sequence[Sequence[Columns]]) -> pd.DataFrame:

@@ -31,12 +31,11 @@ import torch
 from torch import Tensor
 
 from sanrobust.attacks.budget import LEVELS, Budget
-from sanrobust.attacks.fab import ranks, runner_up
 from sanrobust.attacks.norms import NORMS
 from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.problem import Problem, prepared
 from sanrobust.attacks.result import BudgetResult
-from sanrobust.attacks.suite import Strength, attack_until_broken
+from sanrobust.attacks.suite import Strength, attack_until_broken, ranks, runner_up
 from sanrobust.attacks.versions import MEMBERS, Version
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import batches

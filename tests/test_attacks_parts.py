@@ -12,16 +12,17 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor
 from torch.nn import functional as F
 
-from sanrobust.attacks.apgd import checkpoints
+from sanrobust.attacks.apgd import Walk, checkpoints
 from sanrobust.attacks.budget import Budget
-from sanrobust.attacks.fab import nearest_boundary, ranks, runner_up
+from sanrobust.attacks.fab import nearest_boundary
 from sanrobust.attacks.hyperplane import way_to
-from sanrobust.attacks.losses import dlr, dlr_or_margin, margin, pair
+from sanrobust.attacks.losses import cross_entropy, dlr, dlr_or_margin, margin, pair
 from sanrobust.attacks.norms import NORMS, row_sum
 from sanrobust.attacks.pgd import pgd
 from sanrobust.attacks.problem import Problem
 from sanrobust.attacks.randomness import Draws
 from sanrobust.attacks.square import share_at
+from sanrobust.attacks.suite import ranks, runner_up
 from sanrobust.attacks.targets import parse_rule
 
 AWAY = parse_rule("none")
@@ -102,6 +103,22 @@ def test_auto_pgd_looks_at_its_step_where_the_paper_does() -> None:
     # p_1 = 0.22 and p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), of 100 steps.
     assert list(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert list(checkpoints(5)) == [1, 2, 3, 4, 5]
+
+
+def test_a_label_that_is_lost_where_auto_pgd_looks_at_its_step_is_lost() -> None:
+    right, lost = torch.tensor([0.40, 0.39, 0.21]).log(), torch.tensor([0.42, 0.45, 0.13]).log()
+    said = iter([right, right, lost, right, right])
+
+    def model(pixels: Tensor) -> Tensor:
+        return next(said) + 0 * pixels.sum((1, 2, 3)).unsqueeze(1)
+
+    images, labels = torch.full((1, 3, 2, 2), 0.5), torch.zeros(1, dtype=torch.int64)
+    problem = Problem(model, images, labels, ["a"], right[None], NORMS.get("linf"), 0.1, 0)
+    # At step 2 of 4 the label's probability is higher than before, and so the step is halved.
+    made = Walk(cross_entropy, 4, images)(problem)
+    assert made.broken.tolist() == [True] and made.step.tolist() == [2]
+    assert torch.equal(made.logits, lost[None])
+    assert made.paths() == [pytest.approx([math.log(0.40), math.log(0.40), math.log(0.42)])]
 
 
 def test_squares_shrink_where_the_paper_has_them_shrink() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sanrobust.attacks.norms import column
-from sanrobust.attacks.problem import Outcome, Point, Problem
+from sanrobust.attacks.problem import AttackOutcome, Point, Problem
 
 if TYPE_CHECKING:
     from sanrobust.attacks.losses import Loss
@@ -43,12 +43,12 @@ class Walk:
     targets: Tensor | None = None
     looks: int = 1
 
-    def __call__(self, problem: Problem) -> Outcome:
+    def __call__(self, problem: Problem) -> AttackOutcome:
         """Attack a problem; an image is done as soon as its label is lost.
 
         An image that keeps its label is left at its point of lowest loss.
         """
-        outcome = Outcome.of(problem)
+        outcome = AttackOutcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
         state = _State.at(self._look(problem, self.start, self.targets), problem)
         targets, marks = self.targets, set(checkpoints(self.iters))
@@ -61,11 +61,11 @@ class Walk:
                 targets = None if targets is None else targets[rest]
             if step == self.iters or not len(index):
                 break
+            if step in marks:
+                state.halve(step - since)
+                since = step
             pixels = state.next(problem, first=step == 0)
             state.move(self._look(problem, pixels, targets))
-            if step + 1 in marks:
-                state.halve(step + 1 - since)
-                since = step + 1
         if len(index):
             outcome.take(index, state.best)
         return outcome

@@ -15,14 +15,14 @@ from sanrobust.attacks.targets import TargetRule
 from sanrobust.attacks.torchattacks_adapter import adapt
 
 
-class Attack(Protocol):
+class BatchAttack(Protocol):
     """What an evaluation calls for each batch, see `build_attack`."""
 
     def __call__(self, model: Classifier, images: Tensor, labels: Tensor,
                  ids: Sequence[str]) -> list[BudgetResult]: ...
 
 
-def build_attack(settings: AttackSettings, rule: TargetRule) -> Attack:
+def build_attack(settings: AttackSettings, rule: TargetRule) -> BatchAttack:
     """Return the attack that ``settings`` describe, ready to be called batch by batch.
 
     Args:

@@ -7,7 +7,6 @@ Letters: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +16,7 @@ from sanrobust.attacks import guards
 from sanrobust.attacks.hyperplane import way_to
 from sanrobust.attacks.losses import pair
 from sanrobust.attacks.norms import TINY, column, row_sum
-from sanrobust.attacks.problem import Outcome, Point, Problem, forward
+from sanrobust.attacks.problem import AttackOutcome, Point, Problem, forward
 
 ALPHA = 0.1
 """Largest share of the way from the image itself in a step (alpha_max)."""
@@ -43,12 +42,12 @@ class Fab:
     start: Tensor
     targets: Tensor | None = None
 
-    def __call__(self, problem: Problem) -> Outcome:
+    def __call__(self, problem: Problem) -> AttackOutcome:
         """Attack a problem; an image is done at the first point in the ball that loses the label.
 
         An image that keeps its label in the ball stays as it is.
         """
-        outcome = Outcome.of(problem)
+        outcome = AttackOutcome.of(problem)
         index = torch.arange(len(problem.ids), device=problem.images.device)
         targets, pixels = self.targets, self.start
         for step in range(self.iters):
@@ -119,14 +118,3 @@ def _back(problem: Problem, there: Point) -> Tensor:
     """Return where the walk goes on: behind the boundary it turns toward the image."""
     nearer = problem.images + (there.pixels - problem.images) * BACK
     return torch.where(column(there.wrong, nearer), nearer, there.pixels)
-
-
-def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """Return the wrong class of the ``rank``-th highest logit (1 the highest), (B,) int64."""
-    others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
-    return others.topk(rank, dim=1).indices[:, rank - 1]
-
-
-def ranks(num_classes: int, most: int) -> Sequence[int]:
-    """Return the ranks of the wrong classes that are tried, at most ``most`` of them."""
-    return range(1, min(most, num_classes - 1) + 1)

@@ -59,7 +59,10 @@ class Point:
         return self._each(lambda mine: mine.index_select(0, index))
 
     def where(self, choice: Tensor, other: Point) -> Point:
-        """Return the other point of each image that is chosen, (B,) bool, and this of the rest."""
+        """Return the other point of each image that is chosen, (B,) bool, and this of the rest.
+
+        Where none is chosen it is this very point.
+        """
         rows = choice.nonzero().squeeze(1)
         if not len(rows):
             return self
@@ -225,6 +228,13 @@ def forward(model: Classifier, pixels: Tensor, *, with_graph: bool,
     return Forward(leaf, logits.float())
 
 
+def finite_logits(model: Classifier, pixels: Tensor, num_classes: int | None = None) -> Tensor:
+    """Return logits (B, K) without a graph; raises as `forward` and `guards.check_finite` do."""
+    logits = forward(model, pixels, with_graph=False, num_classes=num_classes).logits
+    guards.check_finite(logits)
+    return logits
+
+
 def gradient_of(values: Tensor, run: Forward) -> Tensor:
     """Return the gradient of each image's value (B,) in its pixels; the graph is freed."""
     # Of each image by itself, no mean: a gradient must not depend on its batch.
@@ -243,7 +253,7 @@ def prepared(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[st
 
 
 @dataclass(eq=False)
-class Outcome:
+class AttackOutcome:
     """What came of attacking each image of a problem; filled while images leave the batch.
 
     Attributes:
@@ -267,7 +277,7 @@ class Outcome:
     first: Tensor
 
     @classmethod
-    def of(cls, problem: Problem) -> Outcome:
+    def of(cls, problem: Problem) -> AttackOutcome:
         """Return the outcome of an attack that does nothing."""
         labels = problem.labels
         return cls(problem.images.clone(), problem.clean_logits.clone(),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sanrobust.attacks.losses import margin
 from sanrobust.attacks.norms import TINY, column, row_sum
-from sanrobust.attacks.problem import Outcome, Point, Problem
+from sanrobust.attacks.problem import AttackOutcome, Point, Problem
 from sanrobust.attacks.randomness import WORD, Draws
 from sanrobust.errors import NonFiniteError
 
@@ -56,12 +56,12 @@ class Square:
     rescaled: bool
     purpose: str
 
-    def __call__(self, problem: Problem) -> Outcome:
+    def __call__(self, problem: Problem) -> AttackOutcome:
         """Attack a problem; an image is done as soon as its label is lost.
 
         An image that keeps its label is left at its lowest margin.
         """
-        outcome = Outcome.of(problem)
+        outcome = AttackOutcome.of(problem)
         draws = Draws(problem.ids, problem.seed, self.purpose, problem.images.device)
         search = _LinfSquares() if problem.norm.levels else _L2Squares()
         first = problem.look(search.first(problem, draws), margin, with_gradient=False)
@@ -118,7 +118,7 @@ class _State:
             self.asked = image, self.problem.part(image)
         return self.asked[1]
 
-    def left(self, outcome: Outcome, queries: int) -> Tensor:
+    def left(self, outcome: AttackOutcome, queries: int) -> Tensor:
         """Enter what is at its end, and return which images go on."""
         on = outcome.leave(self.index, self.best, self.made + 1)
         spent = self.made[on] >= queries
@@ -131,7 +131,7 @@ class _State:
             self.draws, self.index, self.made = self.draws.part(on), self.index[on], self.made[on]
         return self.index
 
-    def go_on(self, outcome: Outcome, plan: _Plan, tried: Point, search: _Search) -> float:
+    def go_on(self, outcome: AttackOutcome, plan: _Plan, tried: Point, search: _Search) -> float:
         """Keep the first of an image's tries that serves; return which part of those made has."""
         before = self.best.loss[plan.image]
         serves = (tried.loss < before) | tried.wrong

@@ -17,10 +17,10 @@ from torch import Tensor
 from sanrobust.attacks import guards
 from sanrobust.attacks.apgd import Walk
 from sanrobust.attacks.budget import LEVELS, Budget
-from sanrobust.attacks.fab import Fab, ranks, runner_up
+from sanrobust.attacks.fab import Fab
 from sanrobust.attacks.losses import cross_entropy, dlr_or_margin, margin
 from sanrobust.attacks.norms import NORMS
-from sanrobust.attacks.problem import Outcome, Problem, forward, prepared
+from sanrobust.attacks.problem import AttackOutcome, Problem, finite_logits, prepared
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.square import Square
 from sanrobust.attacks.versions import Version, version_of
@@ -84,7 +84,7 @@ class Member:
         abreast: whether it can make several tries at once.
     """
 
-    attack: Callable[[Problem, Sequence[Try], Strength], Outcome]
+    attack: Callable[[Problem, Sequence[Try], Strength], AttackOutcome]
     targeted: bool = False
     abreast: bool = True
 
@@ -95,14 +95,15 @@ class Member:
 
 
 def _descent(name: str, loss_for: Callable[[int], Loss], problem: Problem, tries: Sequence[Try],
-             strength: Strength) -> Outcome:
+             strength: Strength) -> AttackOutcome:
     start = torch.cat([problem.start(each.purpose(name), each.restart) for each in tries])
     walk = Walk(loss_for(problem.num_classes), strength.iters, start, _aims(problem, tries),
                 strength.looks)
     return walk(problem.tried(len(tries)))
 
 
-def _boundary(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> Outcome:
+def _boundary(name: str, problem: Problem, tries: Sequence[Try], strength: Strength
+              ) -> AttackOutcome:
     # The first start is the image, others are random points of half the radius.
     start = torch.cat([problem.start(each.purpose(name), each.restart, share=0.5) if each.restart
                        else problem.images for each in tries])
@@ -116,7 +117,18 @@ def _aims(problem: Problem, tries: Sequence[Try]) -> Tensor | None:
                       for each in tries])
 
 
-def _search(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> Outcome:
+def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
+    """Return the wrong class of the ``rank``-th highest logit (1 the highest), (B,) int64."""
+    others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
+    return others.topk(rank, dim=1).indices[:, rank - 1]
+
+
+def ranks(num_classes: int, most: int) -> Sequence[int]:
+    """Return the ranks of the wrong classes that are tried, at most ``most`` of them."""
+    return range(1, min(most, num_classes - 1) + 1)
+
+
+def _search(name: str, problem: Problem, tries: Sequence[Try], strength: Strength) -> AttackOutcome:
     (only,) = tries
     return Square(strength.queries, strength.rescaled, f"{name}:{only.restart}")(problem)
 
@@ -182,7 +194,7 @@ class _State:
 
     def __init__(self, problem: Problem) -> None:
         self._labels = problem.labels
-        self._whole = Outcome.of(problem)
+        self._whole = AttackOutcome.of(problem)
         self._whole.step[self._whole.broken] = 0
         self._lowest = margin(self._whole.logits, None, problem.labels)
         self._zero = torch.full_like(self._lowest, torch.nan)
@@ -194,7 +206,7 @@ class _State:
         """Return the images that are still right, (b,) int64."""
         return (~self._whole.broken).nonzero().squeeze(1)
 
-    def enter(self, name: str, made: Outcome, left: Tensor, tries: int) -> None:
+    def enter(self, name: str, made: AttackOutcome, left: Tensor, tries: int) -> None:
         """Enter the tries of an attack on the images that were left, in their order."""
         told, zero = made.paths(), made.zero()
         for turn in range(tries):
@@ -203,7 +215,7 @@ class _State:
             self._enter_try(name, made, left[right], rows, told)
             self._zero[left[right]] = torch.fmin(self._zero[left[right]], zero[rows])
 
-    def _enter_try(self, name: str, made: Outcome, left: Tensor, rows: Tensor,
+    def _enter_try(self, name: str, made: AttackOutcome, left: Tensor, rows: Tensor,
                    told: Sequence[Sequence[float]]) -> None:
         """Enter the rows (b,) of an outcome as those of the images (b,) that are left."""
         whole = self._whole
@@ -245,8 +257,7 @@ def suite(model: Classifier, images: Tensor, labels: Tensor, ids: Sequence[str],
     norm = NORMS.get(settings.norm)
     size = model.size if isinstance(model, FixedSizeBatches) else None
     with prepared(model, images, labels, ids) as (images, labels):
-        clean = forward(model, images, with_graph=False).logits
-        guards.check_finite(clean)
+        clean = finite_logits(model, images)
         guards.check_labels(labels, clean.shape[1])
         results = []
         for budget in settings.strengths:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sanrobust.attacks import guards
 from sanrobust.attacks.budget import LEVELS
+from sanrobust.attacks.problem import finite_logits, prepared
 from sanrobust.attacks.randomness import hashed, seeded
 from sanrobust.attacks.result import BudgetResult, distance
 from sanrobust.attacks.targets import TargetRule
@@ -112,11 +113,8 @@ class TorchattacksAttack:
         an image that is not finite, ModelError for a model that is no classifier, UsageError or
         DataError for targets that cannot be used.
         """
-        guards.check_batch(images, labels, ids)
-        guards.check_eval(model)
-        with torch.inference_mode(False), torch.enable_grad(), guards.sealed(model):
-            images, labels = images.detach().clone(), labels.detach().to(images.device)
-            clean = _logits(model, images)
+        with prepared(model, images, labels, ids) as (images, labels):
+            clean = finite_logits(model, images)
             guards.check_labels(labels, clean.shape[1])
             chosen = self._targets(targets, ids, labels, clean, seed)
             aims = labels if chosen is None else chosen
@@ -129,7 +127,7 @@ class TorchattacksAttack:
             guards.check_adversarial(adversarial, images, self.eps)
             if self.norm == "l2" and self.radius is not None:
                 guards.check_l2(adversarial, images, self.radius)
-            attacked = _logits(model, adversarial, clean.shape[1])
+            attacked = finite_logits(model, adversarial, clean.shape[1])
         return BudgetResult(
             budget=None, eps=self.eps, adversarial=adversarial, clean_logits=clean,
             adv_logits=attacked, targets=chosen,
@@ -270,13 +268,6 @@ def _clipped(adversarial: Tensor) -> Tensor:
     clipped = adversarial.clamp(0, 1)
     near = clipped.isclose(adversarial, rtol=0, atol=1 / LEVELS).all()
     return clipped if near else adversarial
-
-
-def _logits(model: guards.Classifier, images: Tensor, num_classes: int | None = None) -> Tensor:
-    with torch.no_grad():
-        logits = model(images.clone())
-    guards.check_logits(logits, len(images), num_classes)
-    return logits.float()
 
 
 def _no_chatter() -> contextlib.redirect_stdout[io.StringIO]:

@@ -28,7 +28,7 @@ from sanrobust.attacks.settings import AttackSettings
 from sanrobust.metrics import wilson
 from sanrobust.progress import Progress
 from sanrobust.steady import FixedSizeBatches
-from sanrobust.tensors import Attacked, attacked
+from sanrobust.tensors import Attacked, Ready
 from sanrobust.validity.settings import CheckSettings
 
 Broken = NDArray[np.float64]
@@ -267,10 +267,10 @@ class Attacks:
         alive = self.model.register_forward_hook(lambda *_: self.progress.beat())
         try:
             chosen = torch.from_numpy(sound)
-            return attacked(self.model, settings, self.pixels[chosen],
-                            self.predicted[chosen].to(self.pixels.device),
-                            [name for name, one in zip(self.ids, sound) if one],
-                            batch_size=self.batch_size, followed=self.progress.advance)
+            return Ready.of(settings).attacked(
+                self.model, self.pixels[chosen], self.predicted[chosen].to(self.pixels.device),
+                [name for name, one in zip(self.ids, sound) if one],
+                batch_size=self.batch_size, followed=self.progress.advance)
         finally:
             alive.remove()
             self.progress.end()
