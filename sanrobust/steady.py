@@ -69,17 +69,18 @@ class FixedSizeBatches(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits (B, K) of ``pixels`` (B, 3, H, W)."""
-        if self.size is None or len(pixels) in (0, self.size):
+        count = len(pixels)
+        if self.size is None or count in (0, self.size):
             return self.model(pixels)  # type: ignore[no-any-return]
-        whole, rest = divmod(len(pixels), self.size)
+        whole, rest = divmod(count, self.size)
         lengths = [self.size] * whole
         if rest:
             lengths += passes_of(rest, self._sizes(_kind(pixels), self.size, self.size - rest))
-        filled = _filled(pixels, sum(lengths))
+        filled = _filled(pixels, sum(lengths) - count)
         parts = torch.split(filled, lengths) if len(lengths) > 1 else (filled,)
         made: list[Tensor] = [self.model(part) for part in parts]
         logits = torch.cat(made) if len(made) > 1 else made[0]
-        return logits if len(filled) == len(pixels) else logits[:len(pixels)]
+        return logits if filled is pixels else logits[:count]
 
     def _sizes(self, kind: _Kind, size: int, copies: int) -> tuple[int, ...]:
         """Return the sizes of passes that are known to give the same bits, the full one first.
@@ -102,8 +103,7 @@ def _kind(pixels: Tensor) -> _Kind:
                  torch.get_num_threads())
 
 
-def _filled(pixels: Tensor, count: int) -> Tensor:
-    missing = count - len(pixels)
+def _filled(pixels: Tensor, missing: int) -> Tensor:
     if not missing:
         return pixels
     return torch.cat([pixels, pixels[-1:].detach().expand(missing, -1, -1, -1)])

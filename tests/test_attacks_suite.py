@@ -14,6 +14,7 @@ from sanrobust.attacks.losses import margin
 from sanrobust.attacks.norms import NORMS as REGISTRY
 from sanrobust.attacks.problem import Problem
 from sanrobust.attacks.suite import MEMBERS, Strength, attack_until_broken
+from sanrobust.attacks.versions import MEMBERS as NAMES
 from sanrobust.attacks.versions import Version
 from sanrobust.errors import NonFiniteError
 
@@ -160,6 +161,13 @@ def test_autoattack_is_at_least_as_strong_as_its_members(name: str, norm: str) -
         assert ((all_of_them.adv_pred != labels) | (one.adv_pred == labels)).all()
     broken = [int((result.adv_pred != labels).sum()) for result in (*alone, *whole)]
     assert max(broken) > 4  # four are wrong as they are
+
+
+def test_a_member_is_an_attack_of_its_own_and_has_words() -> None:
+    assert tuple(MEMBERS) == NAMES and set(NAMES) <= set(ATTACKS.names())
+    for name in NAMES:
+        settings = {"attack": "autoattack", "version": name, "norm": "linf", "seed": 0}
+        assert "Auto-PGD" in attack_words(settings) or name[:3] in attack_words(settings).lower()
 
 
 def test_a_broken_image_takes_no_more_passes() -> None:

@@ -18,8 +18,6 @@ _TARGETS = {"random": "a random wrong class of each image",
             "least-likely": "the wrong class with the lowest clean logit",
             "second": "the wrong class with the highest clean logit"}
 _DIGEST = re.compile(r"file:sha256:([0-9a-f]{12})[0-9a-f]*")
-
-
 _AWAY = {"ce": "ascends the cross entropy of the label",
          "margin": "descends the label's logit minus the highest other",
          "dlr": "descends the difference-of-logits ratio away from the label"}
