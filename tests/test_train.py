@@ -36,7 +36,7 @@ def _trained(sets: Sets, recipe: Recipe) -> tuple[Training, list[str]]:
 def test_a_short_training_lowers_the_loss_and_beats_chance() -> None:
     sets = Sets(open_dataset("digits", root=None, split="train"),
                 open_dataset("digits", root=None, num_samples=100))
-    training, told = _trained(sets, Recipe(epochs=3, batch_size=32, shift=1))
+    training, told = _trained(sets, Recipe(img_size=16, epochs=3, batch_size=32, shift=1))
     losses = [each.loss for each in training.state.history]
     assert losses[-1] < losses[0] - 0.3
     assert training.state.history[-1].top1 > 30 and not training.network.training
