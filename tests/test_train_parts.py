@@ -14,7 +14,7 @@ from conftest import Command
 from sanrobust.attacks.budget import Budget
 from sanrobust.attacks.pgd import pgd
 from sanrobust.data.datasets import open_dataset
-from sanrobust.errors import DataError, UsageError
+from sanrobust.errors import CheckpointError, DataError, UsageError
 from sanrobust.training.adversarial import attacked, draw_noise
 from sanrobust.training.feed import Feed, Share
 from sanrobust.training.loop import Sets, Training
@@ -190,5 +190,7 @@ def test_finetuning_begins_with_all_but_another_head(command: Command, tmp_path:
     assert made["fc.weight"].shape[0] == 10 and begun["fc.weight"].shape[0] == 3
     facts = read_facts(tmp_path / "w" / "resnet26.ten.safetensors") or {}
     assert "--finetune" in str(facts["reference"])
+    missing = command(*digits[:-1], tmp_path / "missing.pt")
+    assert missing.exit_code == CheckpointError.exit_code, missing.output
     wrong = command(*digits[:2], "san10-pair", *digits[3:])
     assert wrong.exit_code != 0 and "it fits resnet26" in " ".join(wrong.output.split())

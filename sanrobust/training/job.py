@@ -93,7 +93,8 @@ def train_models(job: TrainingJob, reporter: Reporter = Reporter()) -> list[Path
 
     Raises before anything is trained UnknownNameError for a name that is no architecture,
     UsageError for a tag or recipe that cannot be meant, DataError for held-out images of other
-    classes, and OutputError for files that cannot be written.
+    classes, CheckpointError for weights to begin with that do not read, and OutputError for files
+    that cannot be written.
     """
     _require_plain(_tag(job))
     form = small_config if job.recipe.form == "small" else imagenet_config
@@ -105,6 +106,8 @@ def train_models(job: TrainingJob, reporter: Reporter = Reporter()) -> list[Path
     files = [_file_name(job, arch) for arch in forms]
     require_writable(job.out, *files, *(previous_name(Path(file)).name for file in files))
     trained_list.read(_list_of(job))
+    if job.finetune is not None:
+        read_state_dict(job.finetune)  # refuses what is no checkpoint
     check_sets(sets, job.recipe.batch_size)
     with group(device) as members:
         width, option = ((job.recipe.micro_batch, "--micro-batch") if job.recipe.micro_batch
