@@ -93,6 +93,13 @@ def test_a_batch_that_processes_cannot_share_alike_is_refused() -> None:
         require_equal_shares(64, Share(0, 3), "--batch-size")
 
 
+def test_processes_share_whole_pairs_of_images_that_are_mixed() -> None:
+    require_equal_shares(64, Share(0, 2), "--batch-size", pairs=True)
+    require_equal_shares(63, Share(0, 1), "--batch-size", pairs=True)
+    with pytest.raises(UsageError, match="multiple of twice the 2 processes.*--batch-size 68"):
+        require_equal_shares(66, Share(0, 2), "--batch-size", pairs=True)
+
+
 def test_alone_a_process_changes_nothing() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     values = torch.rand(3)

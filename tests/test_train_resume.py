@@ -33,7 +33,8 @@ RECIPES = {
     "per epoch": SMALL,
     "per step, warm, in parts": replace(SMALL, micro_batch=16, decay="step", warmup=1, flip=True,
                                         optimizer="adamw", lr=1e-3),
-    "attacked": replace(SMALL, epochs=2, batch_size=80, eps=8, attack_iters=2)}
+    "attacked": replace(SMALL, epochs=2, batch_size=80, eps=8, attack_iters=2),
+    "mixed and averaged": replace(SMALL, mixup=0.4, ema=0.9)}
 
 
 @pytest.fixture(autouse=True)

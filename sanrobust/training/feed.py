@@ -20,6 +20,7 @@ from sanrobust.data.lost import note_lost
 from sanrobust.device import free_memory
 from sanrobust.training.adversarial import draw_noise
 from sanrobust.training.crops import RandomCrops
+from sanrobust.training.mixing import draw_share
 from sanrobust.training.recipes import Recipe
 
 HELD_BYTES = 2 << 30
@@ -97,12 +98,14 @@ class Pass:
         labels: (B,) int64.
         ends_step: whether the weights are updated after it.
         noise: (B, 3, S, S), where an attack on them starts; None where the recipe has none.
+        share: what an image keeps of itself where images are mixed in pairs; 1 where they are not.
     """
 
     pixels: Tensor
     labels: Tensor
     ends_step: bool
     noise: Tensor | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,12 @@ class _Planned:
     step: int
     ends_step: bool
 
-    def passed(self, pixels: Tensor, labels: Tensor, good: Tensor | slice, noise: Tensor | None
-               ) -> Pass:
+    def passed(self, pixels: Tensor, labels: Tensor, good: Tensor | slice, noise: Tensor | None,
+               share: float) -> Pass:
         """Return the pass of the images that are ``good``."""
         if noise is not None:
             noise = noise[self.rows][good].to(pixels.device)
-        return Pass(self.moves.part(good).applied(pixels), labels, self.ends_step, noise)
+        return Pass(self.moves.part(good).applied(pixels), labels, self.ends_step, noise, share)
 
 
 @dataclass(eq=False)
@@ -161,13 +164,16 @@ class Feed:
             decoded: Iterator[_Found] = map(self._held.taken, (each.indices for each in plan))
         else:
             decoded = self._decoded(number, plan)
-        step, noise = -1, None
+        step, noise, share = -1, None, 1.0
         for each, (pixels, labels, good) in zip(plan, decoded, strict=True):
-            if self.recipe.eps and each.step != step:
-                side, step = self.recipe.img_size, each.step
-                noise = draw_noise((self.recipe.batch_size, 3, side, side), self.recipe, number,
-                                   step)
-            yield each.passed(pixels, labels, good, noise)
+            if each.step != step:
+                step, side = each.step, self.recipe.img_size
+                if self.recipe.eps:
+                    noise = draw_noise((self.recipe.batch_size, 3, side, side), self.recipe,
+                                       number, step)
+                if self.recipe.mixup:
+                    share = draw_share(self.recipe, number, step)
+            yield each.passed(pixels, labels, good, noise, share)
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images as they are for testing, pixels (B, 3, S, S) and labels (B,)."""

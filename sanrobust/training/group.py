@@ -89,12 +89,14 @@ def group(device: torch.device) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def require_equal_shares(batch: int, share: Share, option: str) -> None:
-    """Raise UsageError unless every process gets as many images of a pass."""
-    if batch % share.count:
-        raise UsageError(f"{option} must be a multiple of the {share.count} processes",
-                         seen=f"it is {batch}",
-                         hint=f"type for example {option} {-(-batch // share.count) * share.count}")
+def require_equal_shares(batch: int, share: Share, option: str, *, pairs: bool = False) -> None:
+    """Raise UsageError unless every process gets as many images, or pairs, of a pass."""
+    parts = share.count * 2 if pairs and share.count > 1 else share.count
+    if batch % parts:
+        words = f"the {share.count} processes" if parts == share.count else \
+            f"twice the {share.count} processes where images are mixed in pairs"
+        raise UsageError(f"{option} must be a multiple of {words}", seen=f"it is {batch}",
+                         hint=f"type for example {option} {-(-batch // parts) * parts}")
 
 
 def _is_of_others(error: Exception) -> bool:

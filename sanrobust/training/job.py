@@ -112,7 +112,7 @@ def train_models(job: TrainingJob, reporter: Reporter = Reporter()) -> list[Path
     with group(device) as members:
         width, option = ((job.recipe.micro_batch, "--micro-batch") if job.recipe.micro_batch
                          else (job.recipe.batch_size, "--batch-size"))
-        require_equal_shares(width, members.share, option)
+        require_equal_shares(width, members.share, option, pairs=bool(job.recipe.mixup))
         if not members.leads:
             reporter = Reporter()
         for images in (sets.train, sets.test):
@@ -200,7 +200,7 @@ class _Trained:
 
     def _write(self, path: Path, training: Training, score: Score) -> None:
         top1 = score.percent(score.top1)
-        network = training.network.cpu()
+        network = training.result.cpu()
         previous = write_keeping(path, self.safetensors(network, top1))
         if previous is not None:
             self.say(f"the earlier weights in {path} are kept as {previous}")
@@ -229,7 +229,7 @@ class _Keeper:
         if ended and state.history[-1].top1 > state.best:
             state.best = state.history[-1].top1
             with atomic_write(folder / _BEST) as stream:
-                stream.write(self._owner.safetensors(training.network, state.best))
+                stream.write(self._owner.safetensors(training.result, state.best))
         if time.monotonic() - self._last < self._owner.job.save_every:
             return
         training.require_finite()

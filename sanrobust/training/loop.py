@@ -23,7 +23,8 @@ from sanrobust.training.adversarial import attacked
 from sanrobust.training.feed import Feed, Pass
 from sanrobust.training.group import Group
 from sanrobust.training.history import Epoch
-from sanrobust.training.optimizing import make_optimizer, make_schedule, rate_of
+from sanrobust.training.mixing import mixed
+from sanrobust.training.optimizing import make_average, make_optimizer, make_schedule, rate_of
 from sanrobust.training.recipes import Recipe
 from sanrobust.training.scoring import HeldOut, Score, right
 from sanrobust.training.state import State, Sums
@@ -60,11 +61,14 @@ class Training:
         self.network, self.sets, self.recipe, self.group = network, sets, recipe, group
         self.device = device
         wanted = recipe.preprocessing
-        self.model = group.joined(nn.Sequential(Normalize(wanted.mean, wanted.std), network)
-                                  ).to(device)
+        normalize = Normalize(wanted.mean, wanted.std)
+        self.model = group.joined(nn.Sequential(normalize, network)).to(device)
         self.feed = Feed(sets.train, recipe, device, workers, group.share)
         self.held_out = HeldOut(sets.test, recipe, device, workers)
         self.optimizer = make_optimizer(network, recipe)
+        self.average = make_average(network, recipe)
+        self.measured = (self.model if self.average is None
+                         else nn.Sequential(normalize, self.average.module))
         self.schedule = make_schedule(self.optimizer, recipe, self.feed.steps)
         self.state = State(self._no_sums())
         self.score: Score | None = None
@@ -73,14 +77,24 @@ class Training:
 
     def parts(self) -> dict[str, Any]:
         """Return the state dicts of what training moves."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict()}
+        parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "schedule": self.schedule.state_dict()}
+        if self.average is not None:
+            parts["average"] = self.average.module.state_dict()
+        return parts
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to measure and to write: the average of its weights where there is one."""
+        return self.network if self.average is None else self.average.module
 
     def take_up(self, state: State, parts: dict[str, Any]) -> None:
         """Go on from where another training of the same kind was."""
         self.network.load_state_dict(parts["network"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.schedule.load_state_dict(parts["schedule"])
+        if self.average is not None:
+            self.average.module.load_state_dict(parts["average"])
         self.state = state
 
     def run(self, say: Say, keep: Keep = lambda *_: None, progress: Progress = Silent()) -> Score:
@@ -131,6 +145,8 @@ class Training:
                 self.group.average_gradients(self.network)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
+                if self.average is not None:
+                    self.average.update(self.network, state.epoch * steps + state.step + 1)
                 ready = False
             if recipe.decay == "step":
                 self.schedule.step()
@@ -143,14 +159,18 @@ class Training:
         return seen
 
     def _learn(self, each: Pass) -> None:
-        pixels = each.pixels
+        pixels, others = each.pixels, each.labels
         if each.noise is not None:
             with self._precision():
                 pixels = attacked(self.model, pixels, each.labels, each.noise, self.recipe)
+        if each.share < 1:
+            pixels, others = mixed(pixels, each.labels, each.share)
         with self._precision():
             logits = self.model(pixels)
         logits = logits.float()
         loss: Tensor = self._loss_of(logits, each.labels)
+        if each.share < 1:
+            loss = each.share * loss + (1 - each.share) * self._loss_of(logits, others)
         parts = self.group.share.count * (self.recipe.batch_size
                                           // (self.recipe.micro_batch or self.recipe.batch_size))
         (loss if parts == 1 else loss / parts).backward()  # type: ignore[no-untyped-call]
@@ -172,7 +192,7 @@ class Training:
             raise NonFiniteError("the training loss must be a finite number",
                                  seen=f"it is {loss} in epoch {epoch}",
                                  hint="lower --lr; nothing was written")
-        for name, value in self.network.state_dict().items():
+        for name, value in self.result.state_dict().items():
             if not value.isfinite().all():
                 raise NonFiniteError("trained weights must be finite numbers",
                                      seen=f"{name} is not after epoch {epoch}",
@@ -206,7 +226,7 @@ class Training:
 
     def _scored(self, say: Say) -> Score:
         """Measure the network; after early epochs its logits may overflow, in the end not all."""
-        score = self.held_out.score(self.model)
+        score = self.held_out.score(self.measured)
         if not score.finite and self.state.epoch + 1 >= self.recipe.epochs:
             raise NonFiniteError("a trained network must give finite logits",
                                  seen=f"none of {score.images} held-out images has them",

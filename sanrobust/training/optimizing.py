@@ -1,8 +1,8 @@
-"""The optimizer and the schedule of a recipe: timm's and torch's."""
+"""The optimizer, the schedule and the averaged weights of a recipe: timm's and torch's."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,6 +11,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from sanrobust.errors import UsageError, first_line, shown_value
 from sanrobust.registry import closest
 from sanrobust.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 _FIRST_PART = 0.01  # of the rate, at which a warm-up begins
 
@@ -38,6 +41,13 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
                          seen=f"{recipe.optimizer} stopped with: {first_line(error)}",
                          hint="type for example --optimizer momentum") from error
     return made
+
+
+def make_average(network: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    """Return timm's moving average of the network's weights, on its device; None for none."""
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(network, decay=recipe.ema) if recipe.ema else None
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:

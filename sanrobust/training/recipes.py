@@ -73,6 +73,14 @@ class Recipe:
         help="Largest random translation, the border repeated."))
     flip: bool = setting(False, option(
         "--flip/--no-flip", default=None, help="Mirror every other image, left to right."))
+    mixup: float = setting(0.0, option(
+        "--mixup", default=None, type=Number(0, 100, "0.2"), metavar="ALPHA",
+        help="Train on images mixed in pairs, with shares drawn from Beta(ALPHA, ALPHA) (Zhang et "
+             "al. 2018); 0 for none."))
+    ema: float = setting(0.0, option(
+        "--ema", default=None, type=Number(0, 0.99999, "0.999"), metavar="PART",
+        help="Keep a moving average of the weights, with this share of what it was after each "
+             "step; it is what is measured and written. 0 for none."))
     eps: float | str = setting(0.0, option(
         "--eps", default=None, metavar="LEVEL",
         help="Train on images attacked within this L-inf radius in 1/255 (Madry et al. 2018); 0 "
@@ -107,6 +115,10 @@ class Recipe:
             raise _wrong("seed", f"smaller than {_MOST_SEEDS}", self.seed, 1)
         if self.warmup >= self.epochs:
             raise _wrong("warmup", f"smaller than the {self.epochs} epochs", self.warmup, 0)
+        if self.mixup and self.radius:
+            raise UsageError("a recipe must mix images or attack them",
+                             seen=f"--mixup is {self.mixup:g} and --eps {float(self.eps):g}",
+                             hint="type --mixup 0 or --eps 0")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise _wrong("micro_batch", f"a divisor of the {self.batch_size} images of a batch",
                          self.micro_batch, self.batch_size)
