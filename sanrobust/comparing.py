@@ -24,7 +24,7 @@ from sanrobust.summary import Selection, damage, provenance, require_known, unfi
 
 # What may differ between models that are compared; the settings told by the rows are their parts.
 _OF_MODEL = ("model", "weights", "preprocessing", "code")
-_LOWER_IS_BETTER = ("success", "error", "transfer")
+_LOWER_IS_BETTER = ("success", "error", "transfer", "drop")
 _WORDS = {"data_digest": "images or labels", "images": "number of images"}
 
 

@@ -160,7 +160,7 @@ def _caption(made: Comparison, several: Sequence[str]) -> str:
     images = sorted({row.found.n for row in made.rows})
     count = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
     tests = "p is of the exact McNemar test" + (
-        ", and of paired t tests where an image has several answers"
+        ", and of paired t tests of drops and of answers that are averaged"
         if any(row.found.of_means for row in made.rows) else "")
     note = _note(made)
     return " ".join([

@@ -170,7 +170,7 @@ def paired_difference(outcomes_a: pd.Series[Any], outcomes_b: pd.Series[Any], *,
 
     Args:
         outcomes_a, outcomes_b: nullable flags by image, such as `rotation_outcomes` and
-            `pgd_outcomes` return, or numbers from 0 to 1; images that are NA for either model are
+            `pgd_outcomes` return, or numbers from -1 to 1; images that are NA for either model are
             left out.
         confidence: coverage of the interval, in (0, 1).
 

@@ -137,6 +137,18 @@ def test_a_table_of_rotations(command: Command, measured: Path) -> None:
     assert "Embedded demonstration" in result.output
 
 
+def test_drops_are_compared_where_everything_is(measured: Path) -> None:
+    made = compare(measured, "rotate", [A, B], everything=True)
+    drops = [row for row in made.rows if row.rate.endswith("_drop")]
+    assert len(drops) == 8 and len(made.rows) == 18
+    assert drops[0].measure == "clockwise 90°: drop in top-1"
+    table = pd.read_csv(measured / "rotation.csv").set_index("model")
+    for row in drops:
+        assert row.found.rate_a == pytest.approx(table.loc[A, row.rate])
+        assert row.found.rate_b == pytest.approx(table.loc[B, row.rate])
+        assert row.advantage == -row.found.difference  # a high drop is none
+
+
 def test_pairs(measured: Path, command: Command) -> None:
     third = "san10-patch.digits"
     assert command("rotate", "-m", third, "--num-samples", 8, "--out", measured).exit_code == 0

@@ -135,8 +135,9 @@ class Outcome:
 
     Attributes:
         name: of the rate, as the layout has it.
-        holds: by image, nullable flags, or numbers from 0 to 1 where several answers of an image
-            are averaged; NA where it is not known, as of images that failed.
+        holds: by image, nullable flags, numbers from 0 to 1 where several answers of an image are
+            averaged, or from -1 to 1 for a drop, the difference of two; NA where it is not known,
+            as of images that failed.
         part: values of the layout's part columns, None for what the run does not have; empty for
             what its parts share.
     """

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sanrobust.preprocessing import Preprocessing
 
 _CLEAN = "none"
-_RATES = tuple(f"{name}_{measure}" for name in VIEWS for measure in ("top1", "top5"))
+_MEASURES: tuple[Literal["top1", "top5"], ...] = ("top1", "top5")
+_RATES = tuple(f"{name}_{measure}" for name in VIEWS for measure in _MEASURES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def rotation_summary(records: pd.DataFrame, *, views: Sequence[str] = tuple(VIEW
     from sanrobust import metrics
     table = metrics.per_image(records, records["view"].tolist(), views, noun="view")
     summary = metrics.counts(table)
-    for measure in ("top1", "top5"):
+    for measure in _MEASURES:
         for each in views:
             name = f"{each}_{measure}"
             metrics.put_rate(summary, name, _hits(table.rows[each], measure), failed=table.failed)
@@ -133,9 +134,15 @@ def _summaries(records: pd.DataFrame, settings: Mapping[str, object]) -> list[Su
 
 def _outcomes(records: pd.DataFrame, settings: Mapping[str, object]) -> Iterator[Outcome]:
     del settings
-    for name in VIEWS:
-        yield Outcome(f"{name}_top1", rotation_outcomes(records, view=name))
-        yield Outcome(f"{name}_top5", rotation_outcomes(records, view=name, measure="top5"))
+    for measure in _MEASURES:
+        upright = rotation_outcomes(records, view=_CLEAN, measure=measure)
+        yield Outcome(f"{_CLEAN}_{measure}", upright)
+        for name in VIEWS:
+            if name != _CLEAN:
+                turned = rotation_outcomes(records, view=name, measure=measure)
+                yield Outcome(f"{name}_{measure}", turned)
+                yield Outcome(f"{name}_{measure}_drop",
+                              upright.astype("Float64") - turned.astype("Float64"))
 
 
 def _heads(parts: Sequence[Part]) -> list[Head]:
@@ -192,6 +199,8 @@ ROTATION = Experiment(
         rates=_RATES,
         values=tuple(column for name in _RATES for column in
                      ((name,) if name.startswith(f"{_CLEAN}_") else (name, f"{name}_drop"))),
+        further={f"{name}_{measure}_drop": f"{each.title}: drop in {measure.replace('p', 'p-')}"
+                 for name, each in VIEWS.items() for measure in _MEASURES},
         clean=f"{_CLEAN}_top1", ranked="cw90_top1", heads=_heads, title=_title, legend=_legend),
     reference=Reference(rows=_table9, fits=_fits, note=_note),
 )
