@@ -17,7 +17,8 @@ SOURCES := setup.cfg setup.py pyproject.toml README.md \
 # Commands start in half the time where their modules' bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest check coverage check-slow docs fuzz weights gpu-check wheel clean
+.PHONY: demo test test-oldest check coverage check-slow docs fuzz weights cifar10-tables gpu-check wheel \
+  clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/sanrobust rotate --out $(OUT)
@@ -56,6 +57,11 @@ fuzz: $(VENV)/test.stamp
 
 weights: $(VENV)/demo.stamp
 	$(BIN)/sanrobust train --out sanrobust/zoo/weights
+
+# The tables of results/cifar10, measured on CIFAR-10's test images in PHOTOS.
+PHOTOS ?= photos/cifar10-test
+cifar10-tables: $(VENV)/demo.stamp
+	PATH=$(abspath $(BIN)):$$PATH PHOTOS='$(PHOTOS)' sh results/cifar10/tables.sh
 
 # Everything that needs a GPU: its tests, the families of kernels against each other, then speed and
 # memory in each element type. BENCH adds options of `sanrobust bench`, a formulation of your own for

@@ -162,3 +162,8 @@ def first_line(error: BaseException) -> str:
         said = ""
     plain = _COLOURS.sub("", said).strip()
     return (plain.splitlines() or [""])[0][:300] or type(error).__name__
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return how many there are in words: ``1 image``, ``2 images``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -19,7 +19,7 @@ from sanrobust.data.imageset import ImageSet
 from sanrobust.data.replayed import SavedImages
 from sanrobust.device import default_workers, device_name, environment, exact, versions
 from sanrobust.errors import (BackendError, Interrupted, ModelError, OutputError, SanrobustError,
-                              UsageError, first_line)
+                              UsageError, first_line, number_of)
 from sanrobust.evaluate import Loop
 from sanrobust.experiments.base import Experiment, Maker, Measurement
 from sanrobust.header import missing, started
@@ -82,7 +82,7 @@ class Job:
         images = self.images
         made = f", {images.made}" if isinstance(images, SavedImages) else ""
         precision = self.models.precision
-        self.reporter.say(f"{images.name}: {len(images.refs)} images{made}, "
+        self.reporter.say(f"{images.name}: {number_of(len(images.refs), 'image')}{made}, "
                           f"{device_name(self.device)}"
                           + ("" if precision == FLOAT32 else f", networks in {precision}"))
         for remark in images.left_out:
@@ -196,7 +196,7 @@ class Job:
         else:
             there = Run(store.folder, store.header())
             self.reporter.say(f"{name}: already complete in {store.folder}, "
-                              f"{store.spec.images} images measured {there.measured}"
+                              f"{number_of(store.spec.images, 'image')} measured {there.measured}"
                               f"{_other_versions(there)}; --fresh measures them again")
 
     def _classifier(self, model: Model) -> Classifier:

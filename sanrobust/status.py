@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sanrobust.errors import OutputError
+from sanrobust.errors import OutputError, number_of
 from sanrobust.records import Said
 from sanrobust.runs import Run, require_runs
 from sanrobust.summary import unfinished
@@ -33,7 +33,8 @@ def _of_run(run: Run) -> Iterator[str]:
     state, failed = run.state, run.failed
     failures = f", {failed} of them failed" if failed else ""
     if run.complete and state.recorded == state.images:
-        yield f"{run.name}: complete, {state.images} images{failures}, measured {run.measured}"
+        yield (f"{run.name}: complete, {number_of(state.images, 'image')}{failures}, "
+               f"measured {run.measured}")
         return
     blocks = f"; {state.there} of {state.blocks} blocks" if state.blocks else ""
     missing = state.images - state.recorded

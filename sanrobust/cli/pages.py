@@ -10,6 +10,7 @@ import click
 
 from sanrobust.cli.group import Command
 from sanrobust.cli.options import PATH, which_runs
+from sanrobust.errors import number_of
 from sanrobust.options import Whole
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ def _print(made: Page) -> None:
     for line in made.remarks:
         say(line)
     kinds = Counter(path.suffix for path in made.files if path != made.page)
-    count = sum(kinds.values())
-    say(f"wrote {count} file{'' if count == 1 else 's'} beside the page, in {made.page.parent}: "
+    say(f"wrote {number_of(kinds.total(), 'file')} beside the page, in {made.page.parent}: "
         + ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())))
     click.echo(str(made.page))
     if made.problem is not None:

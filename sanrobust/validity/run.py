@@ -19,7 +19,7 @@ from sanrobust.data.lost import first, undecodable
 from sanrobust.device import (choose_device, default_workers, device_name, exact, require_tf32,
                               versions)
 from sanrobust.errors import (BackendError, DataError, Interrupted, OutputError, SanrobustError,
-                              TrainModeError)
+                              TrainModeError, number_of)
 from sanrobust.experiments.catalog import EXPERIMENTS
 from sanrobust.files import require_writable, write_text
 from sanrobust.inputs import open_images, weights_tag
@@ -138,7 +138,8 @@ class _Job:
     def _say_what_is_checked(self, images: ImageSet) -> None:
         if self.data.data is None:
             self.reporter.say("no --data: checking on the held-out part of the digits")
-        self.reporter.say(f"{images.name}: {len(images.refs)} images, {device_name(self.device)}")
+        self.reporter.say(f"{images.name}: {number_of(len(images.refs), 'image')}, "
+                          f"{device_name(self.device)}")
 
     def _written(self) -> Validity:
         settings = {**self.settings.as_dict(), "precision": self.models.precision}

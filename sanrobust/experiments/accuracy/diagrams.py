@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sanrobust.errors import shortened
+from sanrobust.errors import number_of, shortened
 from sanrobust.experiments.layout import Facts
 from sanrobust.files import printable
 
@@ -64,5 +64,5 @@ def _draw_one(panel: Axes, row: Mapping[str, Any], rows: pd.DataFrame) -> None:
     words = [shortened(printable(str(row["model"])), 34),
              *([f"on {shortened(printable(str(row['data'])), 30)}"] if "data" in several else []),
              *([variant(facts)] if {"classes", "real_labels"} & {*several} else []),
-             f"ECE {row['ece']:.1f} %, {row['n']} images"]
+             f"ECE {row['ece']:.1f} %, {number_of(row['n'], 'image')}"]
     panel.set_title("\n".join(words), fontsize=8, parse_math=False)
