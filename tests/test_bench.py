@@ -194,17 +194,18 @@ def test_every_formulation_of_a_model_is_the_same_function(name: str, step: str)
         torch.testing.assert_close(found, computed[0], rtol=1e-3, atol=1e-5)
 
 
-def test_both_resnets_are_the_same_function() -> None:
+def test_all_resnets_are_the_same_function() -> None:
     classifier = models.load(MODEL, TINY)
-    planes, rows = (models.contender(name, classifier, TINY).calls["forward"]()
-                    for name in ("resnet50", "resnet50-nhwc"))
-    # Logits of an untrained ResNet50 are of order 10; float32 in another order.
-    torch.testing.assert_close(rows, planes, rtol=1e-3, atol=1e-3)
+    planes, *others = (models.contender(name, classifier, TINY).calls["forward"]()
+                       for name in ("resnet50", "resnet50-nhwc", "resnet50-folded"))
+    for rows in others:
+        # Logits of an untrained ResNet50 are of order 10; float32 in another order.
+        torch.testing.assert_close(rows, planes, rtol=1e-3, atol=1e-3)
 
 
 def test_a_network_without_attention_has_no_other_formulations() -> None:
     assert [name for name in CONTENDERS if models.contends(name, nn.Linear(1, 1))] == [
-        "ours", "resnet50", "resnet50-nhwc"]
+        "ours", "resnet50", "resnet50-nhwc", "resnet50-folded"]
 
 
 def test_a_network_whose_norms_are_folded_is_plain_as_it_is_written() -> None:

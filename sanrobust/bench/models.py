@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, OWN, PLAIN, RESNET,
-                                      RESNET_LAST, TORCHATTACKS, UNFOLD, Shape)
+                                      RESNET_LAST, RESNET_OURS, TORCHATTACKS, UNFOLD, Shape)
 from sanrobust.bench.unfold import (Formulation, attention_by, compute_by, is_released,
                                     unfold_attention)
 from sanrobust.errors import UsageError
@@ -39,7 +39,7 @@ UNTRAINED = "untrained"
 # Logits of two formulations differ by rounding: relative to their norm, by less than this times
 # the root of a rounding.
 _ALIKE = 4
-_RIVALS = (RESNET, RESNET_LAST)
+_RIVALS = (RESNET, RESNET_LAST, RESNET_OURS)
 
 
 def contends(name: str, network: nn.Module) -> bool:
@@ -190,9 +190,13 @@ def _resnet_last(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
     return load(RESNET, shape).to(memory_format=torch.channels_last), "torch, channels last"
 
 
+def _resnet_ours(classifier: Classifier, shape: Shape) -> tuple[nn.Module, str]:
+    return _ours(load(RESNET, shape), shape)
+
+
 _MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
     OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled, RESNET: _resnet,
-    RESNET_LAST: _resnet_last,
+    RESNET_LAST: _resnet_last, RESNET_OURS: _resnet_ours,
 }
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 OPERATORS, MODELS, MEMORY, ATTACKS, LOOP = "operators", "models", "memory", "attacks", "loop"
 PARTS = (OPERATORS, MODELS, MEMORY, ATTACKS, LOOP)
+# Stands for models and memory of every design of the paper, against ResNet50 as it is evaluated.
+VARIANTS = "variants"
 # What is measured where no part is named: attacks need networks that are trained, and an extra.
 USUAL_PARTS = (OPERATORS, MODELS, MEMORY)
 FORWARD, ATTACK = "forward", "attack"
 STEPS = (FORWARD, ATTACK)
 
 OURS, PLAIN, UNFOLD, COMPILED = "ours", "plain", "unfold", "compiled"
-RESNET, RESNET_LAST, TORCHATTACKS = "resnet50", "resnet50-nhwc", "torchattacks"
+RESNET, RESNET_LAST, RESNET_OURS = "resnet50", "resnet50-nhwc", "resnet50-folded"
+TORCHATTACKS = "torchattacks"
 CONTENDERS = {
     OURS: "what the evaluation uses",
     PLAIN: "the reference backend, plain torch",
@@ -22,6 +25,7 @@ CONTENDERS = {
     COMPILED: "torch.compile of the reference",
     RESNET: "ResNet50, planes of channels",
     RESNET_LAST: "ResNet50, channels last",
+    RESNET_OURS: "ResNet50 as the evaluation computes it: norms folded, on a CPU channels last",
     TORCHATTACKS: "the attacks of torchattacks",
 }
 # What separates module and function in the name of a formulation of the user's own.

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from sanrobust.bench.settings import (ATTACKED, COMPILED, CONTENDERS, DTYPES, LOOPED, LOOPS, OWN,
-                                      PARTS, SANS, USUAL_PARTS, Loop, Settings, Shape, Threat)
+from sanrobust.bench.settings import (ATTACKED, COMPILED, CONTENDERS, DTYPES, LOOPED, LOOPS,
+                                      MEMORY, MODELS, OURS, OWN, PARTS, RESNET_OURS, SANS,
+                                      USUAL_PARTS, VARIANTS, Loop, Settings, Shape, Threat)
 from sanrobust.cli.group import Command
 from sanrobust.options import Number, Whole
 from sanrobust.cli.options import PATH
@@ -20,8 +21,8 @@ _DEFAULT = Settings()
 
 
 @click.command(cls=Command)
-@click.argument("parts", nargs=-1, type=click.Choice(PARTS),
-                metavar="[operators] [models] [memory] [attacks] [loop]")
+@click.argument("parts", nargs=-1, type=click.Choice((*PARTS, VARIANTS)),
+                metavar="[operators] [models] [memory] [attacks] [loop] [variants]")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
               help="As in the other commands; an architecture alone has untrained weights; "
                    "repeatable. [default: the six SANs, and for attacks "
@@ -79,6 +80,9 @@ def bench(**values: Any) -> None:
     Loop is a whole command against its bare model: decoding, transfer, records and table show as
     the part of the wall time that is not spent in the model.
 
+    Variants are models and memory of every network in the paper's Tables 4 to 8 and of SASA, each
+    against ResNet50 as the evaluation computes it.
+
     Without an argument operators, models and memory are measured. Attacks are ours against those
     of torchattacks, on the same network and images; one run of each is counted: passes, CPU time,
     accuracy left, time in the network.
@@ -108,13 +112,25 @@ def _canonical(name: str) -> str:
     return name if is_external(name) else canonical(name)
 
 
+def _variants() -> tuple[str, ...]:
+    """Return the networks of Tables 4 to 8 and of SASA, each once."""
+    from sanrobust import paper
+    table = paper.complexity()
+    return tuple(dict.fromkeys(table[table["table"] != "3"]["model"]))
+
+
 def _settings(values: dict[str, Any]) -> Settings:
-    contenders = (*(values["contenders"] or _DEFAULT.contenders), *map(_own, values["own"]))
     models = tuple(map(_canonical, values["models"]))
+    usual, parts = _DEFAULT.contenders, values["parts"] or USUAL_PARTS
+    if VARIANTS in parts:
+        usual, models = (OURS, RESNET_OURS), models or _variants()
+        others = [part for part in parts if part != VARIANTS]
+        parts = tuple(dict.fromkeys((*others, MODELS, MEMORY)))
+    contenders = (*(values["contenders"] or usual), *map(_own, values["own"]))
     if values["compiled"] and COMPILED not in contenders:
         contenders = (*contenders, COMPILED)
     return Settings(
-        parts=values["parts"] or USUAL_PARTS, models=models or SANS, contenders=contenders,
+        parts=parts, models=models or SANS, contenders=contenders,
         threat=Threat(models=models or ATTACKED,
                       attacks=values["attacks"] or _DEFAULT.threat.attacks,
                       images=values["images"] or _DEFAULT.threat.images,
