@@ -19,6 +19,7 @@ from sanrobust.training.adversarial import attacked, draw_noise
 from sanrobust.training.feed import Feed, Share
 from sanrobust.training.loop import Sets, Training
 from sanrobust.training.recipes import RECIPES, Recipe
+from sanrobust.training.scoring import HeldOut
 from sanrobust.training.splits import Source, open_sets
 from sanrobust.zoo.build import build
 from sanrobust.zoo.checkpoint import read_facts
@@ -91,6 +92,21 @@ def test_processes_share_every_part_of_a_batch() -> None:
         assert all(part.noise is not None for part in parts)
         assert torch.equal(torch.cat([part.noise for part in parts if part.noise is not None]),
                            each.noise)  # type: ignore[arg-type]
+
+
+def test_large_held_out_images_are_measured_a_few_at_a_time() -> None:
+    seen: list[int] = []
+
+    def model(pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        return torch.zeros(len(pixels), 10)
+    network = nn.Identity()
+    network.forward = model  # type: ignore[method-assign]
+    images = open_dataset("digits", root=None, num_samples=100)
+    for side, sizes in ((64, [100]), (128, [64, 36])):
+        seen.clear()
+        score = HeldOut(images, replace(SMALL, img_size=side), CPU).score(network)
+        assert (seen, score.images) == (sizes, 100)
 
 
 @pytest.mark.parametrize("crop", ["whole", "random"])

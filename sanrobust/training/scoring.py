@@ -14,7 +14,8 @@ from sanrobust.data.imageset import ImageSet
 from sanrobust.training.feed import Feed
 from sanrobust.training.recipes import Recipe
 
-_BATCH = 256
+# Images of a pass, and fewer where they are larger than 64 pixels, so that memory stays bounded.
+_MOST, _PIXELS = 256, 256 * 64 * 64
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class HeldOut:
         """Return how many images a model, which maps pixels to logits, gets right in eval mode."""
         model.eval()
         counts = torch.zeros(3, dtype=torch.int64, device=self.device)
-        for pixels, labels in self._feed.in_order(_BATCH):
+        size = max(1, min(_MOST, _PIXELS // self.recipe.img_size ** 2))
+        for pixels, labels in self._feed.in_order(size):
             if len(labels):
                 counts += right(model(pixels), labels)
         top1, top5, finite = counts.tolist()
