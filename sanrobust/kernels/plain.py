@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sanrobust.kernels.padding import reflected, reflected_adjoint
+
 PaddingMode = Literal["reflect", "zeros"]
 
 
@@ -54,8 +56,9 @@ class Window:
 
 def pad(maps: Tensor, window: Window) -> Tensor:
     """Return ``maps`` (B, C, H, W) with the window's margin on every side."""
-    mode = "reflect" if window.padding_mode == "reflect" else "constant"
-    return F.pad(maps, (window.padding,) * 4, mode=mode)
+    if window.padding_mode == "reflect":
+        return reflected(maps, window.padding)
+    return F.pad(maps, (window.padding,) * 4)
 
 
 def neighbours(maps: Tensor, window: Window) -> Tensor:
@@ -130,9 +133,7 @@ def _unpad(padded: Tensor, size: tuple[int, ...], window: Window) -> Tensor:
     """Give the gradient of a padded map back to the map: the adjoint of ``pad``."""
     margin = window.padding
     if window.padding_mode == "reflect" and margin and padded.numel():
-        maps = padded.new_empty(*padded.shape[:2], *size)
-        unpadded: Tensor = torch.ops.aten.reflection_pad2d_backward(padded, maps, [margin] * 4)
-        return unpadded
+        return reflected_adjoint(padded, margin)
     height, width = size
     return padded[:, :, margin:margin + height, margin:margin + width].contiguous()
 
