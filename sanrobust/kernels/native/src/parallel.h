@@ -7,7 +7,10 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#if defined(_OPENMP)
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
 #include <omp.h>
 #endif
 
@@ -54,9 +57,16 @@ class Shares {
   const std::unique_ptr<Share[]> shares_;
 };
 
-// Runs body(worker) once on each of up to `threads` threads, worker in [0, threads).
+// Runs body(worker) once on each of up to `threads` threads, worker in [0, threads). The thread
+// sanitizer does not see where OpenMP's threads wait for each other.
 template <class Body> void parallel_team(int threads, const Body &body) {
-#if defined(_OPENMP)
+#if defined(__SANITIZE_THREAD__)
+  std::vector<std::thread> others;
+  for (int worker = 1; worker < threads; worker++) others.emplace_back([&, worker] { body(worker); });
+  body(0);
+  for (auto &each : others) each.join();
+  return;
+#elif defined(_OPENMP)
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
     body(omp_get_thread_num());
