@@ -40,7 +40,7 @@ class PairwiseRows:
     """
 
     def __init__(self, attention: PairwiseAttention, norm: nn.BatchNorm2d) -> None:
-        self._attention, self._window = attention, attention.window
+        self._window = attention.window
         self._folded = pairwise_designs.fold(attention)
         halves = self._folded.halves
         self._halves = None if halves is None else HalvesRows(halves, self._folded.outputs)
@@ -124,8 +124,7 @@ class PairwiseRows:
 
     def _table(self, height: int, width: int) -> Tensor:
         if (height, width) not in self._tables:
-            self._tables[height, width] = pairwise_designs.table(
-                self._folded, self._attention, height, width)
+            self._tables[height, width] = self._folded.table(height, width)
         return self._tables[height, width]
 
 

@@ -30,6 +30,7 @@ from sanrobust.design import AttentionConfig
 from sanrobust.kernels.folding import affine
 from sanrobust.kernels.modules import PairwiseAttention, position_grid
 from sanrobust.kernels.native import arguments
+from sanrobust.kernels.plain import Window
 from sanrobust.kernels.position import PositionCode, place_table, position_table
 
 DELTAS = {"subtraction": arguments.SUBTRACTION, "summation": arguments.SUBTRACTION,
@@ -88,6 +89,8 @@ class FoldedDesign:
         projections: make the rows [query | key | value].
         halves: what is done to query and key then; None but for a concatenation.
         code: what the position adds to the first layer.
+        position: the layer's encoding of places; None where it knows none.
+        window: the footprint.
     """
 
     settings: dict[str, int]
@@ -95,11 +98,24 @@ class FoldedDesign:
     projections: tuple[Projection, ...]
     halves: Halves | None
     code: PositionCode
+    position: nn.Conv2d | None
+    window: Window
 
     @property
     def outputs(self) -> int:
         """O."""
         return self.settings["channels"]
+
+    def table(self, height: int, width: int) -> Tensor:
+        """Return what the position adds on maps of one size, as ``PairwiseArgs`` has it."""
+        with torch.no_grad():
+            if self.position is None:
+                encoded = torch.empty(1, 0, height, width)
+            else:
+                encoded = self.position(position_grid(height, width))
+            if self.settings["table_by_place"]:
+                return place_table(encoded, self.code, torch.float32)
+            return position_table(encoded, self.code, self.window, torch.float32)
 
 
 def refusal(design: AttentionConfig) -> str | None:
@@ -145,19 +161,8 @@ def fold(attention: PairwiseAttention) -> FoldedDesign:
                     table_by_place=int(design.position == "absolute"))
     projections = (projection(attention.conv1, query_scale, query_shift),
                    projection(key, key_scale), value)
-    return FoldedDesign(settings, matrices, projections, halves, code)
-
-
-def table(folded: FoldedDesign, attention: PairwiseAttention, height: int, width: int) -> Tensor:
-    """Return what the position adds to the first layer for maps of one size (``PairwiseArgs``)."""
-    with torch.no_grad():
-        if attention.design.position == "none":
-            encoded = torch.empty(1, 0, height, width)
-        else:
-            encoded = attention.conv_p(position_grid(height, width))
-        if attention.design.position == "absolute":
-            return place_table(encoded, folded.code, torch.float32)
-        return position_table(encoded, folded.code, attention.window, torch.float32)
+    return FoldedDesign(settings, matrices, projections, halves, code,
+                        None if design.position == "none" else attention.conv_p, attention.window)
 
 
 def projection(convolution: nn.Conv2d, scale: Tensor | None = None,

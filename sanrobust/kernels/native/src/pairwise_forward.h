@@ -105,43 +105,35 @@ template <int Width> class PairwiseForward : PairwiseMap<Width> {
     }
   }
 
-  // The first layer of some pairs, behind its relu where there is another.
+  // What the first layer's values are raised to: 0 where a relu follows, for it is not the last.
+  template <int Columns> static SAN_INLINE Vec<lanes_for(Columns)> lowest() {
+    const float none = -std::numeric_limits<float>::infinity();
+    return splat<lanes_for(Columns)>(Columns == Width ? 0.0f : none);
+  }
+
+  // The first layer of some pairs. Of a relation wider than the layer one part after another is
+  // multiplied, and added to what there is.
   template <int Rows, int Columns>
   SAN_INLINE void layer(const float *query, const Window &window, int first, float *t, float *out,
                         uint16_t *signs) const {
     constexpr int lane = lanes_for(Columns);
-    const Vec<lane> lowest =
-        splat<lane>(Columns == Width ? 0.0f : -std::numeric_limits<float>::infinity());
     const float *const *key = window.key + first, *const *start = window.table + first;
-    const float *weight = static_cast<const float *>(args_.w1t);
-    if (args_.delta == kConcatenation) {
-      for (int c = 0; c < Columns; c += lane)
-        SAN_UNROLL for (int m = 0; m < Rows; m++)
-          store<lane>(out + m * Columns + c,
-                      at_least<lane>(lowest, load<lane>(start[m] + c) + (load<lane>(query + c) -
-                                                                         load<lane>(key[m] + c))));
-      return;
-    }
+    if (args_.delta == kConcatenation) return add_halves<Rows, Columns>(query, key, start, out);
     if (args_.delta == kDot) {
       dots<Rows>(query, key, t);
       if (signs)
         for (int m = 0; m < Rows; m++)
           signs[this->layer_signs(this->layers_) + first + m] = t[m] > 0;
-      for (int c = 0; c < Columns; c += lane)
-        SAN_UNROLL for (int m = 0; m < Rows; m++)
-          store<lane>(out + m * Columns + c,
-                      at_least<lane>(lowest,
-                                     load<lane>(start[m] + c) + load<lane>(weight + c) * t[m]));
-      return;
+      return add_dots<Rows, Columns>(t, start, out);
     }
     const float *begun[Rows];
     for (int part = 0; part < this->relation_; part += Width) {
       compare<Rows>(query + part, key, part, t);
       const bool whole = part + Width == this->relation_;
       const Vec<lane> floor =
-          whole ? lowest : splat<lane>(-std::numeric_limits<float>::infinity());
+          whole ? lowest<Columns>() : splat<lane>(-std::numeric_limits<float>::infinity());
       product<Rows, Columns>(
-          t, Width, weight + part * Columns, Columns, Width,
+          t, Width, static_cast<const float *>(args_.w1t) + part * Columns, Columns, Width,
           [&](int m, int c) { return load<lane>(start[m] + c); },
           [&](int m, int c, Vec<lane> sum) {
             store<lane>(out + m * Columns + c, at_least<lane>(floor, sum));
@@ -149,6 +141,31 @@ template <int Width> class PairwiseForward : PairwiseMap<Width> {
       if (whole) break;
       for (int m = 0; m < Rows; m++) begun[m] = out + m * Columns;
       start = begun;
+    }
+  }
+
+  template <int Rows, int Columns>
+  static SAN_INLINE void add_halves(const float *query, const float *const *key,
+                                    const float *const *start, float *out) {
+    constexpr int lane = lanes_for(Columns);
+    for (int c = 0; c < Columns; c += lane) {
+      const Vec<lane> own = load<lane>(query + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) {
+        const Vec<lane> sum = load<lane>(start[m] + c) + (own - load<lane>(key[m] + c));
+        store<lane>(out + m * Columns + c, at_least<lane>(lowest<Columns>(), sum));
+      }
+    }
+  }
+
+  template <int Rows, int Columns>
+  SAN_INLINE void add_dots(const float *t, const float *const *start, float *out) const {
+    constexpr int lane = lanes_for(Columns);
+    for (int c = 0; c < Columns; c += lane) {
+      const Vec<lane> weight = load<lane>(static_cast<const float *>(args_.w1t) + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) {
+        const Vec<lane> sum = load<lane>(start[m] + c) + weight * t[m];
+        store<lane>(out + m * Columns + c, at_least<lane>(lowest<Columns>(), sum));
+      }
     }
   }
 
@@ -169,6 +186,7 @@ template <int Width> class PairwiseForward : PairwiseMap<Width> {
     }
   }
 
+  // The only number that a dot product leaves of each pair.
   template <int Rows>
   SAN_INLINE void dots(const float *query, const float *const *key, float *t) const {
     const float offset = *static_cast<const float *>(args_.offset);
