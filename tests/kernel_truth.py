@@ -7,8 +7,9 @@ from torch import Tensor
 
 from sanrobust.kernels import reference
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import (DOUBLE, FLOAT, REFLECT, ZEROS,
-                                                PairwiseArgs, PatchwiseArgs)
+from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, DOUBLE, FLOAT, HADAMARD, L, LRL,
+                                                LRLRL, REFLECT, SUBTRACTION, ZEROS, PairwiseArgs,
+                                                PatchwiseArgs, pair_words)
 from sanrobust.kernels.reference import Window
 
 PADDING = {"reflect": REFLECT, "zeros": ZEROS}
@@ -18,36 +19,84 @@ ELEMENT = {torch.float32: FLOAT, torch.float64: DOUBLE}
 class Pairwise:
     """One pairwise case with all its tensors, drawn from ``seed``."""
 
-    names = ("qkv", "w1", "w2", "table", "scale", "shift", "grad")
-    transposed = {"w1": "w1t", "w2": "w2t"}
+    names = ("qkv", "w1", "w2", "table", "offset", "w_mid", "b_mid", "scale", "shift", "grad")
+    transposed = {"w1": "w1t", "w2": "w2t", "w_mid": "w_mid_t"}
     args, function = PairwiseArgs, "sanrobust_pairwise"
 
     def __init__(self, *, images=2, height=5, width=6, relation=4, hidden=4, groups=2, channels=16,
-                 footprint=3, padding="reflect", per_pixel=False, epilogue=True, seed=0):
+                 footprint=3, padding="reflect", per_pixel=False, by_place=False, delta=SUBTRACTION,
+                 mapping=LRL, epilogue=True, seed=0):
         draw = drawing(seed)
+        hidden = groups if mapping == L else hidden
         self.window = Window(footprint, padding_mode=padding)
         self.size = (images, height, width)
         self.widths = dict(relation=relation, hidden=hidden, groups=groups, channels=channels)
-        self.extra = {"table_per_pixel": int(per_pixel)}
+        self.extra = {"table_per_pixel": int(per_pixel), "table_by_place": int(by_place),
+                      "delta": delta, "mapping": mapping}
+        compared = 1 if delta == DOT else relation
+        rows = height * width + 1 if by_place else footprint ** 2 + 1
         self.qkv = draw(images * height * width, 2 * relation + channels)
-        self.w1 = draw(hidden, relation) / relation ** 0.5
-        self.w2 = draw(groups, hidden) / hidden ** 0.5
-        self.table = draw(height * width if per_pixel else 1, footprint ** 2 + 1, hidden)
+        self.w1 = self.w2 = self.offset = self.w_mid = self.b_mid = None
+        if delta != CONCATENATION:
+            self.w1 = draw(hidden, compared) / compared ** 0.5
+        if mapping != L:
+            self.w2 = draw(groups, hidden) / hidden ** 0.5
+        self.table = draw(height * width if per_pixel else 1, rows, hidden)
+        if delta == DOT:
+            self.qkv[:, :relation] /= relation ** 0.5
+        if delta in (HADAMARD, DOT):
+            self.offset = draw(compared)
+        if mapping == LRLRL:
+            self.w_mid, self.b_mid = draw(hidden, hidden) / hidden ** 0.5, draw(hidden)
         self.scale, self.shift = epilogue_of(draw, channels, epilogue)
         self.grad = draw(images * height * width, channels)
 
-    def truth(self, qkv, of):
-        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them."""
+    def truth(self, qkv, of, note=lambda before: None):
+        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them.
+
+        ``note`` is given what stands before each ReLU.
+        """
+
+        def relu(before):
+            note(before)
+            return before.relu()
+
         query, key, value = maps_of(self, qkv)
-        relation = reference.subtraction(query, key, self.window).relu()
-        table = of(self.table)[:, displacements(self).long()]
+        table = of(self.table)[:, (places if self.extra["table_by_place"]
+                                   else displacements)(self).long()]
         if table.shape[0] > 1:
             pixels = torch.arange(table.shape[2])
             table = table[pixels, :, pixels].unsqueeze(0).transpose(1, 2)
-        hidden = torch.einsum("mr,brjp->bmjp", of(self.w1), relation)
-        hidden = (hidden + table.permute(0, 3, 1, 2)).relu()
-        weight = torch.einsum("sm,bmjp->bsjp", of(self.w2), hidden).softmax(2)
-        return finished(self, reference.aggregation(value, weight, self.window), of)
+        logits = table.permute(0, 3, 1, 2) + self.first(query, key, of, relu)
+        if self.extra["mapping"] == LRLRL:
+            logits = torch.einsum("nm,bmjp->bnjp", of(self.w_mid), relu(logits))
+            logits = logits + of(self.b_mid)[:, None, None]
+        if self.extra["mapping"] != L:
+            logits = torch.einsum("sm,bmjp->bsjp", of(self.w2), relu(logits))
+        attended = reference.aggregation(value, logits.softmax(2), self.window)
+        return finished(self, attended, of, relu)
+
+    def first(self, query, key, of, relu):
+        """What the first layer makes of the pairs (B, D, K2, P), without the table."""
+        delta = self.extra["delta"]
+        around = reference.neighbours(key, self.window)
+        centre = query.flatten(2).unsqueeze(2)
+        if delta == CONCATENATION:
+            return (centre - around)[:, :self.widths["hidden"]]
+        if delta == SUBTRACTION:
+            relation = centre - around
+        else:
+            relation = centre * around
+            relation = relation.sum(1, keepdim=True) if delta == DOT else relation
+            relation = relation + of(self.offset)[:, None, None]
+        return torch.einsum("mr,brjp->bmjp", of(self.w1), relu(relation))
+
+    def distance_to_kink(self):
+        """The smallest pre-activation as a part of the root mean square of its layer."""
+        nearest = []
+        self.truth(self.qkv, lambda tensor: tensor,
+                   lambda each: nearest.append(each.abs().min() / each.square().mean().sqrt()))
+        return min(nearest).item()
 
 
 class Patchwise:
@@ -106,12 +155,12 @@ def maps_of(case, qkv):
     return maps.unflatten(2, (height, width)).split((relation, relation, channels), 1)
 
 
-def finished(case, maps, of):
+def finished(case, maps, of, relu=torch.relu):
     """Rows of maps, behind scale, shift and ReLU where the case has them."""
     rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)
     if case.scale is None:
         return rows
-    return (rows * of(case.scale) + of(case.shift)).relu()
+    return relu(rows * of(case.scale) + of(case.shift))
 
 
 def displacements(case):
@@ -123,6 +172,14 @@ def displacements(case):
     found = reference.neighbours(places, case.window)[0]
     step = found[:2] - places[0, :2].flatten(1).unsqueeze(1) + reach
     return torch.where(found[2] > 0, step[0] * side + step[1], side ** 2)
+
+
+def places(case):
+    """Row of the table by neighbour and pixel (K2, P): the pixel that the neighbour really is."""
+    _, height, width = case.size
+    pixels = torch.arange(height * width).view(1, 1, height, width).double()
+    found = reference.neighbours(torch.cat((pixels, torch.ones_like(pixels)), 1), case.window)[0]
+    return torch.where(found[1] > 0, found[0], height * width)
 
 
 def expected(case, dtype=torch.float64):
@@ -150,16 +207,27 @@ def arguments(case, dtype, threads):
         if tensor is not None:
             held[name] = tensor.to(dtype).contiguous()
     for name, other in case.transposed.items():
-        held[other] = held[name].t().contiguous()
+        if name in held:
+            held[other] = held[name].t().contiguous()
     # NaN wherever a kernel forgets to write.
     for name, like in (("y", "grad"), ("out", "grad"), ("grad_qkv", "qkv")):
         held[name] = torch.full_like(held[like], torch.nan)
     images, height, width = case.size
+    if case.args is PairwiseArgs and dtype == torch.float32:
+        held.update(kept(case))
     args = case.args(images=images, height=height, width=width, **case.widths, **case.extra,
                      footprint=case.window.footprint, threads=threads,
                      padding=PADDING[case.window.padding_mode], element=ELEMENT[dtype],
                      **held)
     return args, held
+
+
+def kept(case):
+    """Room for what the pairwise forward pass keeps for the backward pass."""
+    pairs = len(case.qkv) * case.window.neighbours
+    words = pair_words(case.widths["hidden"], case.extra["delta"], case.extra["mapping"])
+    return {"alpha": torch.empty(pairs, case.widths["groups"]),
+            "signs": torch.empty(pairs, words, dtype=torch.int16)}
 
 
 def error(found, wanted):

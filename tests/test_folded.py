@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -66,10 +67,29 @@ def relative(values: Tensor, truth: Tensor) -> float:
     return float((values.double() - truth).norm() / truth.norm())
 
 
+def designs() -> Iterator[str]:
+    """Each choice of pairwise attention beside the published ones, and some with one another."""
+    choices = dict(relation=("subtraction", "summation", "concatenation", "hadamard", "dot"),
+                   mapping=("LRL", "L", "LRLRL"), position=("relative", "none", "absolute"),
+                   transforms=("3", "2", "1"))
+    published = tuple(values[0] for values in choices.values())
+    every = list(product(*choices.values()))
+    for design in every:
+        changes = [f"{name}={value}" for name, value, usual in zip(choices, design, published)
+                   if value != usual]
+        if len(changes) == 1 or len(changes) > 1 and every.index(design) % 9 == 4:
+            yield f"san10-pair({','.join(changes)})"
+
+
+DESIGNS = list(designs())
 SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          *((arch, True, (32, 36)) for arch in SANS), ("san10-pair", True, (37, 33)),
          ("san10-patch", True, (33, 37)), ("san10-pair(width=32)", False, (130, 128)),
-         ("san10-patch(width=96)", False, (128, 130))]
+         ("san10-patch(width=96)", False, (128, 130)),
+         *((design, True, sides) for design, sides in zip(DESIGNS, cycle([(37, 33), (32, 36)]))),
+         ("san10-pair(relation=concatenation,mapping=LRLRL,transforms=2)", False, (128, 130)),
+         ("san10-pair(relation=dot,mapping=L,position=absolute)", False, (130, 128)),
+         ("san10-pair(relation=hadamard,transforms=1)", False, (128, 130))]
 
 
 @pytest.mark.parametrize(("arch", "small", "sides"), SIZES)
@@ -97,8 +117,9 @@ def test_pixel_gradients_are_the_plain_networks(arch: str, small: bool,
     assert float(((folded - truth).abs() < 1e-4 * truth.abs().max()).double().mean()) > 0.9
 
 
-@pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(("arch", "small"), [
+    *product(("san10-pair", "san10-patch"), (True, False)),
+    *((design, True) for design in DESIGNS[::3])])
 def test_no_bit_depends_on_batch_or_threads(arch: str, small: bool) -> None:
     network = FoldedSan(random_san(arch, small=small))
     images = some_images(5, *((32, 36) if small else (128, 132)))
@@ -240,7 +261,7 @@ def test_a_network_that_cannot_be_folded_says_why() -> None:
     assert "train mode" in str(refusal(san.train(), CPU))
 
 
-@pytest.mark.parametrize("arch", ["san10-pair", "san10-patch"])
+@pytest.mark.parametrize("arch", ["san10-pair", "san10-patch", *DESIGNS[::4]])
 def test_weights_of_large_maps_are_computed_again_and_change_no_number(
         arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = random_san(arch, small=True), some_images(3, 48, 48)

@@ -260,3 +260,33 @@ def test_a_call_that_makes_no_sense_is_refused(native: Library, wrong: str) -> N
         product.out_scale = None
     with pytest.raises(BackendError, match="sanrobust_gemm"):
         product.run(native)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 130])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_product_may_take_the_place_of_what_it_is_made_of(native: Library, rows: int,
+                                                            masked: bool) -> None:
+    """Forward with affine, ReLU and signs, or backward with a mask, in the first of 40 columns."""
+    random = torch.Generator().manual_seed(rows)
+    inner, threads = 24, 2
+    whole = torch.randn(rows, 40, generator=random)
+    right, scale, shift = (torch.randn(*size, generator=random)
+                           for size in ((inner, inner), (inner,), (inner,)))
+    packed = torch.empty(native.packed_size(inner, inner))
+    native.call("sanrobust_pack", PackArgs(inner=inner, columns=inner, b=right, row_stride=inner,
+                                           column_stride=1, packed=packed))
+    signs = torch.randint(-2 ** 15, 2 ** 15, (rows, 2), generator=random, dtype=torch.int16)
+    given = whole[:, :inner].double()
+    if masked:
+        how = dict(out_scale=scale, out_signs=signs)
+        bits = (signs.repeat_interleave(16, 1).int() >> torch.arange(16).repeat(2)) & 1
+        wanted = given @ right.double() * scale * bits[:, :inner]
+    else:
+        how = dict(in_scale=scale, in_shift=shift, in_signs=signs)
+        wanted = (given * scale + shift).relu() @ right.double()
+    rest = whole[:, inner:].clone()
+    native.call("sanrobust_gemm", GemmArgs(rows=rows, inner=inner, columns=inner, threads=threads,
+                                           beside=40 - inner, a=whole, packed=packed, out=whole,
+                                           **how))
+    torch.testing.assert_close(whole[:, :inner].double(), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(whole[:, inner:], rest)

@@ -10,11 +10,15 @@ from kernel_truth import Pairwise, Patchwise, arguments, computed, error, expect
 
 from sanrobust.errors import BackendError
 from sanrobust.kernels.native import library
+from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, HADAMARD, LRL, LRLRL,
+                                                SUBTRACTION, L)
 
 pytestmark = pytest.mark.skipif(library.refusal() is not None,
                                 reason=f"native kernels: {library.refusal()}")
 
 OPERATORS = (Pairwise, Patchwise)
+DELTAS = (SUBTRACTION, HADAMARD, DOT, CONCATENATION)
+MAPPINGS = (L, LRL, LRLRL)
 # Some thousand operations on numbers around 1, in another order.
 DOUBLE_TOLERANCE = 1e-12
 # No tuned or planar kernel takes five channels, in float32 either.
@@ -57,6 +61,16 @@ def test_a_table_for_every_pixel(padding):
     assert_right(Pairwise(per_pixel=True, padding=padding, footprint=5, height=13, width=6))
 
 
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("delta", DELTAS)
+def test_every_relation_with_every_mapping(delta, mapping, padding):
+    settings = dict(relation=6, hidden=5, groups=3, channels=24, padding=padding, delta=delta,
+                    mapping=mapping)
+    assert_right(Pairwise(**settings, height=4, width=7, by_place=True))
+    assert_right(Pairwise(**settings, height=3, width=3, footprint=5))
+
+
 @pytest.mark.parametrize("trial", range(25))
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_random_shapes(operator, trial):
@@ -70,7 +84,11 @@ def test_random_shapes(operator, trial):
                     channels=groups * choose.choice([1, 3, 8, 11]), footprint=footprint,
                     epilogue=choose.random() < 0.5, seed=trial)
     if operator is Pairwise:
-        settings["per_pixel"] = choose.random() < 0.3
+        table = choose.choice(["", "", "per_pixel", "by_place"])
+        settings.update({table: True} if table else {})
+        settings.update(delta=choose.choice(DELTAS), mapping=choose.choice(MAPPINGS))
+        # The rows of a concatenation have room for what the first layer makes of each half.
+        settings["relation"] = max(settings["relation"], settings["hidden"], groups)
     assert_right(operator(**settings))
 
 

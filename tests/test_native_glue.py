@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sanrobust.errors import BackendError
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import HeadArgs, StemArgs, UnpoolArgs
+from sanrobust.kernels.native.arguments import HeadArgs, RepeatArgs, StemArgs, UnpoolArgs
 from sanrobust.kernels.native.library import Library
 
 SIDES = [(4, 6), (5, 7), (2, 2), (3, 2), (1, 5), (9, 4)]
@@ -137,6 +137,22 @@ def test_unpooling_gives_the_gradient_to_the_winner_alone(
         place = wanted[:, code // 2:height // 2 * 2:2, code % 2:width // 2 * 2:2]
         place.copy_(torch.where(codes == code, grad * scale, 0))
     assert torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize(("pixels", "channels"), [(1, 16), (35, 19), (40, 64)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_one_map_becomes_query_key_and_value(native: Library, random: torch.Generator,
+                                             pixels: int, channels: int, threads: int) -> None:
+    x, grad = torch.randn(pixels, channels, generator=random), torch.randn(
+        pixels, 3, channels, generator=random)
+    scale, shift = (torch.randn(3, channels, generator=random) for _ in range(2))
+    out, grad_x = torch.full_like(grad, torch.nan), torch.full_like(x, torch.nan)
+    args = RepeatArgs(pixels=pixels, channels=channels, threads=threads, x=x, scale=scale,
+                      shift=shift, out=out, grad=grad, grad_x=grad_x)
+    native.call("sanrobust_repeat_forward", args)
+    native.call("sanrobust_repeat_backward", args)
+    torch.testing.assert_close(out, x[:, None] * scale + shift)
+    torch.testing.assert_close(grad_x, (grad * scale).sum(1))
 
 
 class Head:

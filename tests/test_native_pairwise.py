@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from itertools import count, cycle, product
+from typing import Any
+
+import kernel_truth
 import pytest
 import torch
-from native_cases import assert_exact, numbers, require_library, run_native, truth, tuned_case
+from kernel_truth import Pairwise
+from native_cases import (KINK, PLANAR, ROUNDING, TUNED, assert_exact, numbers, require_library,
+                          run_native, truth, tuned_case)
 from torch import Tensor
 
-from sanrobust.kernels.native.arguments import PairwiseArgs
+from sanrobust.kernels.native import library
+from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, HADAMARD, L, LRL, LRLRL,
+                                                SUBTRACTION, PairwiseArgs)
 
 RELATIONS = (16, 32, 64, 128)
+DESIGNS = list(product((SUBTRACTION, HADAMARD, DOT, CONCATENATION), (L, LRL, LRLRL)))
+# Width of the mapping, compared channels as a multiple of it, footprint and map: the planar
+# kernel's first, the smallest legal maps and those that end inside a vector or a tile.
+SHAPES = [(4, 1, 3, 2, 2), (4, 1, 3, 5, 18), (4, 4, 3, 3, 17), (16, 1, 7, 4, 4), (16, 4, 3, 5, 3),
+          (32, 1, 5, 3, 7), (32, 4, 5, 4, 3), (64, 1, 7, 4, 5), (128, 1, 3, 2, 3),
+          (128, 4, 3, 2, 2)]
+TABLES: tuple[dict[str, bool], ...] = ({}, {"by_place": True}, {"per_pixel": True})
 
 
 def forward(relation: int, images: int, kept: Tensor | None) -> Tensor:
@@ -70,3 +85,51 @@ def test_an_infinite_logit_becomes_nan_as_in_the_reference() -> None:
     expected = truth(single, made, torch.float32).y.isnan()
     assert expected.any()
     assert torch.equal(run_native(single, made).y.isnan(), expected)
+
+
+def designed(delta: int, mapping: int, shape: tuple[int, ...], **settings: Any) -> Pairwise:
+    """Return a case of a shape without a pre-activation next to zero."""
+    hidden, parts, footprint, height, width = shape
+    drawn = (Pairwise(delta=delta, mapping=mapping, relation=parts * hidden, hidden=hidden,
+                      groups=hidden // 2, channels=4 * hidden, footprint=footprint, height=height,
+                      width=width, **{**settings, "seed": seed}) for seed in count())
+    return next(case for case in drawn if case.distance_to_kink() > KINK)
+
+
+def assert_designed(case: Pairwise, level: str | None = None) -> None:
+    """Hold the kernels to at most twice the error that torch's float32 makes to the truth."""
+    args, _ = kernel_truth.arguments(case, torch.float32, 1)
+    kernel = PLANAR if case.widths["channels"] == 16 else TUNED
+    assert require_library().query("sanrobust_pairwise_tuned", args) == kernel
+    for ours, torchs, exact in zip(kernel_truth.computed(case, torch.float32, level=level),
+                                   kernel_truth.expected(case, torch.float32),
+                                   kernel_truth.expected(case)):
+        error, allowed = (float((each - exact).norm() / exact.norm()) for each in (ours, torchs))
+        assert error <= 2 * allowed + ROUNDING, f"{error:.1e}, torch in float32 {allowed:.1e}"
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_relation_with_every_mapping_matches_the_truth(shape: tuple[int, ...],
+                                                             padding: str) -> None:
+    for (delta, mapping), table in zip(DESIGNS, cycle(TABLES)):
+        assert_designed(designed(delta, mapping, shape, padding=padding, images=1, **table))
+
+
+@pytest.mark.parametrize("name", library.levels())
+def test_every_level_of_instructions_computes_every_design(name: str) -> None:
+    for (delta, mapping), shape, table in zip(DESIGNS, cycle(SHAPES[1:8]), cycle(TABLES)):
+        assert_designed(designed(delta, mapping, shape, padding="zeros", images=1, **table), name)
+
+
+@pytest.mark.parametrize(("delta", "mapping"), DESIGNS)
+def test_no_bit_of_a_design_depends_on_batch_or_threads(delta: int, mapping: int) -> None:
+    for shape in ((4, 1, 3, 31, 18), (16, 1, 5, 13, 6)):
+        case = designed(delta, mapping, shape, images=3, by_place=True)
+        whole = kernel_truth.computed(case, torch.float32)
+        assert all(map(torch.equal, whole, kernel_truth.computed(case, torch.float32, threads=3)))
+        pixels = shape[3] * shape[4]
+        part = slice(pixels, 2 * pixels)
+        case.size, case.qkv, case.grad = (1, *shape[3:]), case.qkv[part], case.grad[part]
+        alone = kernel_truth.computed(case, torch.float32)
+        assert all(torch.equal(all_of[part], one) for all_of, one in zip(whole, alone))

@@ -10,15 +10,18 @@ import torch
 from attention_cases import needs_native
 from torch import Tensor, nn
 
+from sanrobust.design import PAIRWISE
 from sanrobust.errors import BackendError, ModelError, UsageError
+from sanrobust.kernels import relations
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import (GemmArgs, HeadArgs, PairwiseArgs, StemArgs,
-                                                dense)
+from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, HADAMARD, LRLRL, GemmArgs,
+                                                HeadArgs, L, PairwiseArgs, StemArgs, dense)
 from sanrobust.kernels.native.kernels import NativeKernels
 from sanrobust.kernels.native.layers import Head, Pointwise, Stem
 from sanrobust.kernels.native.tape import Buffers, Rows, Tape
 from sanrobust.kernels.plain import Window
+from sanrobust.registry import Registry
 from sanrobust.zoo.build import build
 from sanrobust.zoo.folded import FoldedSan
 from sanrobust.zoo.forms import small_config
@@ -204,7 +207,46 @@ def test_a_folded_network_is_made_of_nothing_else() -> None:
     with pytest.raises(BackendError, match="weights are on meta"):
         FoldedSan(network.float().to("meta"))
     with pytest.raises(BackendError, match="relation"):
-        FoldedSan(build(small_config("san10-pair(relation=hadamard)")).eval())
+        FoldedSan(build(small_config("san10-patch(relation=star)")).eval())
+
+
+def test_a_relation_that_no_kernel_knows_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(relations.find("pairwise", "hadamard"), name="squared")
+    monkeypatch.setitem(relations.RELATIONS, "pairwise", Registry(
+        "pairwise relation", listing="nowhere"))
+    relations.register(entry)
+    with pytest.raises(BackendError, match="no fused kernel has its relation squared"):
+        FoldedSan(build(replace(small_config("san10-pair"),
+                                design=replace(PAIRWISE, relation="squared"))).eval())
+
+
+@pytest.mark.parametrize("changes", [
+    dict(delta=4), dict(mapping=3), dict(mapping=L), dict(delta=HADAMARD), dict(delta=DOT),
+    dict(mapping=LRLRL), dict(delta=CONCATENATION, relation=RELATION - 2)])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_pairwise_kernel_refuses_what_is_no_design(direction: str,
+                                                     changes: dict[str, int]) -> None:
+    numbers = dict(images=1, height=4, width=4, relation=RELATION, hidden=HIDDEN, groups=GROUPS,
+                   channels=CHANNELS, footprint=3)
+    with pytest.raises(BackendError, match="must be given arguments that the native kernels take"):
+        library.require().call(f"sanrobust_pairwise_{direction}",
+                               PairwiseArgs(**{**numbers, **changes}))
+
+
+@pytest.mark.parametrize("changes", [
+    dict(), dict(delta=DOT), dict(delta=CONCATENATION), dict(mapping=L), dict(mapping=LRLRL),
+    dict(table_by_place=1)])
+def test_pairwise_matrices_have_as_many_elements_as_their_design_says(
+        changes: dict[str, int]) -> None:
+    numbers = dict(images=1, height=HEIGHT, width=WIDTH, relation=RELATION, hidden=HIDDEN,
+                   groups=GROUPS, channels=CHANNELS, footprint=3, **changes)
+    sizes = PairwiseArgs(**numbers).elements()
+    for name, size in sizes.items():
+        dtype = torch.int16 if name == "signs" else torch.float32
+        PairwiseArgs(**numbers, **{name: torch.zeros(size, dtype=dtype)})
+        for wrong in (size + 1, size - 1) if size else (1,):
+            with pytest.raises(UsageError, match=f"{name} of this native call must have {size}"):
+                PairwiseArgs(**numbers, **{name: torch.zeros(wrong, dtype=dtype)})
 
 
 def rows(values: Tensor, sides: tuple[int, int] = (3, 2)) -> Rows:

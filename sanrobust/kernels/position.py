@@ -64,6 +64,20 @@ def position_table(position: Tensor, code: PositionCode, window: Window,
     return table
 
 
+def place_table(position: Tensor, code: PositionCode, dtype: torch.dtype) -> Tensor:
+    """Return what the place of a neighbour adds (H * W + 1, D), the outside of the map last.
+
+    ``position`` (1, P, H, W) is 0 outside; of a neighbour it is added as it is.
+    """
+    places = position[0].double().flatten(1).t()
+    places = torch.cat((places, torch.zeros_like(places[:1])))
+    return _hidden(places, code).to(dtype).contiguous()
+
+
+def _hidden(places: Tensor, code: PositionCode) -> Tensor:
+    return torch.relu(places * code.scale + code.shift) @ code.weight.t() + code.bias
+
+
 def _computed(position: Tensor, code: PositionCode, window: Window, dtype: torch.dtype) -> Tensor:
     place = position[0].double()
     slopes = None
@@ -73,8 +87,7 @@ def _computed(position: Tensor, code: PositionCode, window: Window, dtype: torch
         differences = _differences(place, window)
     else:
         differences = _displacements(window, place) @ -slopes
-    hidden = torch.relu(differences * code.scale + code.shift) @ code.weight.t() + code.bias
-    return hidden.to(dtype).contiguous()
+    return _hidden(differences, code).to(dtype).contiguous()
 
 
 def _may_look(position: Tensor) -> bool:

@@ -23,7 +23,7 @@ from sanrobust.errors import BackendError, UsageError
 from sanrobust.kernels import backends
 from sanrobust.kernels.foldcache import Unchanging
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
-from sanrobust.kernels.native import library
+from sanrobust.kernels.native import library, pairwise_designs
 from sanrobust.kernels.native.arguments import dense
 from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
@@ -224,9 +224,9 @@ def refusal(network: nn.Module, device: torch.device) -> str | None:
     """Return why ``network`` cannot be folded for ``device``, as a clause; None when it can."""
     if not isinstance(network, San):
         return "it is no SAN"
-    unlike = _unlike_released(network.config.design)
-    if unlike is not None:
-        return unlike
+    unfused = _unfused(network.config.design)
+    if unfused is not None:
+        return unfused
     if network.training:
         return "it is in train mode, where normalisation depends on the batch"
     if device.type != "cpu":
@@ -241,9 +241,11 @@ def refusal(network: nn.Module, device: torch.device) -> str | None:
     return library.refusal()
 
 
-def _unlike_released(design: AttentionConfig) -> str | None:
-    """Return how a design differs from both that the fused kernels compute; None: it does not."""
-    if design.attention not in ("pairwise", "patchwise"):
+def _unfused(design: AttentionConfig) -> str | None:
+    """Return why no fused kernels compute a design; None: they do."""
+    if design.attention == "pairwise":
+        return pairwise_designs.refusal(design)
+    if design.attention != "patchwise":
         return f"its attention is {design.attention}, which has no fused kernels"
     released = DEFAULTS[design.attention]
     unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(AttentionConfig)

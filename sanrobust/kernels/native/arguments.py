@@ -18,6 +18,8 @@ from sanrobust.errors import UsageError
 
 REFLECT, ZEROS = 0, 1
 FLOAT, DOUBLE = 0, 1
+SUBTRACTION, HADAMARD, DOT, CONCATENATION = range(4)
+LRL, L, LRLRL = range(3)
 # Signs are kept as bits in words of 16.
 SIGNS_PER_WORD = 16
 HINT = "call sanrobust.kernels.functional, or use backend='reference'"
@@ -40,6 +42,12 @@ def dense(tensor: Tensor) -> Tensor:
 def sign_words(channels: int) -> int:
     """Return how many words hold one bit for each of ``channels``."""
     return -(-channels // SIGNS_PER_WORD)
+
+
+def pair_words(hidden: int, delta: int, mapping: int) -> int:
+    """Return how many words of signs a pairwise forward pass keeps of each pair."""
+    layers = {L: 0, LRL: 1, LRLRL: 2}.get(mapping, 0)
+    return layers * sign_words(hidden) + int(delta == DOT)
 
 
 def require_place(name: str, tensor: Tensor) -> None:
@@ -118,22 +126,28 @@ _SHAPE = [*_fields(c_int64, "images height width"),
 class PairwiseArgs(Arguments):
     """Arguments of the pairwise operator."""
 
-    _fields_ = [*_SHAPE, *_fields(c_int32, "table_per_pixel unused"),
-                *_fields(c_void_p, "qkv w1 w1t w2 w2t table scale shift y out alpha signs grad "
-                                   "grad_qkv")]
+    _fields_ = [*_SHAPE, *_fields(c_int32, "table_per_pixel table_by_place delta mapping"),
+                *_fields(c_void_p, "qkv w1 w1t w2 w2t table offset w_mid w_mid_t b_mid scale shift "
+                                   "y out alpha signs grad grad_qkv")]
 
     def elements(self) -> dict[str, int]:
         """Return how many elements each tensor must have."""
-        around, first, second = self.footprint ** 2, self.hidden * self.relation, \
-            self.groups * self.hidden
-        tables = self.height * self.width if self.table_per_pixel else 1
-        pixels = self.images * self.height * self.width
+        around, hidden = self.footprint ** 2, self.hidden
+        compared = {DOT: 1, CONCATENATION: 0}.get(self.delta, self.relation)
+        first, second = hidden * compared, 0 if self.mapping == L else self.groups * hidden
+        middle = hidden if self.mapping == LRLRL else 0
+        places = self.height * self.width
+        tables = (places + 1 if self.table_by_place
+                  else (places if self.table_per_pixel else 1) * (around + 1))
+        pixels = self.images * places
         rows, values = pixels * (2 * self.relation + self.channels), pixels * self.channels
         return dict(
-            qkv=rows, w1=first, w1t=first, w2=second, w2t=second,
-            table=tables * (around + 1) * self.hidden, scale=self.channels, shift=self.channels,
+            qkv=rows, w1=first, w1t=first, w2=second, w2t=second, table=tables * hidden,
+            offset=compared if self.delta in (HADAMARD, DOT) else 0, w_mid=middle * hidden,
+            w_mid_t=middle * hidden, b_mid=middle, scale=self.channels, shift=self.channels,
             y=values, out=values, alpha=pixels * around * self.groups,
-            signs=pixels * around * sign_words(self.hidden), grad=values, grad_qkv=rows)
+            signs=pixels * around * pair_words(self.hidden, self.delta, self.mapping),
+            grad=values, grad_qkv=rows)
 
 
 class PatchwiseArgs(Arguments):
@@ -209,7 +223,8 @@ class GemmArgs(Arguments):
     _fields_ = [*_fields(c_int64, "rows"), *_fields(c_int32, "inner columns threads accumulate"),
                 *_fields(c_void_p, "a packed bias out in_scale in_shift in_signs"),
                 *_fields(c_int64, "pool_height pool_width"),
-                *_fields(c_void_p, "pool_codes out_scale out_signs")]
+                *_fields(c_void_p, "pool_codes out_scale out_signs"),
+                *_fields(c_int64, "beside")]
     # Packed for vectors, the columns are rounded up to their width.
     roomy = frozenset({"packed"})
 
@@ -220,8 +235,9 @@ class GemmArgs(Arguments):
             pooled = (self.pool_height // 2) * (self.pool_width // 2)
             left = self.rows // max(1, pooled) * self.pool_height * self.pool_width
         return dict(
-            a=left * self.inner, packed=self.inner * self.columns, bias=self.columns,
-            out=self.rows * self.columns, in_scale=self.inner, in_shift=self.inner,
+            a=left * (self.inner + self.beside), packed=self.inner * self.columns,
+            bias=self.columns, out=self.rows * (self.columns + self.beside),
+            in_scale=self.inner, in_shift=self.inner,
             in_signs=self.rows * sign_words(self.inner), pool_codes=self.rows * self.inner,
             out_scale=self.columns, out_signs=self.rows * sign_words(self.columns))
 
@@ -283,6 +299,19 @@ class HeadArgs(Arguments):
                     grad_x=pixels * self.channels)
 
 
+class RepeatArgs(Arguments):
+    """Arguments of one map's use as query, key and value."""
+
+    _fields_ = [*_fields(c_int64, "pixels"), *_fields(c_int32, "channels threads"),
+                *_fields(c_void_p, "x scale shift out grad grad_x")]
+
+    def elements(self) -> dict[str, int]:
+        """Return how many elements each tensor must have."""
+        values = self.pixels * self.channels
+        return dict(x=values, scale=3 * self.channels, shift=3 * self.channels, out=3 * values,
+                    grad=3 * values, grad_x=values)
+
+
 # Which struct a kernel of ``api.h`` reads.
 STRUCTS: dict[str, type[Arguments]] = {
     **{f"sanrobust_pairwise_{each}": PairwiseArgs for each in ("tuned", "forward", "backward")},
@@ -292,6 +321,7 @@ STRUCTS: dict[str, type[Arguments]] = {
     "sanrobust_pack": PackArgs, "sanrobust_gemm": GemmArgs, "sanrobust_unpool": UnpoolArgs,
     "sanrobust_stem_forward": StemArgs, "sanrobust_stem_backward": StemArgs,
     "sanrobust_head_forward": HeadArgs, "sanrobust_head_backward": HeadArgs,
+    "sanrobust_repeat_forward": RepeatArgs, "sanrobust_repeat_backward": RepeatArgs,
 }
 
 

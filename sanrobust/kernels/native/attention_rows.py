@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.kernels import folding
-from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
-from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import REFLECT, ZEROS, PairwiseArgs, PatchwiseArgs
-from sanrobust.kernels.native.layers import Affine, Pointwise, take_signs
+from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.kernels.native import library, pairwise_designs
+from sanrobust.kernels.native.arguments import (REFLECT, ZEROS, PairwiseArgs, PatchwiseArgs,
+                                                pair_words)
+from sanrobust.kernels.native.layers import (Affine, Pointwise, Projections, Repeated,
+                                             take_signs)
 from sanrobust.kernels.native.tape import Rows, Tape
 from sanrobust.kernels.plain import Window
-from sanrobust.kernels.position import position_table
 
 # Answers of ``sanrobust_*_tuned``: only the tuned kernels read the forward pass's state.
 _TUNED = 1
@@ -39,14 +40,18 @@ class PairwiseRows:
     """
 
     def __init__(self, attention: PairwiseAttention, norm: nn.BatchNorm2d) -> None:
-        self._window, self._position = attention.window, attention.conv_p
-        self._folded = _fold_pairwise(attention)
+        self._window = attention.window
+        self._folded = pairwise_designs.fold(attention)
+        halves = self._folded.halves
+        self._halves = None if halves is None else HalvesRows(halves, self._folded.outputs)
         self._affine = Affine(norm)
         self._tables: dict[tuple[int, int], Tensor] = {}
-        self._outputs = attention.conv3.out_channels
+        self._outputs = self._folded.outputs
 
     def forward(self, rows: Rows, tape: Tape) -> Rows:
         """Return the values (P, O) behind the ReLU and keep ``rows``."""
+        if self._halves is not None:
+            self._halves.forward(rows, tape)
         out = tape.buffers.take(rows.pixels, self._outputs)
         y = tape.take(rows.pixels, self._outputs)
         alpha = signs = None
@@ -70,11 +75,15 @@ class PairwiseRows:
                     grad, qkv=qkv, y=y, alpha=alpha, signs=signs, grad=grad.values,
                     grad_qkv=result))
             tape.buffers.give(grad.values)
-        return Rows(result, grad.images, grad.height, grad.width)
+        rows = Rows(result, grad.images, grad.height, grad.width)
+        if self._halves is not None:
+            self._halves.backward(rows, tape)
+        return rows
 
     def _parts(self, rows: Rows) -> Iterator[slice]:
         """Cut the batch so that the attention weights of a part stay small."""
-        per_image = rows.height * rows.width * self._window.neighbours * len(self._folded.w2) * 4
+        per_image = rows.height * rows.width * self._window.neighbours \
+            * self._folded.settings["groups"] * 4
         step = max(1, RECOMPUTED_BYTES // per_image)
         for first in range(0, rows.images, step):
             yield slice(first, min(first + step, rows.images))
@@ -99,32 +108,51 @@ class PairwiseRows:
         return library.require().query("sanrobust_pairwise_tuned", self._args(rows)) == _TUNED
 
     def _state(self, rows: Rows, tape: Tape) -> tuple[Tensor, Tensor]:
-        """Return memory for attention weights (P, K2, M) and signs (P, K2, D / 16)."""
-        groups, hidden = self._folded.w2.shape
+        """Return memory for attention weights (P, K2, M) and for the signs of pairs."""
+        settings = self._folded.settings
         around = rows.pixels * self._window.neighbours
-        signs = take_signs(tape, around, hidden)
-        assert signs is not None
-        return tape.buffers.take(around, groups), signs
+        words = pair_words(settings["hidden"], settings["delta"], settings["mapping"])
+        return (tape.buffers.take(around, settings["groups"]),
+                tape.buffers.take(around, words, dtype=torch.int16))
 
     def _args(self, rows: Rows, **tensors: Tensor | None) -> PairwiseArgs:
-        matrices = self._folded
         return PairwiseArgs(
-            images=rows.images, height=rows.height, width=rows.width,
-            relation=matrices.w1.shape[1], hidden=matrices.w1.shape[0],
-            groups=matrices.w2.shape[0], channels=self._outputs, table_per_pixel=0,
-            threads=torch.get_num_threads(), w1=matrices.w1, w1t=matrices.w1t, w2=matrices.w2,
-            w2t=matrices.w2t, table=self._table(rows.height, rows.width),
+            images=rows.images, height=rows.height, width=rows.width, table_per_pixel=0,
+            threads=torch.get_num_threads(), table=self._table(rows.height, rows.width),
+            **self._folded.settings, **self._folded.matrices,
             **_common(self._window, self._affine, tensors))
 
     def _table(self, height: int, width: int) -> Tensor:
-        """Return what the position adds to the hidden layer, (1, K2 + 1, D)."""
         if (height, width) not in self._tables:
-            with torch.no_grad():
-                grid = position_grid(height, width)
-                table = position_table(self._position(grid), self._folded.code, self._window,
-                                       torch.float32)
-            self._tables[height, width] = table
+            self._tables[height, width] = self._folded.table(height, width)
         return self._tables[height, width]
+
+
+class HalvesRows:
+    """What a concatenation does to every pixel of rows [query | key | value], in place.
+
+    Args:
+        halves: of the folded attention.
+        values: O.
+    """
+
+    def __init__(self, halves: pairwise_designs.Halves, values: int) -> None:
+        self._product = Pointwise(halves.weight)
+        self._affine = Affine(scale=halves.scale, shift=halves.shift)
+        self._values = values
+
+    def forward(self, rows: Rows, tape: Tape) -> None:
+        """Replace query and key by their parts of the first layer."""
+        signs = take_signs(tape, rows.pixels, self._product.inputs)
+        self._product.forward(rows, rows.values, tape, affine=self._affine, signs=signs,
+                              beside=self._values)
+        tape.write(self, rows, signs)
+
+    def backward(self, grad: Rows, tape: Tape) -> None:
+        """Replace the gradient of those parts by that of query and key."""
+        with tape.read(self) as (signs,):
+            self._product.backward(grad.values, grad.values, tape, affine=self._affine,
+                                   signs=signs, beside=self._values)
 
 
 class PatchwiseRows:
@@ -174,31 +202,22 @@ def _common(window: Window, affine: Affine,
             "scale": affine.scale, "shift": affine.shift, **tensors}
 
 
-def projections(attention: PairwiseAttention | PatchwiseAttention) -> Pointwise:
+def projections(attention: PairwiseAttention | PatchwiseAttention) -> Projections:
     """Return what makes the rows (P, 2R + O) of an attention layer from its input (P, C)."""
-    folded: folding.FoldedPairwise | folding.FoldedPatchwise
     if isinstance(attention, PairwiseAttention):
-        folded = _fold_pairwise(attention)
-        key_scale = folded.query_scale.double()
+        parts = pairwise_designs.fold(attention).projections
     else:
         folded = _fold_patchwise(attention)
-        key_scale = torch.ones_like(folded.query_scale, dtype=torch.float64)
-    scale, shift = folded.query_scale.double(), folded.query_shift.double()
-    query, key = _scaled(attention.conv1, scale), _scaled(attention.conv2, key_scale)
-    value = _scaled(attention.conv3, torch.ones(attention.conv3.out_channels,
-                                                dtype=torch.float64))
-    weight = torch.cat((query[0], key[0], value[0]))
-    return Pointwise(weight, torch.cat((query[1] + shift, key[1], value[1])))
-
-
-def _scaled(convolution: nn.Conv2d, scale: Tensor) -> tuple[Tensor, Tensor]:
-    assert convolution.bias is not None
-    weight = convolution.weight.detach().flatten(1).double()
-    return weight * scale.unsqueeze(1), convolution.bias.detach().double() * scale
-
-
-def _fold_pairwise(attention: PairwiseAttention) -> folding.FoldedPairwise:
-    return folding.fold_pairwise(attention.conv_w, attention.conv1.out_channels, torch.float32)
+        scale, shift = folded.query_scale.double(), folded.query_shift.double()
+        parts = (pairwise_designs.projection(attention.conv1, scale, shift),
+                 *map(pairwise_designs.projection, (attention.conv2, attention.conv3)))
+    if attention.design.transforms == 1:
+        once = pairwise_designs.projection(attention.conv1)
+        return Repeated(Pointwise(once.weight, once.bias),
+                        torch.stack([each.scale for each in parts]),
+                        torch.stack([each.shift for each in parts]))
+    return Pointwise(torch.cat([each.weight for each in parts]),
+                     torch.cat([each.bias for each in parts]))
 
 
 def _fold_patchwise(attention: PatchwiseAttention) -> folding.FoldedPatchwise:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sanrobust.kernels.folding import affine
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import (GemmArgs, HeadArgs, PackArgs, StemArgs,
+from sanrobust.kernels.native.arguments import (GemmArgs, HeadArgs, PackArgs, RepeatArgs, StemArgs,
                                                 UnpoolArgs, sign_words)
 from sanrobust.kernels.native.tape import Rows, Tape
 
@@ -34,14 +34,17 @@ class Layer(Protocol):
 
 
 class Affine:
-    """A normalisation by stored statistics, as the kernels read it.
+    """A normalisation by stored statistics, or its scale and shift, as the kernels read it.
 
     Attributes:
         scale, shift: (C,) float32.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        scale, shift = affine(norm)
+    def __init__(self, norm: nn.BatchNorm2d | None = None, *, scale: Tensor | None = None,
+                 shift: Tensor | None = None) -> None:
+        if norm is not None:
+            scale, shift = affine(norm)
+        assert scale is not None and shift is not None
         self.scale, self.shift = _frozen(scale), _frozen(shift)
 
 
@@ -62,7 +65,7 @@ class Pointwise:
 
     def forward(self, rows: Rows, out: Tensor, tape: Tape, *, affine: Affine | None = None,
                 signs: Tensor | None = None, pooled: bool = False, codes: Tensor | None = None,
-                add: bool = False) -> None:
+                add: bool = False, beside: int = 0) -> None:
         """Write into ``out`` (P, O), or with ``add`` add to it, the product for ``rows`` (., C).
 
         Args:
@@ -70,24 +73,78 @@ class Pointwise:
             signs: (P, C / 16) receives where that ReLU was open, one bit each.
             pooled: whether a maximum over 2x2 pixels follows the ReLU; P counts pooled pixels.
             codes: (P, C) receives which of the four pixels won.
+            beside: floats that stand in each of the ``rows``, and of ``out``, behind those of the
+                product; ``out`` may then be the rows' own values where O is C.
         """
         tape.call("sanrobust_gemm", GemmArgs(
             rows=len(out), inner=self.inputs, columns=self.outputs, accumulate=int(add),
             threads=torch.get_num_threads(), a=rows.values, packed=self._forward,
             bias=self._bias, out=out, in_scale=affine.scale if affine else None,
             in_shift=affine.shift if affine else None, in_signs=signs, pool_codes=codes,
+            beside=beside,
             pool_height=rows.height if pooled else 0, pool_width=rows.width if pooled else 0))
 
     def backward(self, grad: Tensor, out: Tensor, tape: Tape, *, affine: Affine | None = None,
-                 signs: Tensor | None = None, add: bool = False) -> None:
+                 signs: Tensor | None = None, add: bool = False, beside: int = 0) -> None:
         """Write into ``out`` (P, C), or add to it, the gradient of the input.
 
         With ``affine`` and ``signs`` it is that of what stood before the normalisation and ReLU.
         """
         tape.call("sanrobust_gemm", GemmArgs(
             rows=len(grad), inner=self.outputs, columns=self.inputs, accumulate=int(add),
-            threads=torch.get_num_threads(), a=grad, packed=self._backward, out=out,
+            threads=torch.get_num_threads(), a=grad, packed=self._backward, out=out, beside=beside,
             out_scale=affine.scale if affine else None, out_signs=signs))
+
+
+class Projections(Protocol):
+    """What makes the rows [query | key | value] of a block: as `Pointwise`."""
+
+    inputs: int
+    outputs: int
+
+    def forward(self, rows: Rows, out: Tensor, tape: Tape, *, affine: Affine,
+                signs: Tensor | None) -> None:
+        """Write the rows (P, 2R + O) for normalised ``rows`` (P, C) into ``out``."""
+        ...
+
+    def backward(self, grad: Tensor, out: Tensor, tape: Tape, *, affine: Affine,
+                 signs: Tensor | None, add: bool) -> None:
+        """Add the gradient of what stood before the normalisation to ``out`` (P, C)."""
+        ...
+
+
+class Repeated:
+    """One projection as query, key and value, each with a scale and a shift of its own.
+
+    Args:
+        product: the projection, to R = O channels.
+        scale, shift: (3, O).
+    """
+
+    def __init__(self, product: Pointwise, scale: Tensor, shift: Tensor) -> None:
+        self.inputs, self.outputs = product.inputs, 3 * product.outputs
+        self._product, self._scale, self._shift = product, _frozen(scale), _frozen(shift)
+
+    def forward(self, rows: Rows, out: Tensor, tape: Tape, *, affine: Affine,
+                signs: Tensor | None) -> None:
+        """Write as `Projections` says."""
+        once = tape.buffers.take(len(out), self._product.outputs)
+        self._product.forward(rows, once, tape, affine=affine, signs=signs)
+        tape.call("sanrobust_repeat_forward", self._args(once, x=once, out=out))
+        tape.buffers.give(once)
+
+    def backward(self, grad: Tensor, out: Tensor, tape: Tape, *, affine: Affine,
+                 signs: Tensor | None, add: bool) -> None:
+        """Write as `Projections` says."""
+        once = tape.buffers.take(len(grad), self._product.outputs)
+        tape.call("sanrobust_repeat_backward", self._args(once, grad=grad, grad_x=once))
+        self._product.backward(once, out, tape, affine=affine, signs=signs, add=add)
+        tape.buffers.give(once)
+
+    def _args(self, once: Tensor, **tensors: Tensor) -> RepeatArgs:
+        return RepeatArgs(pixels=len(once), channels=self._product.outputs,
+                          threads=torch.get_num_threads(), scale=self._scale, shift=self._shift,
+                          **tensors)
 
 
 class Stem:
@@ -198,7 +255,7 @@ class Block:
         output: the convolution behind that.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, projections: Pointwise, attention: AttentionLayer,
+    def __init__(self, norm: nn.BatchNorm2d, projections: Projections, attention: AttentionLayer,
                  output: nn.Conv2d) -> None:
         self._affine = Affine(norm)
         self._attention = attention

@@ -23,6 +23,16 @@ Kernel kernel_for(const PatchwiseArgs &args) {
   return san::planar_takes(args) ? kPlanar : san::patchwise_takes(args) ? kTuned : kGeneric;
 }
 
+// Whether an operator is one of those in api.h, with all that it reads.
+bool is_complete(const PairwiseArgs &args) {
+  if (args.delta < kSubtraction || args.delta > kConcatenation) return false;
+  if (args.mapping < kLRL || args.mapping > kLRLRL) return false;
+  if (args.mapping == kL && args.hidden != args.groups) return false;
+  if (args.delta == kConcatenation && args.hidden > args.relation) return false;
+  if ((args.delta == kHadamard || args.delta == kDot) && !args.offset) return false;
+  return args.mapping != kLRLRL || (args.w_mid && args.w_mid_t && args.b_mid);
+}
+
 // Nothing may be thrown through the C interface.
 template <class Args> int guarded(int (*compute)(const Args &), const Args *args) {
   try {
@@ -33,6 +43,7 @@ template <class Args> int guarded(int (*compute)(const Args &), const Args *args
 }
 
 int forward(const PairwiseArgs &args) {
+  if (!is_complete(args)) return kUnsupported;
   switch (kernel_for(args)) {
     case kPlanar: return san::planar_forward(args);
     case kTuned: return san::pairwise_forward(args);
@@ -41,6 +52,7 @@ int forward(const PairwiseArgs &args) {
 }
 
 int backward(const PairwiseArgs &args) {
+  if (!is_complete(args)) return kUnsupported;
   switch (kernel_for(args)) {
     case kPlanar: return san::planar_backward(args);
     case kTuned: return san::pairwise_backward(args);

@@ -8,29 +8,47 @@
 enum Status : int { kOk = 0, kUnsupported = 1, kOutOfMemory = 2 };
 enum Padding : int32_t { kReflect = 0, kZeros = 1 };
 enum Element : int32_t { kFloat = 0, kDouble = 1 };
+enum Delta : int32_t { kSubtraction = 0, kHadamard = 1, kDot = 2, kConcatenation = 3 };
+enum Mapping : int32_t { kLRL = 0, kL = 1, kLRLRL = 2 };
 
-// t = relu(query_i - key_j); h = relu(table + w1 t); alpha = softmax over j of w2 h;
-// y[c] = sum over j of alpha[j][c % groups] value_j[c]. With scale and shift the output is
-// relu(y * scale + shift), else y. Normalisations are folded in by the caller.
+// alpha = softmax over j of the logits; y[c] = sum over j of alpha[j][c % groups] value_j[c]. With
+// scale and shift the output is relu(y * scale + shift), else y. Normalisations are folded in by
+// the caller. Logits by mapping:
+//   kLRL    w2 relu(first)
+//   kL      first, with hidden = groups
+//   kLRLRL  w2 relu(b_mid + w_mid relu(first))
+// where first = table + w1 t, and by delta:
+//   kSubtraction    t = relu(query_i - key_j)
+//   kHadamard       t = relu(query_i * key_j + offset)
+//   kDot            t = relu(query_i . key_j + offset), one number
+//   kConcatenation  first = table + query_i - key_j, of the first `hidden` channels of both: the
+//                   caller has made the product, as ReLU acts on each half by itself
 struct PairwiseArgs {
   int64_t images, height, width;
   int32_t relation, hidden, groups, channels;
   int32_t footprint, padding, element, threads;
   int32_t table_per_pixel;   // 0: one table for all pixels; 1: one per pixel of the map
-  int32_t unused;
+  int32_t table_by_place;    // 1: the table has a row for each pixel that is a neighbour instead
+  int32_t delta, mapping;
   const void *qkv;           // [pixels][2 * relation + channels]: query, key, value
-  const void *w1;            // [hidden][relation]
-  const void *w1t;           // [relation][hidden]
+  const void *w1;            // [hidden][relation]; kDot: [hidden][1]; kConcatenation: null
+  const void *w1t;           // its transpose
   const void *w2;            // [groups][hidden]
   const void *w2t;           // [hidden][groups]
   const void *table;         // [1 or height * width][K2 + 1][hidden]: the hidden layer's initial
                              // value by displacement (row by row) of the neighbour inside the
-                             // map; entry K2 is that of a neighbour outside it (padding zeros)
+                             // map; entry K2 is that of a neighbour outside it (padding zeros).
+                             // By place: [height * width + 1][hidden], the outside last
+  const void *offset;        // kHadamard: [relation]; kDot: [1]; else null
+  const void *w_mid;         // kLRLRL: [hidden][hidden]; else null
+  const void *w_mid_t;       // its transpose
+  const void *b_mid;         // kLRLRL: [hidden]; else null
   const void *scale, *shift; // [channels], or null
   void *y;                   // [pixels][channels] before scale and shift, or null
   void *out;                 // [pixels][channels]; null only where y alone is wanted
   void *alpha;               // [pixels][K2][groups] kept for backward, or null (tuned shapes)
-  uint16_t *signs;           // [pixels][K2][ceil(hidden / 16)] kept for backward, or null
+  uint16_t *signs;           // kept for backward, or null. [pixels]: [K2][ceil(hidden / 16)] for
+                             // each hidden layer, then, with kDot, [K2] of t
   const void *grad;          // backward: gradient of out (of y without scale) [pixels][channels]
   void *grad_qkv;            // backward: [pixels][2 * relation + channels]
 };
@@ -89,6 +107,8 @@ struct GemmArgs {
   uint8_t *pool_codes;       // [rows][inner]: which of the four won, 4: none was positive; or null
   const float *out_scale;    // [columns], with out_signs
   const uint16_t *out_signs; // [rows][ceil(columns / 16)] or null
+  int64_t beside;            // floats that follow each row of a, and of out; out may be a itself
+                             // where columns = inner and nothing is pooled
 };
 
 struct PackArgs { int32_t inner, columns; const float *b; int64_t row_stride, column_stride; float *packed; };
@@ -119,6 +139,18 @@ struct HeadArgs {
   float *grad_x;             // backward: [images * pixels][channels]
 };
 
+// out = [x * scale[0] + shift[0] | x * scale[1] + shift[1] | x * scale[2] + shift[2]], and its
+// gradient.
+struct RepeatArgs {
+  int64_t pixels;
+  int32_t channels, threads;
+  const float *x;            // [pixels][channels]
+  const float *scale, *shift; // [3][channels]
+  float *out;                // [pixels][3][channels]
+  const float *grad;         // backward: [pixels][3][channels]
+  float *grad_x;             // backward: [pixels][channels]
+};
+
 // Whether backward, with scale, reads off `out` where the relu was open, and not off `y`.
 template <class Args> constexpr bool keeps_out = std::is_same_v<Args, PatchwiseArgs>;
 
@@ -144,6 +176,8 @@ int sanrobust_stem_backward(const StemArgs *);
 int sanrobust_unpool(const UnpoolArgs *);
 int sanrobust_head_forward(const HeadArgs *);
 int sanrobust_head_backward(const HeadArgs *);
+int sanrobust_repeat_forward(const RepeatArgs *);
+int sanrobust_repeat_backward(const RepeatArgs *);
 double sanrobust_probe(int threads, double seconds);   // GFLOP/s of multiply-adds in registers
 }
 #pragma GCC visibility pop

@@ -54,8 +54,8 @@ SAN_INLINE void finish(const Meeting &m, V (&sum)[Rows][Vecs]) {
     const int column = m.column + v * kLanes;
     const int64_t count = whole ? kLanes : m.width - v * kLanes;
     const V scale = Masked ? load_up_to<kLanes>(g.out_scale + column, count) : V{};
-    float *to = g.out + m.row * g.columns + column;
-    SAN_UNROLL for (int r = 0; r < Rows; r++, to += g.columns) {
+    float *to = g.out + m.row * out_pitch_of(g) + column;
+    SAN_UNROLL for (int r = 0; r < Rows; r++, to += out_pitch_of(g)) {
       V value = sum[r][v];
       if (Masked) value = keep_bits<kLanes>(value * scale, sign_bits(g, m.row + r, column));
       if (Add) value += load_up_to<kLanes>(to, count);
@@ -102,7 +102,7 @@ template <int Rows, int Vecs> void multiply(const Meeting &m) {
   for (; k + kChunk <= g.inner; k += kChunk, a += Rows * kChunk, b += kChunk * Vecs * kLanes) {
     if (k > 0 && k % kSegment == 0) keep(sum, kept, k == kSegment);
     m.ahead.step();
-    for (int i = 0; i < rows_per_chunk && called < Rows; i++, called++, next += g.columns)
+    for (int i = 0; i < rows_per_chunk && called < Rows; i++, called++, next += out_pitch_of(g))
       for (int v = 0; v < Vecs * kLanes; v += kLineFloats) __builtin_prefetch(next + v, 1, 2);
     add_products<Rows, Vecs>(a, b, kChunk, sum);
   }
@@ -129,8 +129,8 @@ Kernel kernel_for(int rows, int width) {
 Ahead ahead_of(const GemmArgs &g, const Parts &tiling, int64_t begin, int64_t end,
                int64_t tiles) {
   const int64_t pixels = g.pool_height ? 4 : 1;   // of the left operand per row
-  const float *first = g.a + tiling.first(begin) * pixels * g.inner;
-  const float *last = g.a + tiling.first(end) * pixels * g.inner;
+  const float *first = g.a + tiling.first(begin) * pixels * pitch_of(g);
+  const float *last = g.a + tiling.first(end) * pixels * pitch_of(g);
   const int64_t steps = tiles * divide_up(g.columns, kPanel) * divide_up(g.inner, kChunk);
   const int64_t lines = divide_up(last - first, kLineFloats);
   return {first, last, static_cast<int>(divide_up(lines, std::max<int64_t>(1, steps)))};
@@ -146,10 +146,10 @@ void multiply_tiles(const GemmArgs &g, const Parts &tiling, int64_t begin, int64
     const float *weights = g.packed + static_cast<int64_t>(column) * g.inner;
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t row = tiling.first(tile);
-      const float *next = tile + 1 < end ? g.out + tiling.first(tile + 1) * g.columns + column
-                                         : g.out + top * g.columns + column + width;
+      const int64_t after = tile + 1 < end ? tiling.first(tile + 1) * out_pitch_of(g) + column
+                                           : top * out_pitch_of(g) + column + width;
       kernel_for(tiling.size(tile), width)(
-          {g, packed + (row - top) * stride, weights, row, column, width, next, ahead});
+          {g, packed + (row - top) * stride, weights, row, column, width, g.out + after, ahead});
     }
   }
 }
@@ -231,7 +231,7 @@ void by_rows_and_columns(const GemmArgs &g, const Plan &plan, int threads) {
 bool takes(const GemmArgs &g) {
   const bool prologue = g.in_scale && g.in_shift;
   if (!prologue && (g.in_scale || g.in_signs || g.pool_height || g.pool_codes)) return false;
-  if (g.pool_height && (g.in_signs || g.pool_height < 2 || g.pool_width < 2)) return false;
+  if (g.pool_height && (g.in_signs || g.beside || g.pool_height < 2 || g.pool_width < 2)) return false;
   return !g.out_signs || g.out_scale;
 }
 

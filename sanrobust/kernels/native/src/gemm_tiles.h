@@ -22,10 +22,14 @@ struct Parts {
   int64_t largest() const { return divide_up(whole, parts); }
 };
 
+// Floats from one row of the left operand, and of the product, to the next.
+SAN_INLINE int64_t pitch_of(const GemmArgs &g) { return g.inner + g.beside; }
+SAN_INLINE int64_t out_pitch_of(const GemmArgs &g) { return g.columns + g.beside; }
+
 inline void copy_tile(const GemmArgs &g, int64_t first, int height, float *to) {
   for (int k = 0; k < g.inner; k += kChunk) {
-    const float *from = g.a + first * g.inner + k;
-    for (int row = 0; row < height; row++, from += g.inner, to += kChunk) {
+    const float *from = g.a + first * pitch_of(g) + k;
+    for (int row = 0; row < height; row++, from += pitch_of(g), to += kChunk) {
       SAN_UNROLL for (int lane = 0; lane < kChunk; lane += kLanes)
         store<kLanes>(to + lane, load_up_to<kLanes>(from + lane, g.inner - k - lane));
     }
@@ -49,9 +53,9 @@ void affine_tile(const GemmArgs &g, int64_t first, int height, float *to) {
   for (int k = 0; k < g.inner; k += kChunk, to += height * kChunk) {
     for (int lane = 0; lane < kChunk; lane += kLanes) {
       const Affine affine(g, k + lane);
-      const float *from = g.a + first * g.inner + k + lane;
+      const float *from = g.a + first * pitch_of(g) + k + lane;
       uint16_t *word = Signs ? g.in_signs + first * words + k / kChunk : nullptr;
-      for (int row = 0; row < height; row++, from += g.inner) {
+      for (int row = 0; row < height; row++, from += pitch_of(g)) {
         const V v = affine.of(from);
         store<kLanes>(to + row * kChunk + lane, relu<kLanes>(v));
         if (!Signs) continue;

@@ -7,8 +7,11 @@ namespace {
 
 using namespace lanewise;
 
+// What a row of the table stands for (api.h).
+enum class Table { kDisplacement, kPixel, kPlace };
+
 // Which rows of the table are not those of the neighbour's nominal displacement, by tile and
-// neighbour: reflected neighbours, those outside the map, and with a table per pixel all.
+// neighbour: reflected neighbours, those outside the map, and with any other table all.
 class Displacements {
  public:
   struct Entry {
@@ -16,8 +19,8 @@ class Displacements {
     int64_t row;
   };
 
-  Displacements(const Shape &shape, const Grid &grid, bool per_pixel)
-      : shape_(shape), grid_(grid), per_pixel_(per_pixel),
+  Displacements(const Shape &shape, const Grid &grid, Table table)
+      : shape_(shape), grid_(grid), table_(table),
         starts_(grid.tiles() * shape.neighbours + 1) {
     visit([&](int64_t slot, Entry) { starts_[slot + 1]++; });
     for (size_t slot = 1; slot < starts_.size(); slot++) starts_[slot] += starts_[slot - 1];
@@ -37,7 +40,7 @@ class Displacements {
       for (int64_t y = 0; y < grid_.rows; y++) {
         const int dy = neighbour / shape_.footprint;
         const int64_t down = step(grid_.row_source[y + dy], grid_.first + y);
-        const bool plain = down == dy && !per_pixel_;
+        const bool plain = down == dy && table_ == Table::kDisplacement;
         for (int64_t x = 0; x < grid_.width; x++) {
           if (plain && x == grid_.reach) x = std::max(x, grid_.width - grid_.reach);
           if (x < grid_.width) visit_pixel(neighbour, y, x, down, body);
@@ -51,11 +54,20 @@ class Displacements {
     const int64_t across = step(grid_.column_source[x + dx], x);
     const int64_t row = down < 0 || across < 0 ? shape_.neighbours
                                                : down * shape_.footprint + across;
-    if (row == neighbour && !per_pixel_) return;
-    const int64_t position = y * grid_.pitch + x;
-    const int64_t table = per_pixel_ ? grid_.pixel[position] * (shape_.neighbours + 1) : 0;
+    if (row == neighbour && table_ == Table::kDisplacement) return;
+    const int64_t position = y * grid_.pitch + x, pixel = grid_.pixel[position];
     body(position / grid_.lanes * shape_.neighbours + neighbour,
-         Entry{static_cast<int>(position % grid_.lanes), table + row});
+         Entry{static_cast<int>(position % grid_.lanes),
+               table_ == Table::kPlace   ? place(neighbour, y, x)
+               : table_ == Table::kPixel ? pixel * (shape_.neighbours + 1) + row
+                                         : row});
+  }
+
+  // The row of a neighbour's place; that of the outside comes last.
+  int64_t place(int neighbour, int64_t y, int64_t x) const {
+    const int64_t row = grid_.row_source[y + neighbour / shape_.footprint];
+    const int64_t column = grid_.column_source[x + neighbour % shape_.footprint];
+    return row < 0 || column < 0 ? shape_.height * shape_.width : row * shape_.width + column;
   }
 
   int64_t step(int64_t source, int64_t own) const {
@@ -64,7 +76,7 @@ class Displacements {
 
   const Shape &shape_;
   const Grid &grid_;
-  bool per_pixel_;
+  Table table_;
   std::vector<int64_t> starts_;
   std::vector<Entry> entries_;
 };
@@ -75,14 +87,19 @@ template <class T> class Pairwise {
   static constexpr int lanes = lanes_of<T>;
 
   Pairwise(const PairwiseArgs &args, const std::vector<Grid> &bands)
-      : shape_(args), w1_(typed<T>(args.w1)), w1t_(typed<T>(args.w1t)), w2_(typed<T>(args.w2)),
-        w2t_(typed<T>(args.w2t)), table_(typed<T>(args.table)), bands_(bands) {
-    for (const Grid &grid : bands_)
-      displacements_.emplace_back(shape_, grid, args.table_per_pixel != 0);
+      : shape_(args), delta_(args.delta), mapping_(args.mapping),
+        by_place_(args.table_by_place != 0), w1_(typed<T>(args.w1)), w1t_(typed<T>(args.w1t)), w2_(typed<T>(args.w2)), w2t_(typed<T>(args.w2t)),
+        table_(typed<T>(args.table)), offset_(typed<T>(args.offset)),
+        w_mid_(typed<T>(args.w_mid)), w_mid_t_(typed<T>(args.w_mid_t)),
+        b_mid_(typed<T>(args.b_mid)), bands_(bands) {
+    const Table table = by_place_              ? Table::kPlace
+                        : args.table_per_pixel ? Table::kPixel
+                                               : Table::kDisplacement;
+    for (const Grid &grid : bands_) displacements_.emplace_back(shape_, grid, table);
   }
 
   size_t scratch_values(bool backward) const {
-    const int kept = backward ? shape_.neighbours + 1 : 1;
+    const int kept = backward ? layers() * (shape_.neighbours + 1) : layers();
     return (static_cast<size_t>(kept) * shape_.hidden + 2 * shape_.relation) * lanes;
   }
 
@@ -90,56 +107,120 @@ template <class T> class Pairwise {
     T *relation = memory, *hidden = memory + 2 * shape_.relation * lanes;
     const Displacements &displaced = displacements_[&tile.grid - bands_.data()];
     for (int j = 0; j < shape_.neighbours; j++) {
-      relate(tile, tile.grid.offset[j], relation);
-      start(displaced, tile.index, j, hidden);
-      product(hidden, relation, w1t_, shape_.relation, shape_.hidden, From::kOut);
-      rectify(hidden, shape_.hidden);
-      product(weight + j * shape_.groups * lanes, hidden, w2t_, shape_.hidden, shape_.groups,
-              From::kZero);
-      if (tile.grads) hidden += shape_.hidden * lanes;
+      T *logits = weight + j * shape_.groups * lanes;
+      T *first = mapping_ == kL ? logits : hidden;
+      start(displaced, tile.index, j, first);
+      relate(tile, tile.grid.offset[j], relation, first);
+      if (mapping_ == kL) continue;
+      rectify(first, shape_.hidden);
+      T *last = first;
+      if (mapping_ == kLRLRL) {
+        last += shape_.hidden * lanes;
+        for (int m = 0; m < shape_.hidden; m++) put(last + m * lanes, Vector<T>{} + b_mid_[m]);
+        product(last, first, w_mid_t_, shape_.hidden, shape_.hidden, From::kOut);
+        rectify(last, shape_.hidden);
+      }
+      product(logits, last, w2t_, shape_.hidden, shape_.groups, From::kZero);
+      if (tile.grads) hidden += layers() * shape_.hidden * lanes;
     }
     for (int group = 0; group < shape_.groups; group++) normalise(weight + group * lanes);
   }
 
   void unweigh(const Tile<T> &tile, const T *weight, T *grad_weight, T *memory) const {
+    const int width = shape_.hidden * lanes;
     T *grad_relation = memory, *grad_query = memory + shape_.relation * lanes;
     T *hidden = memory + 2 * shape_.relation * lanes;
-    T *grad_hidden = hidden + shape_.neighbours * shape_.hidden * lanes;
+    T *grad_hidden = hidden + layers() * shape_.neighbours * width;
+    const Vector<T> inside = tile.inside();
     for (int group = 0; group < shape_.groups; group++)
       unnormalise(weight + group * lanes, grad_weight + group * lanes);
     std::fill(grad_query, grad_query + shape_.relation * lanes, T(0));
-    for (int j = 0; j < shape_.neighbours; j++, hidden += shape_.hidden * lanes) {
-      product(grad_hidden, grad_weight + j * shape_.groups * lanes, w2_, shape_.groups,
-              shape_.hidden, From::kZero);
-      mask(grad_hidden, hidden, shape_.hidden);
-      product(grad_relation, grad_hidden, w1_, shape_.hidden, shape_.relation, From::kZero);
-      unrelate(tile, tile.grid.offset[j], grad_relation, grad_query);
+    for (int j = 0; j < shape_.neighbours; j++, hidden += layers() * width) {
+      T *first = grad_weight + j * shape_.groups * lanes;
+      if (mapping_ != kL) {
+        T *last = grad_hidden + (layers() - 1) * width;
+        product(last, first, w2_, shape_.groups, shape_.hidden, From::kZero);
+        mask(last, hidden + (layers() - 1) * width, shape_.hidden);
+        first = grad_hidden;
+        if (mapping_ == kLRLRL) {
+          product(first, last, w_mid_, shape_.hidden, shape_.hidden, From::kZero);
+          mask(first, hidden, shape_.hidden);
+        }
+      }
+      if (delta_ != kConcatenation)
+        product(grad_relation, first, w1_, shape_.hidden, compared(), From::kZero);
+      unrelate(tile, tile.grid.offset[j], delta_ == kConcatenation ? first : grad_relation,
+               inside, grad_query);
     }
     for (int r = 0; r < shape_.relation; r++)
       tile.add(r, tile.grid.centre(), get(grad_query + r * lanes));
   }
 
  private:
+  // Hidden layers, and channels of what the first product takes.
+  int layers() const { return mapping_ == kL ? 0 : mapping_ == kLRL ? 1 : 2; }
+  int compared() const { return delta_ == kDot ? 1 : shape_.relation; }
+
+  Vector<T> query(const Tile<T> &tile, int r) const {
+    return get(tile.at(r, tile.grid.centre()));
+  }
+  Vector<T> key(const Tile<T> &tile, int r, int64_t offset) const {
+    return get(tile.at(shape_.relation + r, offset));
+  }
   Vector<T> difference(const Tile<T> &tile, int r, int64_t offset) const {
-    return get(tile.at(r, tile.grid.centre())) - get(tile.at(shape_.relation + r, offset));
+    return query(tile, r) - key(tile, r, offset);
+  }
+  Vector<T> scaled(const Tile<T> &tile, int r, int64_t offset) const {
+    return query(tile, r) * key(tile, r, offset) + offset_[r];
+  }
+  Vector<T> dot(const Tile<T> &tile, int64_t offset) const {
+    Vector<T> sum = Vector<T>{} + offset_[0];
+    for (int r = 0; r < shape_.relation; r++) sum += query(tile, r) * key(tile, r, offset);
+    return sum;
   }
 
-  void relate(const Tile<T> &tile, int64_t offset, T *relation) const {
-    for (int r = 0; r < shape_.relation; r++)
-      put(relation + r * lanes, rectified<T>(difference(tile, r, offset)));
+  // Adds to the first layer what the relation gives.
+  void relate(const Tile<T> &tile, int64_t offset, T *relation, T *first) const {
+    if (delta_ == kConcatenation) {
+      for (int m = 0; m < shape_.hidden; m++)
+        put(first + m * lanes, get(first + m * lanes) + difference(tile, m, offset));
+      return;
+    }
+    for (int r = 0; r < compared(); r++)
+      put(relation + r * lanes,
+          rectified<T>(delta_ == kDot        ? dot(tile, offset)
+                       : delta_ == kHadamard ? scaled(tile, r, offset)
+                                             : difference(tile, r, offset)));
+    product(first, relation, w1t_, compared(), shape_.hidden, From::kOut);
   }
 
-  void unrelate(const Tile<T> &tile, int64_t offset, const T *grad, T *grad_query) const {
-    for (int r = 0; r < shape_.relation; r++) {
-      const Vector<T> v =
-          where_positive<T>(difference(tile, r, offset), get(grad + r * lanes));
-      put(grad_query + r * lanes, get(grad_query + r * lanes) + v);
-      tile.add(shape_.relation + r, offset, -v);
+  // From the gradient of the relation (of the first layer of a concatenation) to those of query
+  // and key.
+  void unrelate(const Tile<T> &tile, int64_t offset, const T *grad, const Vector<T> &inside,
+                T *grad_query) const {
+    const Vector<T> one =
+        delta_ == kDot ? where_positive<T>(dot(tile, offset), get(grad)) : Vector<T>{};
+    for (int r = 0; r < (delta_ == kConcatenation ? shape_.hidden : shape_.relation); r++) {
+      Vector<T> to_query, to_key;
+      if (delta_ == kHadamard || delta_ == kDot) {
+        const Vector<T> v = delta_ == kDot ? one
+                                           : where_positive<T>(scaled(tile, r, offset),
+                                                               get(grad + r * lanes));
+        to_query = v * key(tile, r, offset);
+        to_key = where_positive<T>(inside, v * query(tile, r));
+      } else {
+        to_query = get(grad + r * lanes);
+        if (delta_ == kSubtraction)
+          to_query = where_positive<T>(difference(tile, r, offset), to_query);
+        to_key = -to_query;
+      }
+      put(grad_query + r * lanes, get(grad_query + r * lanes) + to_query);
+      tile.add(shape_.relation + r, offset, to_key);
     }
   }
 
   void start(const Displacements &displaced, int64_t tile, int j, T *hidden) const {
-    const T *row = table_ + static_cast<int64_t>(j) * shape_.hidden;
+    const T *row = by_place_ ? table_ : table_ + static_cast<int64_t>(j) * shape_.hidden;
     for (int m = 0; m < shape_.hidden; m++) put(hidden + m * lanes, Vector<T>{} + row[m]);
     displaced.each(tile, j, [&](const Displacements::Entry &entry) {
       const T *other = table_ + entry.row * shape_.hidden;
@@ -172,7 +253,9 @@ template <class T> class Pairwise {
   }
 
   Shape shape_;
-  const T *w1_, *w1t_, *w2_, *w2t_, *table_;
+  const int delta_, mapping_;
+  const bool by_place_;
+  const T *w1_, *w1t_, *w2_, *w2t_, *table_, *offset_, *w_mid_, *w_mid_t_, *b_mid_;
   const std::vector<Grid> &bands_;
   std::vector<Displacements> displacements_;
 };

@@ -14,16 +14,6 @@ constexpr int kSlab = 4 * kSignBits;    // channels that one task of the head su
 constexpr int kPartial = 4;             // partial sums, which keep the rounding of a mean small
 constexpr int64_t kPixelsPerTask = 16;
 
-template <int L> SAN_INLINE float lane_sum(Vec<L> v) {
-  if constexpr (L == 4) {
-    return (v[0] + v[2]) + (v[1] + v[3]);
-  } else {
-    Vec<L / 2> half[2];
-    memcpy(half, &v, sizeof v);
-    return lane_sum<L / 2>(half[0] + half[1]);
-  }
-}
-
 // ---- The stem
 
 // Row y of an image's colour planes and of what the stem makes of them.
@@ -105,7 +95,7 @@ template <int Side> void stem_pixel_backward(const StemRow &row, int64_t x) {
   SAN_UNROLL for (int i = 0; i < Side * Side; i++) {
     const int64_t y = row.y * Side + i / Side;
     SAN_UNROLL for (int c = 0; c < kColours; c++)
-      s.grad_pixels[row.at(c, y) + x * Side + i % Side] = lane_sum<kLanes>(sum[i][c]);
+      s.grad_pixels[row.at(c, y) + x * Side + i % Side] = lanes_sum<kLanes>(sum[i][c]);
   }
 }
 
@@ -216,6 +206,42 @@ void head_backward(const HeadArgs &h) {
   });
 }
 
+// ---- One map as query, key and value
+
+template <class Pixels> void each_pixels(const RepeatArgs &r, const Pixels &pixels) {
+  parallel_for(divide_up(r.pixels, kPixelsPerTask), r.threads, [&](int64_t task) {
+    const int64_t first = task * kPixelsPerTask;
+    for (int channel = 0; channel < r.channels; channel += kLanes)
+      pixels(first, std::min(first + kPixelsPerTask, r.pixels), channel, r.channels - channel);
+  });
+}
+
+void repeat_forward(const RepeatArgs &r) {
+  each_pixels(r, [&](int64_t first, int64_t last, int channel, int64_t count) {
+    for (int part = 0; part < 3; part++) {
+      const V scale = load_up_to<kLanes>(r.scale + part * r.channels + channel, count);
+      const V shift = load_up_to<kLanes>(r.shift + part * r.channels + channel, count);
+      for (int64_t pixel = first; pixel < last; pixel++) {
+        const V v = load_up_to<kLanes>(r.x + pixel * r.channels + channel, count);
+        store_up_to<kLanes>(r.out + (pixel * 3 + part) * r.channels + channel,
+                            v * scale + shift, count);
+      }
+    }
+  });
+}
+
+void repeat_backward(const RepeatArgs &r) {
+  each_pixels(r, [&](int64_t first, int64_t last, int channel, int64_t count) {
+    for (int64_t pixel = first; pixel < last; pixel++) {
+      V sum{};
+      for (int part = 0; part < 3; part++)
+        sum += load_up_to<kLanes>(r.grad + (pixel * 3 + part) * r.channels + channel, count) *
+               load_up_to<kLanes>(r.scale + part * r.channels + channel, count);
+      store_up_to<kLanes>(r.grad_x + pixel * r.channels + channel, sum, count);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace san
 
@@ -245,5 +271,15 @@ extern "C" int sanrobust_head_forward(const HeadArgs *h) {
 extern "C" int sanrobust_head_backward(const HeadArgs *h) {
   if (!h->signs && h->images * h->pixels > 0) return kUnsupported;
   san::head_backward(*h);
+  return kOk;
+}
+
+extern "C" int sanrobust_repeat_forward(const RepeatArgs *r) {
+  san::repeat_forward(*r);
+  return kOk;
+}
+
+extern "C" int sanrobust_repeat_backward(const RepeatArgs *r) {
+  san::repeat_backward(*r);
   return kOk;
 }

@@ -9,7 +9,7 @@ int pairwise_forward(const PairwiseArgs &args);
 int pairwise_backward(const PairwiseArgs &args);
 
 // One object each, of pairwise.cpp with SAN_RELATION defined.
-template <int Relation> void pairwise_forward_of(const PairwiseArgs &args);
-template <int Relation> void pairwise_backward_of(const PairwiseArgs &args);
+template <int Width> void pairwise_forward_of(const PairwiseArgs &args);
+template <int Width> void pairwise_backward_of(const PairwiseArgs &args);
 
 }  // namespace san

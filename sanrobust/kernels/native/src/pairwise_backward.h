@@ -7,22 +7,24 @@ namespace san {
 // Needs no products but those of the gradient: forward kept the attention weights and which
 // hidden units were positive. Gradients of keys and values are scattered into the rows of a band;
 // what falls outside the band waits in its halo until all bands are done.
-template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
-  using Map = PairwiseMap<Relation>;
-  using Shape = PairwiseShape<Relation>;
+template <int Width> class PairwiseBackward : PairwiseMap<Width> {
+  using Map = PairwiseMap<Width>;
+  using Shape = PairwiseShape<Width>;
   using Map::args_;
   using Map::height_;
   using Map::reach_;
+  using Map::relation_;
+  using Map::step_;
   using Map::width_;
   static constexpr int kGroups = Shape::kGroups, kChannels = Shape::kChannels;
   static constexpr int kLane = Shape::kLane, kGroupLane = Shape::kGroupLane;
   // Neighbouring pixels treated together, so that a value and its gradient are loaded once for
   // all of them; few where a pixel alone fills the cache.
-  static constexpr int kStrip = std::max(1, std::min(8, 512 / Relation));
+  static constexpr int kStrip = std::max(1, std::min(8, 512 / Width));
 
  public:
   explicit PairwiseBackward(const PairwiseArgs &args)
-      : Map(args), bands_(bands(args)), row_(args.width * Shape::kRow),
+      : Map(args), bands_(bands(args)), row_(args.width * this->step_),
         grad_qkv_(static_cast<float *>(args.grad_qkv)) {}
 
   void run() const {
@@ -102,8 +104,8 @@ template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
   }
 
   void add(float *row, const float *halo) const {
-    for (int x = 0; x < width_; x++, row += Shape::kRow, halo += Shape::kRow)
-      SAN_UNROLL for (int c = Relation; c < Shape::kRow; c += kLane)
+    for (int x = 0; x < width_; x++, row += step_, halo += step_)
+      for (int c = relation_; c < step_; c += kLane)
         store<kLane>(row + c, load<kLane>(row + c) + load<kLane>(halo + c));
   }
 
@@ -111,7 +113,7 @@ template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
     for (int i = 0; i < strip.count; i++) start_pixel(strip, i);
     for (int s = 0; s < kGroups; s += kGroupLane) values(strip, s);
     Keys keys;
-    memset(keys.nowhere, 0, sizeof keys.nowhere);
+    memset(keys.nowhere, 0, static_cast<size_t>(relation_) * 4);
     for (int i = 0; i < strip.count; i++) {
       if (i > 0 && this->follows(strip.x + i)) shift(keys);
       else find(keys, strip, strip.x + i);
@@ -188,8 +190,8 @@ template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
   // The neighbour in column x of the j-th row in reach, for all pixels that see it.
   SAN_INLINE void value(const Strip &strip, const View *view, int s, int j, int x) const {
     constexpr int bundle = Shape::kBundle;
-    const float *value = Map::pixel(strip.image, strip.row->first + j, x) + 2 * Relation;
-    float *target = strip.target[j] + x * Shape::kRow + 2 * Relation;
+    const float *value = Map::pixel(strip.image, strip.row->first + j, x) + 2 * relation_;
+    float *target = strip.target[j] + x * step_ + 2 * relation_;
     Vec<kLane> sum[bundle], own[bundle];
     SAN_UNROLL for (int v = 0; v < bundle; v++) {
       sum[v] = load<kLane>(target + Shape::channel(s, v));
@@ -227,18 +229,18 @@ template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
     int count, inside;
     const float *key[kMostNeighbours];
     float *target[kMostNeighbours];
-    alignas(64) float nowhere[Relation];  // what is outside the map needs no gradient
+    alignas(64) float nowhere[Shape::kMostRelation];  // what is outside the map needs no gradient
   };
 
   void find(Keys &keys, const Strip &strip, int x) const {
     const Reach &column = this->columns_[static_cast<size_t>(x)];
     int n = 0;
     for (int j = 0; j < strip.row->count(); j++) {
-      const float *key = Map::pixel(strip.image, strip.row->first + j, column.first) + Relation;
-      float *target = strip.target[j] + column.first * Shape::kRow + Relation;
+      const float *key = Map::pixel(strip.image, strip.row->first + j, column.first) + relation_;
+      float *target = strip.target[j] + column.first * step_ + relation_;
       for (int i = 0; i < column.count(); i++, n++) {
-        keys.key[n] = key + i * Shape::kRow;
-        keys.target[n] = target + i * Shape::kRow;
+        keys.key[n] = key + i * step_;
+        keys.target[n] = target + i * step_;
       }
     }
     keys.inside = n;
@@ -249,56 +251,132 @@ template <int Relation> class PairwiseBackward : PairwiseMap<Relation> {
     keys.count = n;
   }
 
-  static void shift(Keys &keys) {
+  void shift(Keys &keys) const {
     for (int n = 0; n < keys.inside; n++) {
-      keys.key[n] += Shape::kRow;
-      keys.target[n] += Shape::kRow;
+      keys.key[n] += step_;
+      keys.target[n] += step_;
     }
   }
 
   // From the logits' gradients of pixel i to those of its query and of the keys it sees.
   void relations(Strip &strip, int i, const Keys &keys) const {
     const int64_t place = index(strip, i);
-    const float *query = this->qkv_ + place * Shape::kRow;
-    float *grad_query = grad_qkv_ + place * Shape::kRow;
-    const uint16_t *signs = args_.signs + place * this->positions_ * Shape::kSignWords;
-    alignas(64) float sum[Relation] = {};
+    const float *query = this->qkv_ + place * step_;
+    const uint16_t *signs = this->signs(place);
+    alignas(64) float sum[Shape::kMostRelation];
+    memset(sum, 0, static_cast<size_t>(relation_) * 4);
     each_block<Shape::kRows>(keys.count, [&](int first, auto rows) {
       pairs<decltype(rows)::value>(query, keys.key + first, keys.target + first,
-                                   logit(strip, i) + first * kGroups,
-                                   signs + first * Shape::kSignWords, sum);
+                                   logit(strip, i) + first * kGroups, signs, first, sum);
     });
-    memcpy(grad_query, sum, sizeof sum);
+    memcpy(grad_qkv_ + place * step_, sum, static_cast<size_t>(relation_) * 4);
   }
 
   template <int Rows>
   SAN_INLINE void pairs(const float *query, const float *const *key, float *const *target,
-                        const float *logit, const uint16_t *signs, float *grad_query) const {
-    alignas(64) float h[Rows * Relation];
-    product<Rows, Relation>(
-        logit, kGroups, static_cast<const float *>(args_.w2), Relation, kGroups,
-        Nothing<Relation>{}, [&](int m, int c, Vec<kLane> sum) {
+                        const float *logit, const uint16_t *signs, int first,
+                        float *grad_query) const {
+    alignas(64) float h[Rows * Width], before[Rows * Width];
+    const float *slope = h;  // gradient of the first layer, Width apart
+    if (this->layers_ == 0)
+      for (int m = 0; m < Rows; m++) memcpy(h + m * Width, logit + m * kGroups, kGroups * 4);
+    else
+      hidden<Rows>(logit, kGroups, args_.w2, kGroups, this->layers_ - 1, signs, first, h);
+    if (this->layers_ == 2) {
+      hidden<Rows>(h, Width, args_.w_mid, Width, 0, signs, first, before);
+      slope = before;
+    }
+    switch (args_.delta) {
+      case kSubtraction: return spread<kSubtraction, Rows>(slope, query, key, target, grad_query);
+      case kHadamard: return spread<kHadamard, Rows>(slope, query, key, target, grad_query);
+      case kDot:
+        return spread_dots<Rows>(slope, query, key, target,
+                                 signs + this->layer_signs(this->layers_) + first, grad_query);
+      default: return spread_whole<Rows>(slope, target, grad_query);
+    }
+  }
+
+  // The gradient of a hidden layer, from that of what a weight matrix makes of it.
+  template <int Rows>
+  SAN_INLINE void hidden(const float *slope, int stride, const void *weight, int inner, int layer,
+                         const uint16_t *signs, int first, float *out) const {
+    signs += this->layer_signs(layer) + first * Shape::kSignWords;
+    product<Rows, Width>(
+        slope, stride, static_cast<const float *>(weight), Width, inner, Nothing<Width>{},
+        [&](int m, int c, Vec<kLane> sum) {
           const uint32_t bits = signs[m * Shape::kSignWords + c / 16];
-          store<kLane>(h + m * Relation + c, keep_bits<kLane>(sum, bits >> c % 16));
+          store<kLane>(out + m * Width + c, keep_bits<kLane>(sum, bits >> c % 16));
         });
-    constexpr int vectors = Relation / kLane % 2 == 0 ? 2 : 1;
-    for (int c = 0; c < Relation; c += vectors * kLane) {
-      Vec<kLane> own[vectors], sum[vectors];
+  }
+
+  template <Delta kDelta, int Rows>
+  SAN_INLINE void spread(const float *slope, const float *query, const float *const *key,
+                         float *const *target, float *grad_query) const {
+    constexpr int vectors = Width / kLane % 2 == 0 ? 2 : 1;
+    for (int c = 0; c < relation_; c += vectors * kLane) {
+      Vec<kLane> own[vectors], sum[vectors], offset[vectors];
       SAN_UNROLL for (int v = 0; v < vectors; v++) {
         own[v] = load<kLane>(query + c + v * kLane);
         sum[v] = load<kLane>(grad_query + c + v * kLane);
+        if constexpr (kDelta == kHadamard)
+          offset[v] = load<kLane>(static_cast<const float *>(args_.offset) + c + v * kLane);
       }
       tile<Rows, vectors, kLane>(
-          h, Relation, static_cast<const float *>(args_.w1) + c, Relation, Relation,
+          slope, Width, static_cast<const float *>(args_.w1) + c, relation_, args_.hidden,
           [](int, int) { return Vec<kLane>{}; },
           [&](int m, int v, Vec<kLane> grad) {
             const int place = c + v * kLane;
-            grad = keep_positive<kLane>(grad, own[v] - load<kLane>(key[m] + place));
-            sum[v] += grad;
-            store<kLane>(target[m] + place, load<kLane>(target[m] + place) - grad);
+            const Vec<kLane> other = load<kLane>(key[m] + place);
+            const Vec<kLane> gathered = load<kLane>(target[m] + place);
+            if constexpr (kDelta == kHadamard) {
+              grad = keep_positive<kLane>(grad, own[v] * other + offset[v]);
+              sum[v] += grad * other;
+              store<kLane>(target[m] + place, gathered + grad * own[v]);
+            } else {
+              grad = keep_positive<kLane>(grad, own[v] - other);
+              sum[v] += grad;
+              store<kLane>(target[m] + place, gathered - grad);
+            }
           });
       SAN_UNROLL for (int v = 0; v < vectors; v++)
         store<kLane>(grad_query + c + v * kLane, sum[v]);
+    }
+  }
+
+  template <int Rows>
+  SAN_INLINE void spread_dots(const float *slope, const float *query, const float *const *key,
+                              float *const *target, const uint16_t *signs,
+                              float *grad_query) const {
+    const float *weight = static_cast<const float *>(args_.w1);
+    float grad[Rows];
+    SAN_UNROLL for (int m = 0; m < Rows; m++) {
+      Vec<kGroupLane> sum{};
+      for (int k = 0; k < args_.hidden; k += kGroupLane)
+        sum += load<kGroupLane>(slope + m * Width + k) * load<kGroupLane>(weight + k);
+      grad[m] = signs[m] ? lanes_sum<kGroupLane>(sum) : 0.0f;
+    }
+    for (int c = 0; c < relation_; c += kLane) {
+      const Vec<kLane> own = load<kLane>(query + c);
+      Vec<kLane> sum = load<kLane>(grad_query + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) {
+        sum += grad[m] * load<kLane>(key[m] + c);
+        store<kLane>(target[m] + c, load<kLane>(target[m] + c) + grad[m] * own);
+      }
+      store<kLane>(grad_query + c, sum);
+    }
+  }
+
+  // Of a concatenation the first layer's gradient is the query's, and the key's but for its sign.
+  template <int Rows>
+  SAN_INLINE void spread_whole(const float *slope, float *const *target, float *grad_query) const {
+    for (int c = 0; c < args_.hidden; c += kGroupLane) {
+      Vec<kGroupLane> sum = load<kGroupLane>(grad_query + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) {
+        const Vec<kGroupLane> grad = load<kGroupLane>(slope + m * Width + c);
+        sum += grad;
+        store<kGroupLane>(target[m] + c, load<kGroupLane>(target[m] + c) - grad);
+      }
+      store<kGroupLane>(grad_query + c, sum);
     }
   }
 

@@ -6,9 +6,9 @@
 
 namespace san {
 
-template <int Relation> class PairwiseForward : PairwiseMap<Relation> {
-  using Map = PairwiseMap<Relation>;
-  using Shape = PairwiseShape<Relation>;
+template <int Width> class PairwiseForward : PairwiseMap<Width> {
+  using Map = PairwiseMap<Width>;
+  using Shape = PairwiseShape<Width>;
   using Window = typename Map::Window;
   using Map::args_;
   static constexpr int kGroups = Shape::kGroups, kChannels = Shape::kChannels;
@@ -20,7 +20,7 @@ template <int Relation> class PairwiseForward : PairwiseMap<Relation> {
 
   void run() const {
     const int64_t pixels = args_.images * args_.height * args_.width;
-    constexpr int64_t chunk = std::max(1, 512 / Relation);
+    constexpr int64_t chunk = std::max(1, 512 / Width);
     parallel_for((pixels + chunk - 1) / chunk, args_.threads, [&](int64_t task) {
       const int64_t end = std::min(pixels, (task + 1) * chunk);
       Window window;
@@ -46,11 +46,14 @@ template <int Relation> class PairwiseForward : PairwiseMap<Relation> {
   void attend(const Window &window, int64_t pixel) const {
     alignas(64) float weight[kMostNeighbours * kGroups], top[kGroups], inverse[kGroups];
     std::fill(top, top + kGroups, -std::numeric_limits<float>::infinity());
-    const float *query = this->qkv_ + pixel * Shape::kRow;
-    uint16_t *signs = args_.signs;
-    if (signs) signs += pixel * this->positions_ * Shape::kSignWords;
+    const float *query = this->qkv_ + pixel * this->step_;
+    uint16_t *signs = this->signs(pixel);
     each_block<Shape::kRows>(window.count, [&](int first, auto rows) {
-      logits<decltype(rows)::value>(query, window, first, weight + first * kGroups, top, signs);
+      constexpr int count = decltype(rows)::value;
+      if (args_.mapping == kL)
+        linear<count>(query, window, first, weight + first * kGroups, top, signs);
+      else
+        logits<count>(query, window, first, weight + first * kGroups, top, signs);
     });
     softmax(window, top, weight, inverse);
     if (args_.alpha) keep(window.count, weight, inverse, pixel);
@@ -60,27 +63,24 @@ template <int Relation> class PairwiseForward : PairwiseMap<Relation> {
   template <int Rows>
   SAN_INLINE void logits(const float *query, const Window &window, int first, float *out,
                          float *top, uint16_t *signs) const {
-    alignas(64) float t[Rows * Relation], h[Rows * Relation];
-    for (int r = 0; r < Relation; r += kLane) {
-      const Vec<kLane> own = load<kLane>(query + r);
-      SAN_UNROLL for (int m = 0; m < Rows; m++)
-        store<kLane>(t + m * Relation + r,
-                     relu<kLane>(own - load<kLane>(window.key[first + m] + r)));
-    }
-    product<Rows, Relation>(
-        t, Relation, static_cast<const float *>(args_.w1t), Relation, Relation,
-        [&](int m, int c) { return load<kLane>(window.table[first + m] + c); },
-        [&](int m, int c, Vec<kLane> sum) {
-          store<kLane>(h + m * Relation + c, relu<kLane>(sum));
-        });
+    alignas(64) float t[Rows * Width], h[Rows * Width];
+    layer<Rows, Width>(query, window, first, t, h, signs);
     if (signs) keep_signs<Rows>(h, signs + first * Shape::kSignWords);
+    if (this->layers_ == 2) {
+      product<Rows, Width>(
+          h, Width, static_cast<const float *>(args_.w_mid_t), Width, Width,
+          [&](int, int c) { return load<kLane>(static_cast<const float *>(args_.b_mid) + c); },
+          [&](int m, int c, Vec<kLane> sum) { store<kLane>(t + m * Width + c, relu<kLane>(sum)); });
+      if (signs) keep_signs<Rows>(t, signs + this->layer_signs(1) + first * Shape::kSignWords);
+    }
+    const float *last = this->layers_ == 2 ? t : h;
     constexpr int vectors = kGroups / kGroupLane % 2 == 0 ? 2 : 1;
     for (int s = 0; s < kGroups; s += vectors * kGroupLane) {
       Vec<kGroupLane> most[vectors];
       SAN_UNROLL for (int v = 0; v < vectors; v++)
         most[v] = load<kGroupLane>(top + s + v * kGroupLane);
       tile<Rows, vectors, kGroupLane>(
-          h, Relation, static_cast<const float *>(args_.w2t) + s, kGroups, Relation,
+          last, Width, static_cast<const float *>(args_.w2t) + s, kGroups, Width,
           [](int, int) { return Vec<kGroupLane>{}; },
           [&](int m, int v, Vec<kGroupLane> sum) {
             most[v] = at_least<kGroupLane>(most[v], sum);
@@ -88,6 +88,116 @@ template <int Relation> class PairwiseForward : PairwiseMap<Relation> {
           });
       SAN_UNROLL for (int v = 0; v < vectors; v++)
         store<kGroupLane>(top + s + v * kGroupLane, most[v]);
+    }
+  }
+
+  // The logits where the first layer is the only one.
+  template <int Rows>
+  SAN_INLINE void linear(const float *query, const Window &window, int first, float *out,
+                         float *top, uint16_t *signs) const {
+    alignas(64) float t[Rows * Width];
+    layer<Rows, kGroups>(query, window, first, t, out, signs);
+    for (int s = 0; s < kGroups; s += kGroupLane) {
+      Vec<kGroupLane> most = load<kGroupLane>(top + s);
+      for (int m = 0; m < Rows; m++)
+        most = at_least<kGroupLane>(most, load<kGroupLane>(out + m * kGroups + s));
+      store<kGroupLane>(top + s, most);
+    }
+  }
+
+  // What the first layer's values are raised to: 0 where a relu follows, for it is not the last.
+  template <int Columns> static SAN_INLINE Vec<lanes_for(Columns)> lowest() {
+    const float none = -std::numeric_limits<float>::infinity();
+    return splat<lanes_for(Columns)>(Columns == Width ? 0.0f : none);
+  }
+
+  // The first layer of some pairs. Of a relation wider than the layer one part after another is
+  // multiplied, and added to what there is.
+  template <int Rows, int Columns>
+  SAN_INLINE void layer(const float *query, const Window &window, int first, float *t, float *out,
+                        uint16_t *signs) const {
+    constexpr int lane = lanes_for(Columns);
+    const float *const *key = window.key + first, *const *start = window.table + first;
+    if (args_.delta == kConcatenation) return add_halves<Rows, Columns>(query, key, start, out);
+    if (args_.delta == kDot) {
+      dots<Rows>(query, key, t);
+      if (signs)
+        for (int m = 0; m < Rows; m++)
+          signs[this->layer_signs(this->layers_) + first + m] = t[m] > 0;
+      return add_dots<Rows, Columns>(t, start, out);
+    }
+    const float *begun[Rows];
+    for (int part = 0; part < this->relation_; part += Width) {
+      compare<Rows>(query + part, key, part, t);
+      const bool whole = part + Width == this->relation_;
+      const Vec<lane> floor =
+          whole ? lowest<Columns>() : splat<lane>(-std::numeric_limits<float>::infinity());
+      product<Rows, Columns>(
+          t, Width, static_cast<const float *>(args_.w1t) + part * Columns, Columns, Width,
+          [&](int m, int c) { return load<lane>(start[m] + c); },
+          [&](int m, int c, Vec<lane> sum) {
+            store<lane>(out + m * Columns + c, at_least<lane>(floor, sum));
+          });
+      if (whole) break;
+      for (int m = 0; m < Rows; m++) begun[m] = out + m * Columns;
+      start = begun;
+    }
+  }
+
+  template <int Rows, int Columns>
+  static SAN_INLINE void add_halves(const float *query, const float *const *key,
+                                    const float *const *start, float *out) {
+    constexpr int lane = lanes_for(Columns);
+    for (int c = 0; c < Columns; c += lane) {
+      const Vec<lane> own = load<lane>(query + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) {
+        const Vec<lane> sum = load<lane>(start[m] + c) + (own - load<lane>(key[m] + c));
+        store<lane>(out + m * Columns + c, at_least<lane>(lowest<Columns>(), sum));
+      }
+    }
+  }
+
+  template <int Rows, int Columns>
+  SAN_INLINE void add_dots(const float *t, const float *const *start, float *out) const {
+    constexpr int lane = lanes_for(Columns);
+    for (int c = 0; c < Columns; c += lane) {
+      const Vec<lane> weight = load<lane>(static_cast<const float *>(args_.w1t) + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) {
+        const Vec<lane> sum = load<lane>(start[m] + c) + weight * t[m];
+        store<lane>(out + m * Columns + c, at_least<lane>(lowest<Columns>(), sum));
+      }
+    }
+  }
+
+  // What the relation compares channel by channel: Width channels from `part` on.
+  template <int Rows>
+  SAN_INLINE void compare(const float *query, const float *const *key, int part, float *t) const {
+    for (int r = 0; r < Width; r += kLane) {
+      const Vec<kLane> own = load<kLane>(query + r);
+      if (args_.delta == kHadamard) {
+        const Vec<kLane> offset = load<kLane>(static_cast<const float *>(args_.offset) + part + r);
+        SAN_UNROLL for (int m = 0; m < Rows; m++)
+          store<kLane>(t + m * Width + r,
+                       relu<kLane>(own * load<kLane>(key[m] + part + r) + offset));
+      } else {
+        SAN_UNROLL for (int m = 0; m < Rows; m++)
+          store<kLane>(t + m * Width + r, relu<kLane>(own - load<kLane>(key[m] + part + r)));
+      }
+    }
+  }
+
+  // The only number that a dot product leaves of each pair.
+  template <int Rows>
+  SAN_INLINE void dots(const float *query, const float *const *key, float *t) const {
+    const float offset = *static_cast<const float *>(args_.offset);
+    Vec<kLane> sum[Rows] = {};
+    for (int r = 0; r < this->relation_; r += kLane) {
+      const Vec<kLane> own = load<kLane>(query + r);
+      SAN_UNROLL for (int m = 0; m < Rows; m++) sum[m] += own * load<kLane>(key[m] + r);
+    }
+    SAN_UNROLL for (int m = 0; m < Rows; m++) {
+      const float found = lanes_sum<kLane>(sum[m]) + offset;
+      t[m] = 0.0f > found ? 0.0f : found;
     }
   }
 
@@ -153,7 +263,7 @@ template <int Relation> class PairwiseForward : PairwiseMap<Relation> {
       SAN_UNROLL for (int v = 0; v < bundle; v++) sum[v] = Vec<kLane>{};
       for (int j = 0; j < window.count; j++) {
         const Vec<kLane> factor = Shape::weights(weight + j * kGroups + s);
-        const float *value = window.key[j] + Relation;
+        const float *value = window.key[j] + this->relation_;
         SAN_UNROLL for (int v = 0; v < bundle; v++)
           sum[v] += factor * load<kLane>(value + Shape::channel(s, v));
       }

@@ -18,22 +18,21 @@ void forward_row(const Operator &op, const Args &args, const Map &map,
     Pixels sum[kValues]{};
     each_near(rows, x, [&](int n, const float *near) {
       SAN_UNROLL for (int c = 0; c < kValues; c++)
-        sum[c] += weights[n][c % kGroups] * at_plane(near, kValue + c, map.plane());
+        sum[c] += weights[n][c % kGroups] * at_plane(near, Map::kValue + c, map.plane());
     });
     write_output(args, first_pixel + x, map.count(x), sum);
   }
 }
 
-template <template <class> class Operator, class Map, class Args>
-int forward(const Args &args, const Map &map) {
-  const Operator<Map> op(args, map);
+template <class Operator, class Map, class Args> int forward(const Args &args, const Map &map) {
+  const Operator op(args, map);
   const int64_t bands = planar_bands(map);
   share_tasks(args.images * bands, args.threads, MergedRows<Map>::size(map),
               [&](int64_t task, float *memory) {
     const int64_t image = task / bands, first = task % bands * kBandRows;
     const auto *qkv = static_cast<const float *>(args.qkv);
     MergedRows<Map> merged(map, memory);
-    merged.start(qkv + image * map.height * map.width * kMerged);
+    merged.start(qkv + image * map.height * map.width * Map::kMerged);
     for (int64_t y = first; y < std::min(map.height, first + kBandRows); y++) {
       const float *rows[kSide];
       merged.around(y, rows);
@@ -48,6 +47,8 @@ int forward(const Args &args, const Map &map) {
 // Gradients of a band of rows. Those of keys and values are gathered by each pixel from the
 // pixels that see it, so no two tasks, and no two steps, write the same place.
 template <class Operator, class Args, class Map> class Backward {
+  static constexpr int kRelation = Map::kRelation, kMerged = Map::kMerged, kKey = Map::kKey;
+
  public:
   Backward(const Operator &op, const Args &args, const Map &map, float *memory)
       : op_(op), args_(args), map_(map), merged_(map, memory),
@@ -142,10 +143,9 @@ template <class Operator, class Args, class Map> class Backward {
   const float *rows_[kSide] = {};
 };
 
-template <template <class> class Operator, class Map, class Args>
-int backward(const Args &args, const Map &map) {
-  using Task = Backward<Operator<Map>, Args, Map>;
-  const Operator<Map> op(args, map);
+template <class Operator, class Map, class Args> int backward(const Args &args, const Map &map) {
+  using Task = Backward<Operator, Args, Map>;
+  const Operator op(args, map);
   const int64_t bands = planar_bands(map);
   share_tasks(args.images * bands, args.threads, Task::size(map),
               [&](int64_t task, float *memory) {
@@ -156,23 +156,43 @@ int backward(const Args &args, const Map &map) {
   return kOk;
 }
 
-template <class Args> bool takes(const Args &args, int hidden) {
-  return args.relation == kRelation && args.hidden == hidden && args.groups == kGroups &&
+template <class T> struct Type {
+  using Is = T;
+};
+
+template <class Args> bool takes(const Args &args, int relation, int hidden) {
+  return args.relation == relation && args.hidden == hidden && args.groups == kGroups &&
          args.channels == kValues && args.footprint == kSide && args.element == kFloat;
 }
 
-// Calls pass(args, map) with the plane's size known to the compiler where it is common.
-template <class Args, class Pass> int with_map(const Args &args, const Pass &pass) {
-  return args.width <= kCommonWidth ? pass(args, PlanarMap<kCommonPlane>(args))
-                                    : pass(args, PlanarMap<0>(args));
+// Calls pass(operator's type, map) with the plane's size known to the compiler where it is common.
+template <class Pass> int with_operator(const PatchwiseArgs &args, const Pass &pass) {
+  const auto run = [&](auto map) { return pass(Type<Patchwise<decltype(map)>>{}, map); };
+  return args.width <= kCommonWidth ? run(PlanarMap<kCommonPlane>(args))
+                                    : run(PlanarMap<0>(args));
 }
 
-template <template <class> class Operator, class Args> int run_forward(const Args &args) {
-  return with_map(args, [](const Args &a, const auto &map) { return forward<Operator>(a, map); });
+template <class Pass> int with_operator(const PairwiseArgs &args, const Pass &pass) {
+  const auto run = [&](auto map, auto any) {
+    return pass(Type<Pairwise<decltype(map), decltype(any)::value>>{}, map);
+  };
+  if (args.relation != kHidden) return run(PlanarMap<0, kValues>(args), std::true_type{});
+  if (args.delta != kSubtraction || args.mapping != kLRL || args.table_by_place)
+    return run(PlanarMap<0>(args), std::true_type{});
+  return args.width <= kCommonWidth ? run(PlanarMap<kCommonPlane>(args), std::false_type{})
+                                    : run(PlanarMap<0>(args), std::false_type{});
 }
 
-template <template <class> class Operator, class Args> int run_backward(const Args &args) {
-  return with_map(args, [](const Args &a, const auto &map) { return backward<Operator>(a, map); });
+template <class Args> int run_forward(const Args &args) {
+  return with_operator(args, [&](auto type, const auto &map) {
+    return forward<typename decltype(type)::Is>(args, map);
+  });
+}
+
+template <class Args> int run_backward(const Args &args) {
+  return with_operator(args, [&](auto type, const auto &map) {
+    return backward<typename decltype(type)::Is>(args, map);
+  });
 }
 
 }  // namespace
@@ -180,11 +200,14 @@ template <template <class> class Operator, class Args> int run_backward(const Ar
 
 using namespace planar;
 
-bool planar_takes(const PairwiseArgs &args) { return takes(args, kRelation); }
-bool planar_takes(const PatchwiseArgs &args) { return takes(args, kPatchwiseHidden); }
-int planar_forward(const PairwiseArgs &args) { return run_forward<Pairwise>(args); }
-int planar_forward(const PatchwiseArgs &args) { return run_forward<Patchwise>(args); }
-int planar_backward(const PairwiseArgs &args) { return run_backward<Pairwise>(args); }
-int planar_backward(const PatchwiseArgs &args) { return run_backward<Patchwise>(args); }
+bool planar_takes(const PairwiseArgs &args) {
+  const int hidden = args.mapping == kL ? kGroups : kHidden;
+  return takes(args, kHidden, hidden) || takes(args, kValues, hidden);
+}
+bool planar_takes(const PatchwiseArgs &args) { return takes(args, kHidden, kPatchwiseHidden); }
+int planar_forward(const PairwiseArgs &args) { return run_forward(args); }
+int planar_forward(const PatchwiseArgs &args) { return run_forward(args); }
+int planar_backward(const PairwiseArgs &args) { return run_backward(args); }
+int planar_backward(const PatchwiseArgs &args) { return run_backward(args); }
 
 }  // namespace san

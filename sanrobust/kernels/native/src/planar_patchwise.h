@@ -6,7 +6,10 @@ namespace san::planar {
 
 template <class Map> class Patchwise {
  public:
-  static constexpr int kHidden = kPatchwiseHidden, kState = kOwn, kGradHidden = kState + kHidden;
+  static constexpr int kRelation = Map::kRelation, kMerged = Map::kMerged, kKey = Map::kKey;
+  static constexpr int kValue = Map::kValue;
+  static constexpr int kHidden = kPatchwiseHidden, kState = kOwn<Map>;
+  static constexpr int kGradHidden = kState + kHidden;
   static constexpr int kPlanes = kGradHidden + kHidden;
 
   explicit Patchwise(const PatchwiseArgs &args, const Map &map) : map_(map) {

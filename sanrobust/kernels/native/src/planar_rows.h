@@ -7,18 +7,20 @@
 
 namespace san::planar {
 
-constexpr int kRelation = 4, kGroups = 2, kValues = 16, kSide = 3, kNear = kSide * kSide;
-constexpr int kMerged = 2 * kRelation + kValues;  // channels of a pixel: query, key, value
-constexpr int kKey = kRelation, kValue = 2 * kRelation;
+constexpr int kHidden = 4, kGroups = 2, kValues = 16, kSide = 3, kNear = kSide * kSide;
 constexpr int kRing = 3;                          // rows in use at a time
 
 // Floats from one plane to the next for maps up to the width of the network's first stage: known
 // to the compiler, so that a plane's address costs nothing. 0 stands for any width.
 constexpr int64_t kCommonWidth = 112, kCommonPlane = kCommonWidth + 2 * kLanes;
 
-// What of a call depends on neither the operator nor the pass.
-template <int64_t kPlane> class PlanarMap {
+// What of a call depends on neither the operator nor the pass. Relation: the compared channels.
+template <int64_t kPlane, int Relation = kHidden> class PlanarMap {
  public:
+  static constexpr int kRelation = Relation;
+  static constexpr int kMerged = 2 * kRelation + kValues;  // channels: query, key, value
+  static constexpr int kKey = kRelation, kValue = 2 * kRelation;
+
   const int64_t height, width;
   const bool reflected;
 
@@ -79,6 +81,8 @@ inline void read_row(const Map &map, const float *pixels, float *planes, const G
 
 // Rows of query, key and value around the one being computed.
 template <class Map> class MergedRows {
+  static constexpr int kMerged = Map::kMerged;
+
  public:
   MergedRows(const Map &map, float *memory)
       : map_(map), ring_(map, memory, kMerged),
@@ -111,7 +115,7 @@ template <class Map> class MergedRows {
     float *planes = ring_.row(y);
     read_row<kMerged>(map_, image_ + y * map_.width * kMerged, planes,
                       [](auto &, int64_t, int) {});
-    for (int c = kKey; c < kMerged; c++) continue_row(map_, planes + c * map_.plane());
+    for (int c = Map::kKey; c < kMerged; c++) continue_row(map_, planes + c * map_.plane());
   }
 
   const Map &map_;
@@ -178,7 +182,8 @@ constexpr int kPatchwiseHidden = 2;
 using Weights = Pixels[kNear][kGroups];
 
 // Planes of a row whose gradient has been taken. An operator adds its own from kOwn on.
-constexpr int kGradY = 0, kGradQuery = kValues, kOwn = kGradQuery + kRelation;
+constexpr int kGradY = 0, kGradQuery = kValues;
+template <class Map> constexpr int kOwn = kGradQuery + Map::kRelation;
 
 SAN_INLINE Pixels at_plane(const float *row, int plane, int64_t stride) {
   return load<kLanes>(row + plane * stride);
@@ -203,7 +208,7 @@ SAN_INLINE void value_slopes(const Map &map, const float *const (&rows)[kSide], 
       const float *near = rows[i] + x + j - 1;
       Pixels sum[kGroups]{};
       SAN_UNROLL for (int c = 0; c < kValues; c++)
-        sum[c % kGroups] += grad[c] * at_plane(near, kValue + c, map.plane());
+        sum[c % kGroups] += grad[c] * at_plane(near, Map::kValue + c, map.plane());
       SAN_UNROLL for (int g = 0; g < kGroups; g++) slope[i * kSide + j][g] = sum[g];
     }
 }

@@ -103,6 +103,12 @@ template <int L> SAN_INLINE Vec<L / 2> halves_sum(Vec<L> v) {
   return low + high;
 }
 
+// The sum of all lanes, halved again and again.
+template <int L> SAN_INLINE float lanes_sum(Vec<L> v) {
+  if constexpr (L > 2) return lanes_sum<L / 2>(halves_sum<L>(v));
+  else return v[0] + v[1];
+}
+
 // The larger of floor and v; NaN when v is (the hardware returns its second operand then).
 template <int L> SAN_INLINE Vec<L> at_least(Vec<L> floor, Vec<L> v) {
 #if defined(__AVX512F__)
