@@ -2,12 +2,14 @@
 
 Started by test_native_sanitize.py in a process of its own, as the sanitizer must be loaded first:
 ``CXX='g++ -fsanitize=...' python native_sanitize.py FOLDER`` builds the production sources into
-FOLDER. Of the tuned widths one is run: all are instances of one template.
+FOLDER. Of the tuned widths one is built: all are instances of one template.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,15 +24,19 @@ from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.folded import FoldedSan
 from sanrobust.zoo.forms import small_config
 
-WIDTH = 16
+WIDTH, WIDTHS = 16, build.RELATIONS
+NETWORKS = ("san10-pair", "san10-patch", "san10-pair(relation=concatenation,mapping=LRLRL)",
+            "san10-pair(relation=hadamard,mapping=L)", "san10-pair(relation=dot)",
+            "san10-pair(position=absolute,transforms=1)")
 THREADS = 3
 FLAGS = ("-O0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 
 
 def main() -> None:
     """Run everything once, with threads; the sanitizer ends the process at the first error."""
-    build.FLAGS, build.X86_LEVELS = FLAGS, {}
-    build.LIBRARIES = Path(sys.argv[1])
+    folder = Path(sys.argv[1])
+    build.FLAGS, build.X86_LEVELS, build.RELATIONS = FLAGS, {}, (WIDTH,)
+    build.LIBRARIES, build.SOURCES = folder / "lib", sources(folder / "src")
     build.build(build.LIBRARIES)
     assert library.require().name == build.GENERIC and NativeBackend().unavailable() is None
     torch.set_num_threads(THREADS)
@@ -43,6 +49,18 @@ def main() -> None:
             elementary(Window(3, stride, dilation, padding_mode))
     whole()
     print("clean")
+
+
+def sources(folder: Path) -> Path:
+    """Copy the production sources, and add what ends the process in place of other widths."""
+    shutil.copytree(build.SOURCES, folder)
+    text = '#include <cstdlib>\n#include "pairwise.h"\n#include "patchwise.h"\n'
+    for kind, args in (("pairwise", "PairwiseArgs"), ("patchwise", "PatchwiseArgs")):
+        for leg, width in product(("forward", "backward"), set(WIDTHS) - {WIDTH}):
+            text += (f"template <> void san::{kind}_{leg}_of<{width}>(const {args} &) "
+                     "{ abort(); }\n")
+    (folder / "others.cpp").write_text(text)
+    return folder
 
 
 def attend(case: Case) -> None:
@@ -63,12 +81,13 @@ def elementary(window: Window) -> None:
 
 
 def whole() -> None:
-    """A folded network with every layer: stem, transitions, pooling, products, head."""
-    config = small_config("san10-pair", 3)
-    assert isinstance(config, SanConfig)
-    network = build_network(config).eval().requires_grad_(False)
-    images = torch.rand(3, 3, 33, 35, requires_grad=True)
-    FoldedSan(network)(images).sum().backward()
+    """Folded networks: stem, transitions, pooling, products, head, every form of relation."""
+    for name in NETWORKS:
+        config = small_config(name, 3)
+        assert isinstance(config, SanConfig)
+        network = build_network(config).eval().requires_grad_(False)
+        images = torch.rand(3, 3, 33, 35, requires_grad=True)
+        FoldedSan(network)(images).sum().backward()
 
 
 if __name__ == "__main__":
