@@ -111,10 +111,10 @@ def test_every_command_line_of_a_document_can_be_typed(document: str) -> None:
 
 def test_names_of_make_targets_in_documents_exist() -> None:
     makefile = (Path(SOURCES) / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
     for document in DOCUMENTS:
         text = (Path(SOURCES) / document).read_text("utf-8")
-        for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE):
+        for target in re.findall(r"(?:`|^)make ([a-z0-9-]+)", text, re.MULTILINE):
             assert target in targets, f"{document}: make {target}"
 
 
