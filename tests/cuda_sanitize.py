@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from cuda_cases import make
 from cuda_on_cpu import ShimDevice
+from elementary_calls import elementary
 
 from sanrobust.kernels.cuda import catalog
 from sanrobust.kernels.cuda.kernels import CupyKernels
@@ -46,17 +47,6 @@ def attend(kernels: CupyKernels, relation: int, channels: int, padding_mode: str
         maps, matrices = [each.float() for each in case.maps], case.matrices_of(torch.float32)
         getattr(kernels, kind)(*maps, matrices, case.window)
         getattr(kernels, f"{kind}_backward")(case.grad.float(), *maps, matrices, case.window)
-
-
-def elementary(kernels: CupyKernels, window: Window) -> None:
-    """Forward and backward passes of aggregation and subtraction."""
-    value = torch.randn(2, 4, 4, 5)
-    height, width = window.output_size(value)
-    weight = torch.randn(2, 2, 9, height * width)
-    summed = kernels.aggregation(value, weight, window)
-    kernels.aggregation_backward(summed, value, weight, window, True, True)
-    relation = kernels.subtraction(value, value, window)
-    kernels.subtraction_backward(relation, (4, 5), window)
 
 
 if __name__ == "__main__":

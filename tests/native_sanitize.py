@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from elementary_calls import elementary
 from native_cases import Case, numbers, run_native, tuned_case
 
 from sanrobust.kernels.native import build, library
@@ -46,7 +47,7 @@ def main() -> None:
             attend(tuned_case(kind, 4, 3, 6, 35, padding_mode=padding_mode))  # planar
             attend(Case(kind, 3, 2, 3, 4, 5, padding_mode=padding_mode))  # generic
         for stride, dilation in ((1, 1), (2, 2)):
-            elementary(Window(3, stride, dilation, padding_mode))
+            elementary(NativeKernels(), Window(3, stride, dilation, padding_mode))
     whole()
     print("clean")
 
@@ -66,18 +67,6 @@ def sources(folder: Path) -> Path:
 def attend(case: Case) -> None:
     """Forward and backward pass of one operator."""
     run_native(case, numbers(case), threads=THREADS)
-
-
-def elementary(window: Window) -> None:
-    """Forward and backward passes of aggregation and subtraction."""
-    kernels = NativeKernels()
-    value = torch.randn(2, 4, 4, 5)
-    height, width = window.output_size(value)
-    weight = torch.randn(2, 2, 9, height * width)
-    summed = kernels.aggregation(value, weight, window)
-    kernels.aggregation_backward(summed, value, weight, window, True, True)
-    relation = kernels.subtraction(value, value, window)
-    kernels.subtraction_backward(relation, (4, 5), window)
 
 
 def whole() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from train_sets import few
 
-from sanrobust.data.datasets import open_dataset
 from sanrobust.errors import UsageError
 from sanrobust.training.feed import Feed, Share
-from sanrobust.training.loop import Sets, Training
+from sanrobust.training.loop import Training
 from sanrobust.training.mixing import draw_share, mixed
 from sanrobust.training.recipes import Recipe
 from sanrobust.training.scoring import HeldOut
@@ -20,11 +20,6 @@ from sanrobust.zoo.classifier import Normalize
 
 CPU = torch.device("cpu")
 SMALL = Recipe(img_size=16, epochs=1, batch_size=32, label_smoothing=0.0)
-
-
-def _sets(images: int = 96) -> Sets:
-    return Sets(open_dataset("digits", root=None, split="train", num_samples=images),
-                open_dataset("digits", root=None, num_samples=20))
 
 
 class _Plain(nn.Module):
@@ -41,7 +36,7 @@ class _Plain(nn.Module):
 
 
 def _training(recipe: Recipe) -> Training:
-    return Training(_Plain(), _sets(), recipe, device=CPU, classes=10)
+    return Training(_Plain(), few(96), recipe, device=CPU, classes=10)
 
 
 def test_neighbours_are_mixed_and_the_last_of_an_odd_number_is_itself() -> None:
@@ -67,9 +62,9 @@ def test_shares_come_from_a_symmetric_beta() -> None:
 
 def test_processes_mix_what_one_would() -> None:
     recipe = replace(SMALL, mixup=0.4)
-    whole = next(Feed(_sets().train, recipe, CPU).epoch(2))
+    whole = next(Feed(few(96).train, recipe, CPU).epoch(2))
     expected = mixed(whole.pixels, whole.labels, whole.share)
-    parts = [next(Feed(_sets().train, recipe, CPU, share=Share(rank, 4)).epoch(2))
+    parts = [next(Feed(few(96).train, recipe, CPU, share=Share(rank, 4)).epoch(2))
              for rank in range(4)]
     found = [mixed(part.pixels, part.labels, part.share) for part in parts]
     for values, pieces in zip(expected, zip(*found)):
@@ -79,7 +74,7 @@ def test_processes_mix_what_one_would() -> None:
 def test_a_step_on_mixed_images_is_one_on_mixed_labels() -> None:
     recipe = replace(SMALL, mixup=0.4, batch_size=96, lr=0.5, weight_decay=0.0)
     training = _training(recipe)
-    plain, each = _Plain(), next(Feed(_sets().train, recipe, CPU).epoch(0))
+    plain, each = _Plain(), next(Feed(few(96).train, recipe, CPU).epoch(0))
     assert 0 < each.share < 1
     training.run(lambda _: None)
     pairs = torch.arange(96).view(-1, 2).flip(1).flatten()
@@ -115,7 +110,7 @@ def test_averaged_weights_are_measured_and_returned() -> None:
     assert not torch.equal(next(training.network.parameters()), average)
     wanted = recipe.preprocessing
     model = nn.Sequential(Normalize(wanted.mean, wanted.std), training.result)
-    assert HeldOut(_sets().test, recipe, CPU).score(model) == score
+    assert HeldOut(few(96).test, recipe, CPU).score(model) == score
 
 
 def test_without_an_average_the_network_is_the_result() -> None:

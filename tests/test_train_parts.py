@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conftest import Command
+from train_sets import few
 from sanrobust.attacks.budget import Budget
 from sanrobust.attacks.pgd import pgd
 from sanrobust.data.datasets import open_dataset
 from sanrobust.errors import CheckpointError, DataError, UsageError
 from sanrobust.training.adversarial import attacked, draw_noise
 from sanrobust.training.feed import Feed, Share
-from sanrobust.training.loop import Sets, Training
+from sanrobust.training.loop import Training
 from sanrobust.training.recipes import RECIPES, Recipe
 from sanrobust.training.scoring import HeldOut
 from sanrobust.training.splits import Source, open_sets
@@ -28,11 +29,6 @@ from sanrobust.zoo.families.resnet import ResNetConfig
 TINY = ResNetConfig(layers=(1, 1, 1, 1), width=4, stem="small", num_classes=10)
 CPU = torch.device("cpu")
 SMALL = Recipe(img_size=16, epochs=1, batch_size=32)
-
-
-def _sets(images: int = 64) -> Sets:
-    return Sets(open_dataset("digits", root=None, split="train", num_samples=images),
-                open_dataset("digits", root=None, num_samples=20))
 
 
 class _Plain(nn.Module):
@@ -73,7 +69,7 @@ def test_a_batch_in_parts_moves_the_weights_as_a_whole_one() -> None:
     for micro in (None, 8):
         torch.manual_seed(0)
         network = _Plain()
-        Training(network, _sets(), replace(SMALL, micro_batch=micro), device=CPU,
+        Training(network, few(64), replace(SMALL, micro_batch=micro), device=CPU,
                  classes=10).run(lambda _: None)
         weights.append(network.head.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
@@ -81,7 +77,7 @@ def test_a_batch_in_parts_moves_the_weights_as_a_whole_one() -> None:
 
 def test_processes_share_every_part_of_a_batch() -> None:
     recipe = replace(SMALL, micro_batch=16, flip=True, eps=4)
-    images = _sets().train
+    images = few(64).train
     whole = list(Feed(images, recipe, CPU).epoch(3))
     shares = [list(Feed(images, recipe, CPU, share=Share(rank, 4)).epoch(3)) for rank in range(4)]
     assert len(whole) == 4 and [each.ends_step for each in whole] == [False, True, False, True]
@@ -112,7 +108,7 @@ def test_large_held_out_images_are_measured_a_few_at_a_time() -> None:
 @pytest.mark.parametrize("crop", ["whole", "random"])
 def test_an_epoch_taken_up_later_gives_the_rest_of_the_same_images(crop: str) -> None:
     recipe = replace(SMALL, crop=crop, flip=True, batch_size=16)
-    feed = Feed(_sets().train, recipe, CPU)
+    feed = Feed(few(64).train, recipe, CPU)
     whole = list(feed.epoch(1))
     for each, other in zip(whole[3:], feed.epoch(1, start=3), strict=True):
         assert torch.equal(each.pixels, other.pixels) and torch.equal(each.labels, other.labels)
@@ -120,7 +116,7 @@ def test_an_epoch_taken_up_later_gives_the_rest_of_the_same_images(crop: str) ->
 
 
 def test_images_that_are_not_held_are_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = _sets().train
+    images = few(64).train
     held = list(Feed(images, SMALL, CPU).epoch(0))
     monkeypatch.setattr("sanrobust.training.feed.HELD_BYTES", 0)
     for each, other in zip(held, Feed(images, SMALL, CPU, workers=2).epoch(0), strict=True):
@@ -129,7 +125,7 @@ def test_images_that_are_not_held_are_those_that_are(monkeypatch: pytest.MonkeyP
 
 def test_bfloat16_trains_float32_weights() -> None:
     torch.manual_seed(0)
-    training = Training(build(TINY), _sets(), replace(SMALL, precision="bfloat16"), device=CPU,
+    training = Training(build(TINY), few(64), replace(SMALL, precision="bfloat16"), device=CPU,
                         classes=10)
     kinds = set()
     training.network.fc.register_forward_hook(  # type: ignore[operator, union-attr]
@@ -141,7 +137,7 @@ def test_bfloat16_trains_float32_weights() -> None:
 
 def test_an_optimizer_that_timm_has_not_is_refused_with_the_closest() -> None:
     with pytest.raises(UsageError, match="no 'momentun'.*did you mean momentum"):
-        Training(build(TINY), _sets(), replace(SMALL, optimizer="momentun"), device=CPU, classes=10)
+        Training(build(TINY), few(64), replace(SMALL, optimizer="momentun"), device=CPU, classes=10)
 
 
 def test_recipes_of_the_literature_hold_what_it_says() -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_sets import few
 
-from sanrobust.data.datasets import open_dataset
 from sanrobust.errors import CheckpointError
 from sanrobust.progress import Reporter
 from sanrobust.training import job as module
 from sanrobust.training.job import TrainingJob, is_trained, train_models
-from sanrobust.training.loop import Sets, Training
+from sanrobust.training.loop import Training
 from sanrobust.training.recipes import Recipe
 from sanrobust.training.state import write_state
 from sanrobust.zoo.build import build
@@ -40,10 +40,8 @@ RECIPES = {
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train a network that takes no time on a few images."""
-    few = Sets(open_dataset("digits", root=None, split="train", num_samples=IMAGES),
-               open_dataset("digits", root=None, num_samples=20))
     monkeypatch.setattr(module, "build", lambda architecture: build(TINY))
-    monkeypatch.setattr(module, "open_sets", lambda source: (few, 10))
+    monkeypatch.setattr(module, "open_sets", lambda source: (few(IMAGES), 10))
 
 
 def _job(out: Path, recipe: Recipe) -> TrainingJob:
