@@ -53,8 +53,11 @@ def _refuse_options(data: DataConfig, given: str, *names: str) -> None:
 
 
 def weights_tag(data: DataConfig, images: ImageSet) -> str:
-    """Return the weights that a bare architecture name means on the chosen data."""
+    """Return the weights that a bare architecture name means on the chosen data.
+
+    Images of one's own are a known dataset where they are given its name.
+    """
     is_named = isinstance(data.data, str | None)
-    word = images.name if isinstance(images, SavedImages) or not is_named else (
-        data.data or DEFAULT_DATA)
+    given = images.name if isinstance(images, SavedImages) or not is_named else data.data
+    word = data.name if data.name and data.name in DATASETS else given or DEFAULT_DATA
     return (DATASETS.get(word).tag or word) if word in DATASETS else DEFAULT_TAG

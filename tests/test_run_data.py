@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import Command
+from sanrobust.data.public import CIFAR10
 
 MODEL = """
 import torch
@@ -88,3 +89,15 @@ def test_an_image_with_two_labels_is_refused(command: Command, grey: Path) -> No
     result = command("rotate", "-m", "greys:make", "--data", "val", "--labels", "l.csv")
     assert result.exit_code == 3
     assert "lines 2 and 4 of l.csv both name 0.png" in " ".join(result.output.split())
+
+
+def test_images_called_a_known_set_are_measured_with_its_networks(
+        command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(CIFAR10.class_names or ()):
+        _save(tmp_path / "val" / name / "0.png", index)
+    asked = ("rotate", "-m", "resnet26", "--data", "val", "--out", "o")
+    assert "resnet26.in1k must have its 1000 classes" in command(*asked).output
+    done = command(*asked, "--data-name", "cifar10")
+    assert done.exit_code == 0, done.output
+    assert list(pd.read_csv("o/rotation.csv")["model"]) == ["resnet26.cifar10"]

@@ -57,8 +57,8 @@ def data_options(command: Command) -> Command:
         click.option("--class-map", type=PATH, metavar="FILE",
                      help="CSV with folder,class_index for an ImageFolder."),
         click.option("--data-name", metavar="NAME",
-                     help="What tables call your own images; imagenet for ILSVRC's validation "
-                          "images."),
+                     help="What tables call your own images; a registered name such as imagenet "
+                          "where they are that set's, with the networks trained on it."),
         click.option("--data-root", type=PATH, envvar="SANROBUST_DATA_ROOT", metavar="FOLDER",
                      help="Where registered datasets lie. [env: SANROBUST_DATA_ROOT]"),
         click.option("--download/--no-download", default=False,

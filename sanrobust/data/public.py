@@ -157,7 +157,7 @@ def _missing(name: str, root: Path, hint: str) -> DataError:
 CIFAR10 = Dataset(
     name="cifar10",
     description="60000 photographs, 32x32 colour",
-    num_classes=10, classes="cifar10", tag=None,
+    num_classes=10, classes="cifar10", tag="cifar10",
     train_images=50000, test_images=10000, embedded=False, downloadable=True,
     licence="none stated",
     source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
