@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from numpy.random import RandomState
 
@@ -33,8 +35,21 @@ def formula(version: Strengths, levels: pixels.Levels, corruption: str, severity
     return made.astype(np.uint8)
 
 
+class _Draws(threading.local):
+    """A generator for each thread: seeding one takes a tenth of the time of making one."""
+
+    def __init__(self) -> None:
+        self.generator = RandomState(0)
+
+
+_DRAWS = _Draws()
+
+
 def draws_of(seed: int, image_id: str, corruption: str, severity: int) -> RandomState:
     """Return the generator of one corrupted image, of the kind that NumPy promises never to change.
+
+    It is the thread's own, and the next call seeds it anew.
     """
     number = hashed(seed, f"corruption {corruption}", image_id, severity)
-    return RandomState(np.frombuffer(number.to_bytes(32, "little"), "<u4").astype(np.uint32))
+    _DRAWS.generator.seed(np.frombuffer(number.to_bytes(32, "little"), "<u4").astype(np.uint32))
+    return _DRAWS.generator
