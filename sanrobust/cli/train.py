@@ -59,10 +59,11 @@ def train(**values: Any) -> None:
     Recipes: small, upright images of 32 pixels without flips or rotations, so that both stay
     unseen; paper, that of Zhao, Jia and Koltun 2020 for ImageNet; scenes, a reproduction of it on
     six classes; sasa, for networks of Ramachandran et al. 2019; adversarial, Madry et al. 2018.
-    All take SGD with momentum 0.9, a cosine, weight decay 1e-4 and label smoothing 0.1 but where
-    options say otherwise. A stopped training goes on where it was, with the same weights as if it
-    had not been stopped; under torchrun, processes share every batch. Other weights of the same
-    name are kept beside the new ones as FILE.previous.
+    All take SGD with momentum 0.9 (scenes AdamW, as SGD hardly moves at its rate), a cosine, weight
+    decay 1e-4 and label smoothing 0.1 (adversarial none) but where options say otherwise. A stopped
+    training goes on where it was, with the same weights as if it had not been stopped; under
+    torchrun, processes share every batch. Other weights of the same name are kept beside the new
+    ones as FILE.previous.
     """
     from sanrobust import allocator
     from sanrobust.cli.progress import progress
