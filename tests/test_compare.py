@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from conftest import Command
 from scipy.stats import ttest_rel
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from sanrobust import compare
 from sanrobust.comparison import PREFIX, Comparison, Difference
@@ -51,6 +53,17 @@ def test_means_that_all_change_alike(change: float, p: float) -> None:
     ([0.02, math.nan, 0.01], [0.02, math.nan, 0.02]), ([], [])])
 def test_holm_multiplies_by_the_tests_that_are_left(p: list[float], adjusted: list[float]) -> None:
     assert holm(p) == pytest.approx(adjusted, nan_ok=True)
+
+
+def test_p_is_that_of_statsmodels_alone_and_adjusted() -> None:
+    rng = np.random.default_rng(1)
+    found = [paired_difference(by_image(rng.random(200) < 0.5), by_image(rng.random(200) < share))
+             for share in (0.5, 0.55, 0.6, 0.65, 0.7)]
+    p_values = [each.p_value for each in found]
+    assert p_values == pytest.approx([
+        mcnemar([[0, each.only_a], [each.only_b, 0]], exact=True).pvalue for each in found])
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+    assert min(p_values) < 0.01 < max(p_values)
 
 
 @pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.1, 0.1, 100), (0.02, 0.1, 100),
