@@ -48,7 +48,10 @@ TUNED = frozenset(catalog.tuned_kernels())
 GROUPS = groups()
 
 
-CASES = [(*group, architecture) for group in GROUPS for architecture in ARCHITECTURES]
+# Of other types than float the quick tests compile for one architecture.
+CASES = [pytest.param(file, kind, architecture, marks=(
+    [] if architecture == "sm_90" or kind.startswith("float") else [pytest.mark.slow]))
+         for file, kind in GROUPS for architecture in ARCHITECTURES]
 
 
 def check(result: tuple[object, ...], program: object = None) -> object:
