@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+import photo_page
 from sanrobust.data.datasets import open_dataset
 from sanrobust.data.loader import batches
+from sanrobust.validity.catalog import LINES
 from sanrobust.zoo.catalog import PAPER_ORDER, WEIGHTS_FOLDER, find
 from sanrobust.zoo.resolve import create_model, verify
 
@@ -66,20 +68,39 @@ def test_weights_of_photographs_are_listed_with_what_training_came_to(name: str)
 
 def test_the_page_of_photographs_says_what_training_came_to() -> None:
     page = (RESULTS / "cifar10" / "README.md").read_text("utf-8")
-    rows = [f"| `{arch}.{path.stem}` | {facts['epochs']} | {facts['train_top1']:.2f} | "
-            f"{facts['top1']:.2f} |" for path in WEIGHTS_FOLDER.glob("cifar10*.json")
+    rows = [f"| `{arch}.{path.stem}` | {size(f'{arch}.{path.stem}')} | {facts['epochs']} | "
+            f"{facts['train_top1']:.2f} | {facts['top1']:.2f} |"
+            for path in WEIGHTS_FOLDER.glob("cifar10*.json")
             for arch, facts in json.loads(path.read_text()).items()]
     assert len(rows) == len(PHOTOGRAPHS) and all(row in page for row in rows)
     assert page.count("| `") == len(rows)
 
 
+def size(name: str) -> int:
+    return sum(each.numel() for each in create_model(name).network.parameters())
+
+
+def test_the_page_of_photographs_takes_the_claims_as_the_tables_have_them() -> None:
+    page = (RESULTS / "cifar10" / "README.md").read_text("utf-8")
+    assert photo_page.page() in page
+
+
+def test_the_committed_check_is_of_all_networks_of_photographs() -> None:
+    table = pd.read_csv(RESULTS / "cifar10" / "check" / "check.csv")
+    assert sorted(set(table["model"])) == sorted(PHOTOGRAPHS)
+    assert set(table["verdict"]) == {"ok"} and len(table) == len(PHOTOGRAPHS) * len(LINES)
+
+
 @pytest.mark.parametrize("name", ["rotation", "pgd"])
-def test_the_committed_tables_were_made_with_these_weights(name: str) -> None:
-    table = pd.read_csv(RESULTS / f"{name}.csv")
-    digests = {arch: create_model(f"{arch}.digits").weights_digest for arch in PAPER_ORDER}
+@pytest.mark.parametrize(("folder", "tag", "images"), [
+    ("", "digits", 451), ("cifar10", "cifar10", 10_000)])
+def test_the_committed_tables_were_made_with_these_weights(
+        folder: str, tag: str, images: int, name: str) -> None:
+    table = pd.read_csv(RESULTS / folder / f"{name}.csv")
+    digests = {arch: create_model(f"{arch}.{tag}").weights_digest for arch in PAPER_ORDER}
     assert dict(zip(table["model"], table["weights"], strict=False)) == {
-        f"{arch}.digits": digest for arch, digest in digests.items()}
-    assert set(table["n"]) == {451}
+        f"{arch}.{tag}": digest for arch, digest in digests.items()}
+    assert set(table["n"]) == {images}
 
 
 def test_each_file_is_listed_with_the_command_that_makes_it() -> None:

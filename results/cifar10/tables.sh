@@ -13,7 +13,8 @@ sanrobust rotate $M $D --out $OUT
 sanrobust pgd $M $D --out $OUT
 sanrobust compare $(printf '%s.cifar10 ' $nine) --all-pairs --everything --out $OUT >"$OUT/runs/compared.txt"
 for name in rotate pgd; do sanrobust $name $S $A $D --out $OUT/others; done
-sanrobust spatial $M $D --grid 3x3x7 --out $OUT/spatial
-sanrobust corrupt $M $D --out $OUT/corrupt
 sanrobust pgd --attack autoattack --eps 8 $M $D --out $OUT/autoattack
 sanrobust pgd --attack autoattack --eps 8 $A $D --num-samples 1000 --out $OUT/adversarial
+sanrobust check $M $S $A $D --out $OUT/check
+sanrobust spatial $M $D --grid 3x3x7 --out $OUT/spatial
+sanrobust corrupt $M $D --out $OUT/corrupt

@@ -1,0 +1,196 @@
+"""The claims of Zhao, Jia and Koltun, CVPR 2020, one by one against the tables of results/cifar10.
+
+``python tests/photo_page.py`` prints the end of results/cifar10/README.md, from its first claim on;
+nothing in it is typed in but the claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import ttest_1samp
+
+RESULTS = Path(__file__).parent.parent / "results"
+PHOTOGRAPHS = RESULTS / "cifar10"
+GROUPS = (10, 15, 19)
+RESNETS = {10: "resnet26", 15: "resnet38", 19: "resnet50"}
+TURNS = {"cw90": "clockwise 90°", "cw180": "clockwise 180°", "cw270": "clockwise 270°",
+         "updown": "upside-down"}
+ATTACKED = {"success": "s. rate", "top1_adv": "top-1"}
+BUDGETS = {2: "n = 2 (ε = 8, ρ = 4)", 4: "n = 4 (ε = 8, ρ = 2)"}
+TRAINED_AGAIN = ("resnet26", "san10-pair", "san10-patch")
+TITLES = {"resnet": "ResNet", "san": "SAN"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """That ``better`` does better than ``worse`` by a column of a table, in points."""
+
+    better: str
+    worse: str
+    column: str
+    measure: str
+    iters: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, where, and the lines that it comes to."""
+
+    heading: str
+    says: str
+    table: str
+    lines: tuple[Line, ...]
+
+
+def drops(worse: str) -> tuple[Line, ...]:
+    """Return that pairwise SANs drop less than the ``resnet`` or ``patch`` of their rows."""
+    return tuple(Line(f"san{depth}-pair", RESNETS[depth] if worse == "resnet" else
+                      f"san{depth}-patch", f"{turn}_top1_drop", f"{shown}: drop in top-1")
+                 for depth in GROUPS for turn, shown in TURNS.items())
+
+
+def attacked(kind: str) -> tuple[Line, ...]:
+    """Return that SANs of a kind withstand PGD better than the ResNets of their rows."""
+    return tuple(Line(f"san{depth}-{kind}", RESNETS[depth], key, f"attack {shown}: {name}", iters)
+                 for depth in GROUPS for iters, shown in BUDGETS.items()
+                 for key, name in ATTACKED.items())
+
+
+def upright(pairs: Iterable[tuple[str, str]]) -> tuple[Line, ...]:
+    return tuple(Line(better, worse, "none_top1", "no rotation: top-1") for better, worse in pairs)
+
+
+CLAIMS = (
+    Claim("Accuracy of pairwise attention",
+          "Section 5.2: pairwise SANs match or outperform the convolution of their row.",
+          "rotation", upright((f"san{depth}-pair", RESNETS[depth]) for depth in GROUPS)),
+    Claim("Accuracy of patchwise attention",
+          "Section 5.2: patchwise SANs are better still; SAN10 outperforms ResNet38 too, and SAN15 "
+          "ResNet50.", "rotation",
+          upright([*((f"san{depth}-patch", RESNETS[depth]) for depth in GROUPS),
+                   *((f"san{depth}-patch", f"san{depth}-pair") for depth in GROUPS),
+                   ("san10-patch", "resnet38"), ("san15-patch", "resnet50")])),
+    Claim("Rotation: pairwise attention against convolution",
+          "Section 5.4, Table 9: pairwise SANs are less vulnerable to rotation and flipping than "
+          "convolutional networks.", "rotation", drops("resnet")),
+    Claim("Rotation: pairwise against patchwise attention",
+          "The same: and than patchwise SANs.", "rotation", drops("patch")),
+    Claim("Rotation: accuracy of what is turned",
+          "Table 9: turned or flipped, pairwise SANs are right more often than the convolution of "
+          "their row.", "rotation",
+          tuple(Line(f"san{depth}-pair", RESNETS[depth], f"{turn}_top1", f"{shown}: top-1")
+                for depth in GROUPS for turn, shown in TURNS.items())),
+    Claim("Rotation: the smallest pairwise network against the largest ResNet",
+          "Section 5.4: turned by 180 degrees, SAN10-pair is right more often than ResNet50.",
+          "rotation", (Line("san10-pair", "resnet50", "cw180_top1", "clockwise 180°: top-1"),)),
+    Claim("PGD: pairwise attention against convolution",
+          "Section 5.4, Table 10: self-attention is much more robust than convolution.", "pgd",
+          attacked("pair")),
+    Claim("PGD: patchwise attention against convolution", "The same of patchwise SANs.", "pgd",
+          attacked("patch")),
+)
+
+
+def title(name: str) -> str:
+    """Return a network's name as tables print it: ``SAN10-pair``."""
+    for plain, shown in TITLES.items():
+        if name.startswith(plain):
+            return shown + name.removeprefix(plain)
+    raise ValueError(name)
+
+
+def of_paper(line: Line, table: str) -> float:
+    """Return the paper's difference, better minus worse, in points."""
+    rows = pd.read_csv(RESULTS / "paper" / f"{table}.csv").set_index("model")
+    if line.iters is not None:
+        rows = rows[rows["iters"] == line.iters]
+    return float(rows.loc[line.better, line.column] - rows.loc[line.worse, line.column])
+
+
+def measured(line: Line, compared: pd.DataFrame) -> tuple[float, float, float, float, str]:
+    """Return the difference, its interval, Holm's p, and how the line came out."""
+    names = [f"{name}.cifar10" for name in (line.better, line.worse)]
+    of_line = compared[(compared["measure"] == line.measure)
+                       & compared["model_a"].isin(names) & compared["model_b"].isin(names)]
+    (row,) = (row for _, row in of_line.iterrows())
+    turned = row["model_a"] != names[0]
+    difference, low, high = ((-row["difference"], -row["high"], -row["low"]) if turned else
+                             (row["difference"], row["low"], row["high"]))
+    better = row["better"]
+    came = "undecided" if pd.isna(better) else "holds" if better == names[0] else "contrary"
+    return difference, low, high, row["p_holm"], came
+
+
+def table(claim: Claim) -> Iterator[str]:
+    """Yield the lines of one claim's section."""
+    compared = pd.read_csv(PHOTOGRAPHS / f"compare_{claim.table}.csv")
+    found = [(line, measured(line, compared)) for line in claim.lines]
+    counts = {word: sum(came == word for *_, came in (values for _, values in found))
+              for word in ("holds", "contrary", "undecided")}
+    yield f"### {claim.heading}"
+    yield ""
+    yield claim.says
+    yield ""
+    yield (f"Rows: {len(found)}. Holds: {counts['holds']}. Contrary: {counts['contrary']}. "
+           f"Undecided: {counts['undecided']}.")
+    yield ""
+    yield "| who | against whom | measure | paper | here | 95 % interval | Holm's p | |"
+    yield "| --- | --- | --- | --: | --: | --- | --: | --- |"
+    for line, (difference, low, high, p_value, came) in found:
+        yield (f"| {title(line.better)} | {title(line.worse)} | {line.measure} | "
+               f"{of_paper(line, claim.table):+.1f} | {difference:+.1f} | [{low:+.1f}, "
+               f"{high:+.1f}] | {p_shown(p_value)} | {came} |")
+    yield ""
+
+
+def p_shown(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def seeds() -> Iterator[str]:
+    """Yield how the rows of networks that were trained three times come out over their runs."""
+    lines = [line for claim in CLAIMS for line in claim.lines
+             if {line.better, line.worse} <= set(TRAINED_AGAIN)]
+    yield "### The same over three training runs"
+    yield ""
+    yield ("ResNet26, SAN10-pair and SAN10-patch were trained with seeds 0, 1 and 2; above stands "
+           "seed 0. These are the differences of each seed, and the 95 % t-interval of their mean: "
+           "a row holds, or the contrary does, where it leaves out zero.")
+    yield ""
+    yield ("| who | against whom | measure | paper | seed 0 | seed 1 | seed 2 | mean | "
+           "95 % interval | |")
+    yield "| --- | --- | --- | --: | --: | --: | --: | --: | --- | --- |"
+    for line in lines:
+        table = "rotation" if line.iters is None else "pgd"
+        runs = [value(table, line, line.better, tag) - value(table, line, line.worse, tag)
+                for tag in ("cifar10", "cifar10-s1", "cifar10-s2")]
+        low, high = (float(each) for each in ttest_1samp(runs, 0).confidence_interval())
+        less = line.column == "success" or line.column.endswith("_drop")
+        came = ("undecided" if low <= 0 <= high else "holds" if (high < 0) == less else "contrary")
+        yield (f"| {title(line.better)} | {title(line.worse)} | {line.measure} | "
+               f"{of_paper(line, table):+.1f} | " + " | ".join(f"{run:+.1f}" for run in runs)
+               + f" | {sum(runs) / 3:+.1f} | [{low:+.1f}, {high:+.1f}] | {came} |")
+    yield ""
+
+
+def value(of: str, line: Line, network: str, tag: str) -> float:
+    """Return a network's value in the table of the nine, or in that of the others."""
+    folder = PHOTOGRAPHS if tag == "cifar10" else PHOTOGRAPHS / "others"
+    rows = pd.read_csv(folder / f"{of}.csv").set_index("model")
+    if line.iters is not None:
+        rows = rows[rows["iters"] == line.iters]
+    return float(rows.loc[f"{network}.{tag}", line.column])
+
+
+def page() -> str:
+    """Return the part of the page that is made from tables."""
+    lines = [line for claim in CLAIMS for line in table(claim)]
+    return "\n".join([*lines, *seeds()]).strip() + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
