@@ -8,9 +8,18 @@ from sanrobust.cli.group import Command
 
 
 @click.command(cls=Command)
-def info() -> None:
+@click.option("--operators", is_flag=True, help="Print instead which kernels compute each operator "
+              "of the design space here, by what its network calls; takes some seconds.")
+def info(operators: bool) -> None:
     """Print versions, devices, kernel backends and where files are kept."""
     import torch
+
+    if operators:
+        from sanrobust import support
+        devices = [torch.device("cpu")]
+        devices += [torch.device("cuda")] if torch.cuda.is_available() else []
+        click.echo("\n".join(support.shown([*support.supported(support.networks(), devices)])))
+        return
 
     from sanrobust import allocator, device
     from sanrobust.kernels.backends import explain
