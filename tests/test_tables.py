@@ -240,7 +240,9 @@ def test_write_table_makes_every_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(49.06, "49.1"), (-0.04, "0.0"), (100.0, "100.0"),
-                                             (-3.21, "-3.2"), (math.nan, "")])
+                                             (-3.21, "-3.2"), (math.nan, ""),
+                                             (-1.7587e31, "-1.8e+31"), (123456.7, "123456.7"),
+                                             (math.inf, "inf")])
 def test_numbers_are_printed_with_one_decimal(value: float, text: str) -> None:
     assert printed(value) == text
 

@@ -13,6 +13,7 @@ from sanrobust.tables.entries import entries, parts
 from sanrobust.tables.table import Table, network
 
 _METHOD, _DATA = "Method", "Data"
+_LARGE = 1e6
 Role = Literal["single", "ours", "beside"]
 
 
@@ -68,11 +69,15 @@ class Grid:
 
 
 def printed(value: float, *, signed: bool = False, decimals: int = 1) -> str:
-    """Return a number with its decimals and no negative zero; nan gives an empty string."""
+    """Return a number with its decimals and no negative zero; nan gives an empty string.
+
+    From a million on, as a likelihood can be whose logits explode, it has an exponent.
+    """
     if math.isnan(value):
         return ""
     rounded = float(f"{value:.{decimals}f}") + 0.0
-    return f"{rounded:{'+' if signed else ''}.{decimals}f}"
+    form = "e" if abs(rounded) >= _LARGE else "f"
+    return f"{rounded:{'+' if signed else ''}.{decimals}{form}}"
 
 
 def grid(table: Table) -> Grid:
