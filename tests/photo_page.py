@@ -21,6 +21,9 @@ TURNS = {"cw90": "clockwise 90°", "cw180": "clockwise 180°", "cw270": "clockwi
          "updown": "upside-down"}
 ATTACKED = {"success": "s. rate", "top1_adv": "top-1"}
 BUDGETS = {2: "n = 2 (ε = 8, ρ = 4)", 4: "n = 4 (ε = 8, ρ = 2)"}
+# What is measured beside the paper's tables: folder, table and column.
+OTHERS = {"upright": ("", "rotation", "none_top1"),
+          "AutoAttack within 8/255": ("autoattack", "pgd", "top1_adv")}
 TRAINED_AGAIN = ("resnet26", "san10-pair", "san10-patch")
 TITLES = {"resnet": "ResNet", "san": "SAN"}
 
@@ -186,10 +189,45 @@ def value(of: str, line: Line, network: str, tag: str) -> float:
     return float(rows.loc[f"{network}.{tag}", line.column])
 
 
+def beyond() -> Iterator[str]:
+    """Yield what other attacks and corruptions leave of all networks."""
+    yield "## Beyond the paper"
+    yield ""
+    yield "Accuracy in percent with its 95 % Wilson interval."
+    yield ""
+    yield "| network | " + " | ".join(OTHERS) + " |"
+    yield "| --- |" + " --- |" * len(OTHERS)
+    for depth in GROUPS:
+        for name in (RESNETS[depth], f"san{depth}-pair", f"san{depth}-patch"):
+            rates = [rate(folder, of, f"{name}.cifar10", key)
+                     for folder, of, key in OTHERS.values()]
+            yield f"| {title(name)} | " + " | ".join(rates) + " |"
+    yield ""
+    yield "### Trained on attacks"
+    yield ""
+    (count,) = set(pd.read_csv(PHOTOGRAPHS / "adversarial" / "pgd.csv")["n"])
+    yield f"On {count} of the images."
+    yield ""
+    yield "| network | upright | AutoAttack within 8/255 |"
+    yield "| --- | --- | --- |"
+    for name in ("resnet26", "san10-pair"):
+        clean, left = (rate("adversarial", "pgd", f"{name}.cifar10-adv", key)
+                       for key in ("clean_top1", "top1_adv"))
+        yield f"| {title(name)} | {clean} | {left} |"
+    yield ""
+
+
+def rate(folder: str, of: str, model: str, key: str) -> str:
+    """Return a rate of a model with its interval, as tables write it."""
+    rows = pd.read_csv(PHOTOGRAPHS / folder / f"{of}.csv")
+    row = rows[rows["model"] == model].iloc[0]
+    return f"{row[key]:.1f} [{row[f'{key}_low']:.1f}, {row[f'{key}_high']:.1f}]"
+
+
 def page() -> str:
     """Return the part of the page that is made from tables."""
     lines = [line for claim in CLAIMS for line in table(claim)]
-    return "\n".join([*lines, *seeds()]).strip() + "\n"
+    return "\n".join([*lines, *seeds(), *beyond()]).strip() + "\n"
 
 
 if __name__ == "__main__":
