@@ -60,6 +60,8 @@ class DataConfig:
         _take_text(self, "name", "--data-name")
         if self.name is not None and not self.name.isprintable():
             raise _wrong("--data-name", "a name of printable characters", self.name)
+        if self.name is not None and self.name != (self.name.strip() or None):
+            raise _wrong("--data-name", "a name without blanks around it", self.name)
         for option, name in (("--labels", "labels"), ("--class-map", "class_map"),
                              ("--data-root", "root")):
             _take_path(self, name, option)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ from sanrobust.metrics import holm, paired_difference
 from sanrobust.processes import uninterrupted
 from sanrobust.runs import Found, Run, find_runs, near, select, tables_locked
 from sanrobust.summary import Selection, damage, provenance, require_known, unfinished
+from sanrobust.tables.entries import short
 
 # What may differ between models that are compared; the settings told by the rows are their parts.
 _OF_MODEL = ("model", "weights", "preprocessing", "code")
@@ -139,6 +140,12 @@ def _chosen(found: Found, out: Path, experiment: str, models: Sequence[str],
                              seen=f"{called} is meant by two of {', '.join(map(str, models))}",
                              hint="leave one of the two out")
         chosen[called] = its
+    others = sorted({str(run.spec["model"]) for run in runs} - {
+        str(run.spec["model"]) for its in chosen.values() for run in its})
+    if len(chosen) < 2 and others:
+        raise UsageError("a comparison must have two models",
+                         seen=f"{' and '.join(chosen)} alone is named",
+                         hint=f"name another of {', '.join(others)}, or leave the names out")
     if len(chosen) < 2:
         also = f", and {waiting[0]}" if waiting else ""
         raise UsageError("a comparison must have two models",
@@ -202,7 +209,7 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
     groups: dict[str, dict[str, _Side]] = {}
     for name, runs in chosen.items():
         for run in runs:
-            sides = groups.setdefault(json.dumps(alike(run, experiment), sort_keys=True), {})
+            sides = groups.setdefault(_group(run, experiment), {})
             model = {each: run.spec.get(each) for each in _OF_MODEL}
             if name not in sides or sides[name].model != model:
                 sides[name] = _Side(name, model)
@@ -212,6 +219,7 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
         names.sort(key=lambda name: -len({other for sides in groups.values() if name in sides
                                           for other in sides}))
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], each) for each in names[1:]]
+    sets = _sets(groups.values())
     rows: list[Difference] = []
     done: dict[str, None] = {}
     used: set[str] = set()
@@ -220,7 +228,7 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
         both = [sides for sides in groups.values() if a in sides and b in sides]
         before = len(rows)
         for sides in both:
-            rows += _differences(experiment, sides[a], sides[b], everything=everything)
+            rows += _differences(experiment, sides[a], sides[b], sets, everything=everything)
             done[_done(experiment, sides[a].runs[-1])] = None
             remarks.update(dict.fromkeys(_alone(experiment, sides[a], sides[b])))
             used.update(run.name for side in (sides[a], sides[b]) for run in side.runs)
@@ -231,11 +239,32 @@ def _rows(experiment: Experiment, chosen: Mapping[str, Sequence[Run]], *, all_pa
             remarks[f"not compared: {reason.seen}"] = None
     if not rows:
         raise reason
-    remarks.update(dict.fromkeys(
-        f"the run {run.name} takes no part: no other model was measured like it, or its own model "
-        "was measured anew with other weights"
-        for runs in chosen.values() for run in runs if run.name not in used))
+    first = None if all_pairs else names[0]
+    idle = [(name, run) for name, its in chosen.items() for run in its if run.name not in used]
+    remarks.update(dict.fromkeys(f"the run {run.name} takes no part: " + _left_out(
+        run, name, groups[_group(run, experiment)], first) for name, run in idle))
     return rows, tuple(each for each in done if each), tuple(remarks)
+
+
+def _left_out(run: Run, name: str, sides: Mapping[str, _Side], first: str | None) -> str:
+    """Say why a run has no row; ``first`` is the model that all are held against, if one is."""
+    if first is not None and len(sides) > 1 and any(run is each for each in sides[name].runs):
+        return f"{first} was not measured like it; --all-pairs compares it with other models"
+    return ("no other model was measured like it, or its own model was measured anew with other "
+            "weights")
+
+
+def _sets(groups: Iterable[Mapping[str, _Side]]) -> dict[str, set[str]]:
+    """Return the digests of the images of each name, of those that two models were measured on."""
+    found: dict[str, set[str]] = {}
+    for run in (run for sides in groups if len(sides) > 1 for side in sides.values()
+                for run in side.runs):
+        found.setdefault(str(run.spec["data"]), set()).add(str(run.spec.get("data_digest")))
+    return found
+
+
+def _group(run: Run, experiment: Experiment) -> str:
+    return json.dumps(alike(run, experiment), sort_keys=True)
 
 
 def _alone(experiment: Experiment, a: _Side, b: _Side) -> Iterator[str]:
@@ -259,18 +288,21 @@ def _done(experiment: Experiment, run: Run) -> str:
     return f"{words[:1].upper()}{words[1:].rstrip('.')}." if words else ""
 
 
-def _differences(experiment: Experiment, a: _Side, b: _Side, *, everything: bool
-                 ) -> Iterator[Difference]:
+def _differences(experiment: Experiment, a: _Side, b: _Side, sets: Mapping[str, set[str]], *,
+                 everything: bool) -> Iterator[Difference]:
+    """Yield in what two models differ; ``sets`` has the digests of the images of each name."""
     shared = [key for key in a.outcomes if key in b.outcomes]
     if a.parts and b.parts and not a.parts & b.parts:
         return  # what their parts share, such as clean images, is not what was asked for
     run = a.runs[-1]
     variant = experiment.layout.variant(_facts(experiment, run))
+    data = printable(str(run.spec["data"]))
+    if len(sets[str(run.spec["data"])]) > 1:
+        data += f" ({short(str(run.spec.get('data_digest')))})"
     for (part, name), words, higher in _measures(experiment, shared, everything=everything):
         found = paired_difference(a.outcomes[part, name].holds, b.outcomes[part, name].holds)
         if found.n:  # otherwise nothing is known of it
-            yield Difference(a.name, b.name, printable(str(run.spec["data"])), variant, words,
-                             name, found, math.nan, higher)
+            yield Difference(a.name, b.name, data, variant, words, name, found, math.nan, higher)
 
 
 def _measures(experiment: Experiment, shared: Sequence[tuple[Part, str]], *, everything: bool

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype
 from scipy.stats import binomtest, norm, ttest_1samp
 from scipy.stats import t as student
 
@@ -170,8 +171,8 @@ def paired_difference(outcomes_a: pd.Series[Any], outcomes_b: pd.Series[Any], *,
 
     Args:
         outcomes_a, outcomes_b: nullable flags by image, such as `rotation_outcomes` and
-            `pgd_outcomes` return, or numbers from -1 to 1; images that are NA for either model are
-            left out.
+            `pgd_outcomes` return, or numbers from -1 to 1, whose means are compared; images that
+            are NA for either model are left out.
         confidence: coverage of the interval, in (0, 1).
 
     Raises OutputError when the two do not speak of the same images.
@@ -188,7 +189,7 @@ def paired_difference(outcomes_a: pd.Series[Any], outcomes_b: pd.Series[Any], *,
         nan = math.nan
         return PairedDifference(0, 0, 0, nan, nan, nan, nan, nan, nan)
     rate_a, rate_b = (100 * float(each.sum()) / n for each in (a, b))
-    if not both.isin([0, 1]).all(axis=None):
+    if not all(is_bool_dtype(each.dtype) for each in (outcomes_a, outcomes_b)):
         low, high, p_value = _means_test((a - b).to_numpy(), confidence)
         return PairedDifference(n, only_a, only_b, rate_a, rate_b, rate_a - rate_b, low, high,
                                 p_value, of_means=True)

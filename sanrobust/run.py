@@ -99,16 +99,17 @@ def measure_part(experiment: Experiment, settings: object, models: ModelConfig,
 def tabulate(folders: Sequence[Path], failed: Mapping[str, SanrobustError], how: RunConfig
              ) -> Summary | Unfinished:
     """Return the table of runs, or what is missing of them; raises where there is no run."""
-    problem = _summed_up(failed) if failed else None
+    problem = _summed_up(failed, has_table=bool(folders)) if failed else None
     if problem is not None and not folders:
         raise problem
     return summarise_parts([open_run(folder) for folder in folders], how.out,
                            max_failed=how.max_failed, problem=problem)
 
 
-def _summed_up(failed: Mapping[str, SanrobustError]) -> SanrobustError:
+def _summed_up(failed: Mapping[str, SanrobustError], *, has_table: bool) -> SanrobustError:
     first = next(iter(failed.values()))
     if len(failed) == 1:
         return first
     return type(first)("every model asked for must run", seen=f"{', '.join(failed)} did not",
-                       hint="see the lines above; the other models are in the table")
+                       hint="see the lines above" + (
+                           "; the other models are in the table" if has_table else ""))

@@ -131,6 +131,7 @@ def shown(rows: Sequence[Support]) -> list[str]:
         lines += [f"{model:<{width}}" + "".join(
             f"{found[name]:<{_WIDTH}}" for name in names).rstrip()
             for model, found in models.items()] + [""]
+    lines.append("Seen of what small networks call:")
     return [*lines, *(f"{word:<{_WIDTH}}{meaning}" for word, meaning in MEANINGS.items())]
 
 

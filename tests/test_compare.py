@@ -206,7 +206,7 @@ def test_runs_that_were_measured_otherwise_are_refused(
 
 
 @pytest.mark.parametrize(("models", "told"), [
-    ((A,), "there is resnet26.digits alone"), ((A, "resnet26"), "named once"),
+    ((A,), "resnet26.digits alone is named"), ((A, "resnet26"), "named once"),
     ((A, "resnet99"), "there are resnet26.digits, san10-pair.digits"),
 ])
 def test_names_that_cannot_be_meant(measured: Path, models: tuple[str, ...], told: str) -> None:

@@ -204,7 +204,7 @@ def test_a_missing_labels_file_is_named_with_its_option(flat: tuple[Path, Path])
 
 
 def test_a_flat_folder_without_labels_asks_for_them(flat: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError, match="pass --labels FILE") as caught:
+    with pytest.raises(DataError, match="measure with --labels FILE") as caught:
         class_folders(flat[0])
     assert "2 images are (the first is a.png) directly in" in _sentence(caught)
 

@@ -19,6 +19,7 @@ from sanrobust.errors import OutputError, UsageError
 from sanrobust.data.views import VIEWS
 from sanrobust.tables import (Table, paper_tables, to_csv, to_latex, to_markdown, to_text,
                               with_paper, write_table)
+from sanrobust.tables.entries import entries
 from sanrobust.tables.grid import printed
 from sanrobust.tables.latex import escape as escape_latex
 from sanrobust.tables.markdown import escape as escape_markdown
@@ -143,11 +144,25 @@ def test_budgets_stand_in_the_order_of_the_paper_however_given() -> None:
 
 
 def test_models_stand_in_the_groups_of_the_paper_and_others_behind() -> None:
-    names = ["mine", "san19-pair", "san10-patch.x", "resnet26"]
+    names = ["mine", "san19-pair", "san10-patch", "resnet26"]
     latex = to_latex(rotation_table([rotation_row(name) for name in names]))
     body = latex.split(r"\midrule", 1)[1]
     groups = [re.findall(r"^ +(\S+) &", group, re.M) for group in body.split(r"\midrule")]
     assert groups == [["ResNet26", "SAN10-patch"], ["SAN19-pair"], ["mine"]]
+
+
+@pytest.mark.parametrize(("data", "models", "labels"), [
+    ("digits", ("resnet26.digits", "san10-pair.digits"), ("ResNet26", "SAN10-pair")),
+    ("cifar10", ("resnet26.cifar10", "san10-pair.cifar10-adv"),
+     ("ResNet26", "SAN10-pair (cifar10-adv)")),
+    ("cifar10", ("resnet26.cifar10-adv",), ("ResNet26 (cifar10-adv)",)),
+    ("mine", ("resnet26.digits",), ("ResNet26",)),
+    ("mine", ("resnet26.digits", "san10-pair.x"), ("ResNet26 (digits)", "SAN10-pair (x)")),
+    ("digits", ("resnet26.digits", "resnet26.x"), ("ResNet26 (digits)", "ResNet26 (x)"))])
+def test_weights_of_another_kind_are_told(data: str, models: tuple[str, ...],
+                                          labels: tuple[str, ...]) -> None:
+    table = rotation_table([rotation_row(model, data=data) for model in models])
+    assert tuple(entry.label for entry in entries(table)) == labels
 
 
 def test_highest_accuracy_and_lowest_success_of_a_group_are_bold() -> None:
@@ -192,7 +207,7 @@ def test_zero_images_render_as_dashes_and_say_so() -> None:
 
 
 def test_ours_paper_and_difference_stand_below_each_other() -> None:
-    table = with_paper(rotation_table([rotation_row("san10-pair.x", 75.0, data="imagenet")]))
+    table = with_paper(rotation_table([rotation_row("san10-pair.in1k", 75.0, data="imagenet")]))
     assert latex_line(table, "SAN10-pair (ours)")[1:4] == ["75.0", "75.0", "64.5(10.5)"]
     assert latex_line(table, r"\quad paper")[1:4] == ["74.9", "92.1", "51.8(23.1)"]
     assert latex_line(table, r"\quad difference")[1:4] == ["$+$0.1", "$-$17.1", "$+$12.7"]

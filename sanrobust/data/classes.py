@@ -12,6 +12,7 @@ from pathlib import Path
 from sanrobust.csvfiles import shown
 from sanrobust.data.imageset import ImageSet
 from sanrobust.errors import DataError
+from sanrobust.registry import closest, did_you_mean
 
 IMAGENET_CLASSES = 1000
 ADVICE = ("choose other images with --data, map folders to classes with --class-map FILE, or name "
@@ -21,7 +22,7 @@ _MOST_NAMED = 5
 
 
 def fit_classes(images: ImageSet, *, names: tuple[str, ...] | None, num_classes: int, model: str,
-                advice: str = ADVICE) -> ImageSet:
+                advice: str = ADVICE, called: str | None = None) -> ImageSet:
     """Return the images labelled with the indices of the model's logits.
 
     Where both sides know their classes by name, each label becomes the index that its name has in
@@ -35,6 +36,7 @@ def fit_classes(images: ImageSet, *, names: tuple[str, ...] | None, num_classes:
         num_classes: length of the logits.
         model: what to call the model in an error.
         advice: what to do about an error.
+        called: what to call the images in an error; None for their own name.
 
     Raises DataError when the model does not know a class of the images, a label has no logit, or
     the set knows its number of classes and it is not the model's.
@@ -42,10 +44,11 @@ def fit_classes(images: ImageSet, *, names: tuple[str, ...] | None, num_classes:
     known = names or _imagenet_names(images, num_classes)
     if known is not None and images.classes is not None \
             and not (known == imagenet_names() and _are_indices(images.classes)):
-        return _by_name(images, known, model, advice)
+        return _by_name(images, known, model, advice, called or images.name)
     if images.num_classes not in (None, num_classes):
         raise DataError(f"data for {model} must have its {num_classes} classes",
-                        seen=f"{images.name} has {images.num_classes}", hint=advice)
+                        seen=f"{called or images.name} has {images.num_classes}",
+                        hint=_meant(images.name) + advice)
     _require_logits(images, num_classes, model, advice)
     return images
 
@@ -76,6 +79,13 @@ def listed(names: Sequence[str]) -> str:
     return f"{first} and {more} more" if more > 0 else first
 
 
+def _meant(name: str) -> str:
+    """Return the beginning of a hint where images are called nearly as a known dataset is."""
+    from sanrobust.data.catalog import DATASETS
+    match = None if name in DATASETS else closest(name, DATASETS.names())
+    return f"did you mean --data-name {match}? " if match else ""
+
+
 def _are_indices(classes: Sequence[str]) -> bool:
     """Say whether classes are called by nothing but their indices, ``0``, ``1`` and so on."""
     return all(name == str(index) for index, name in enumerate(classes))
@@ -92,7 +102,8 @@ def _imagenet_names(images: ImageSet, num_classes: int) -> tuple[str, ...] | Non
     return None if is_other else names
 
 
-def _by_name(images: ImageSet, names: tuple[str, ...], model: str, advice: str) -> ImageSet:
+def _by_name(images: ImageSet, names: tuple[str, ...], model: str, advice: str, called: str
+             ) -> ImageSet:
     assert images.classes is not None
     places = {_composed(name): index for index, name in enumerate(names)}
     used = sorted({ref.label for ref in images.refs})
@@ -102,9 +113,9 @@ def _by_name(images: ImageSet, names: tuple[str, ...], model: str, advice: str) 
         lacking = [name for name in places if name not in own.values()]
         is_short = 0 < len(lacking) <= _MOST_NAMED
         also = f", and lacks {listed(lacking)} of {model}" if is_short else ""
-        raise DataError(f"the classes of {images.name} must be classes of {model}",
-                        seen=f"{images.name} has {listed(unknown)}, which {model} does not "
-                             f"know{also}", hint=advice)
+        raise DataError(f"the classes of {called} must be classes of {model}",
+                        seen=f"{called} has {listed(unknown)}, which {model} does not "
+                             f"know{also}", hint=did_you_mean(unknown[0], places) + advice)
     if images.classes == names:
         return images
     return images.relabelled({label: places[own[label]] for label in used},

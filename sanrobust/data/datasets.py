@@ -82,7 +82,7 @@ def _as_known(images: ImageSet, info: Dataset) -> ImageSet:
     known = DATASETS.get(info.classes)
     fitted = fit_classes(images, names=known.class_names, num_classes=known.num_classes,
                          model=info.name, advice="map folders to classes with --class-map FILE, "
-                         "or leave --data-name out")
+                         "or leave --data-name out", called="what --data names")
     same = {ref.label: ref.label for ref in fitted.refs}
     return fitted.relabelled(same, num_classes=known.num_classes,
                              classes=fitted.classes or known.class_names)

@@ -129,7 +129,8 @@ def _by_class(folder: Path) -> tuple[dict[str, Listing], Listing]:
     if rest.images:
         raise DataError("images must lie in one subfolder per class",
                         seen=f"{counted(rest.images, 'image')} directly in {folder}",
-                        hint="pass --labels FILE, a CSV with the columns file,class_index")
+                        hint="give the folder of those subfolders, or measure with --labels "
+                             "FILE, a CSV with the columns file,class_index")
     _require_images(folder, [path for below in found.values() for path in below.images])
     if SPLIT_NAMES.issuperset(found):
         example = folder / next(iter(found))

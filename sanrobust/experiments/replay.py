@@ -242,8 +242,8 @@ def _legend(known: Container[str]) -> str:
     return "; ".join([*([", ".join(told) + unit] if told else []), (
         f"top-1 is the accuracy on the saved images{success} and transfer, of those broken on the "
         "model that they were made for, the share that is broken here too (lower is better); an "
-        "image is broken where it is classified as its target or, without one, misclassified, on "
-        "that model only where it was right before the attack.")])
+        "image with a target is broken where it is classified as that; one without where it is "
+        "misclassified, on that model only if it was right before the attack.")])
 
 
 def _source(facts: Facts) -> tuple[str, str]:

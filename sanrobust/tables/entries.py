@@ -13,6 +13,7 @@ from pathlib import PurePath
 import pandas as pd
 
 from sanrobust import paper
+from sanrobust.data.catalog import DATASETS
 from sanrobust.experiments.layout import Entry, Layout, Part
 from sanrobust.files import printable
 from sanrobust.tables.table import MODEL_FACTS, PAPER_PREFIX, Table, architecture, network
@@ -111,8 +112,23 @@ def label_of(model: str) -> str:
 
 
 def _labelled(raw: Sequence[Entry]) -> list[Entry]:
-    """Tell equal labels apart by the weights' tag, by whatever else differs, or by number."""
-    return _apart(_apart(_apart(raw, _tag), _differences), _number)
+    """Tell equal labels apart by the weights' tag, by whatever else differs, or by number; the tag
+    stands too at weights of another kind than the rest or than those of the dataset."""
+    return _apart(_apart(_of_a_kind(_apart(raw, _tag)), _differences), _number)
+
+
+def _of_a_kind(raw: Sequence[Entry]) -> list[Entry]:
+    """Add the tag to networks of the paper, called as it calls them, that it would not expect."""
+    bare = {name: each for name, each in enumerate(raw)
+            if network(each.model) in paper.DISPLAY_NAMES and each.label == label_of(each.model)}
+    tags = {weights_tag(each.model) for each in raw if network(each.model) in paper.DISPLAY_NAMES}
+    result = list(raw)
+    for number, entry in bare.items():
+        tag = weights_tag(entry.model)
+        known = DATASETS.get(entry.data).tag if entry.data in DATASETS else None
+        if tag and tag != known and (known is not None or len(tags) > 1):
+            result[number] = replace(entry, label=f"{entry.label} ({tag})")
+    return result
 
 
 def _apart(raw: Sequence[Entry], suffix: Callable[[Entry, Sequence[Entry]], str]) -> list[Entry]:
@@ -128,7 +144,12 @@ def _apart(raw: Sequence[Entry], suffix: Callable[[Entry, Sequence[Entry]], str]
 def _tag(entry: Entry, namesakes: Sequence[Entry]) -> str:
     if len({other.model for other in namesakes}) == 1:
         return ""
-    return entry.model.partition(".")[2]
+    return weights_tag(entry.model)
+
+
+def weights_tag(model: str) -> str:
+    """Return the tag of a model's full name, ``arch.tag``; empty without one."""
+    return model.partition(".")[2]
 
 
 def _differences(entry: Entry, namesakes: Sequence[Entry]) -> str:
