@@ -26,7 +26,8 @@ ATTACKED = {"success": "s. rate", "top1_adv": "top-1"}
 BUDGETS = {2: "n = 2 (ε = 8, ρ = 4)", 4: "n = 4 (ε = 8, ρ = 2)"}
 # What is measured beside the paper's tables: folder, table and column.
 OTHERS = {"upright": ("", "rotation", "none_top1"),
-          "AutoAttack within 8/255": ("autoattack", "pgd", "top1_adv")}
+          "AutoAttack within 8/255": ("autoattack", "pgd", "top1_adv"),
+          "attack by rotation and translation, whole grid": ("spatial", "spatial", "grid_top1")}
 TRAINED_AGAIN = ("resnet26", "san10-pair", "san10-patch")
 TAGS = ("cifar10", "cifar10-s1", "cifar10-s2")
 TITLES = {"resnet": "ResNet", "san": "SAN"}
