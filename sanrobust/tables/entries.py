@@ -118,16 +118,18 @@ def _labelled(raw: Sequence[Entry]) -> list[Entry]:
 
 
 def _of_a_kind(raw: Sequence[Entry]) -> list[Entry]:
-    """Add the tag to networks of the paper, called as it calls them, that it would not expect."""
-    bare = {name: each for name, each in enumerate(raw)
-            if network(each.model) in paper.DISPLAY_NAMES and each.label == label_of(each.model)}
-    tags = {weights_tag(each.model) for each in raw if network(each.model) in paper.DISPLAY_NAMES}
-    result = list(raw)
-    for number, entry in bare.items():
+    """Add the tag to networks called as the paper calls them whose weights a reader cannot expect:
+    others than the dataset has or, on images that no weights are known for, one kind of several."""
+    of_paper = [each for each in raw if network(each.model) in paper.DISPLAY_NAMES]
+    are_several = len({weights_tag(each.model) for each in of_paper}) > 1
+    result = []
+    for entry in raw:
         tag = weights_tag(entry.model)
         known = DATASETS.get(entry.data).tag if entry.data in DATASETS else None
-        if tag and tag != known and (known is not None or len(tags) > 1):
-            result[number] = replace(entry, label=f"{entry.label} ({tag})")
+        is_odd = tag != known if known is not None else are_several
+        is_bare = entry in of_paper and entry.label == label_of(entry.model)
+        result.append(replace(entry, label=f"{entry.label} ({tag})")
+                      if tag and is_odd and is_bare else entry)
     return result
 
 
