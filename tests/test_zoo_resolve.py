@@ -295,3 +295,11 @@ def test_verify_notices_tensors_swapped_together_with_their_hash(tmp_path: Path,
     (home / "index.json").write_text(json.dumps(index))
     found = verify(catalog.find("san10-pair.mine"))
     assert (found.status, "recorded digest" in found.detail) == ("failed", True)
+
+
+def test_what_is_shown_otherwise_than_in_training_is_told() -> None:
+    name = "resnet26.untrained-small"
+    assert create_model(name).assumed == ""
+    assert create_model(name, overrides={"img_size": 32}).assumed == ""
+    assert create_model(name, overrides={"img_size": 64}).assumed == (
+        f"{name} is shown images otherwise than in its training: img_size 64 for 32")

@@ -55,8 +55,8 @@ def _normalisation(subject: Subject) -> Finding:
         return Finding(WRONG if is_wrong else LOOK, seen, advice, numbers)
     seen += ", and no more if the pixels are read otherwise"
     if any(word in subject.assumed for word in ("mean", "deviation")):
-        return Finding(LOOK, f"{seen}; its normalisation was assumed", "say how the network "
-                       "wants its pixels: --mean and --std, or --no-normalize", numbers)
+        return Finding(LOOK, f"{seen}; its normalisation was assumed or changed", "say how the "
+                       "network wants its pixels: --mean and --std, or --no-normalize", numbers)
     return Finding(OK, seen, numbers=numbers)
 
 

@@ -54,7 +54,8 @@ class Classifier(nn.Module):
         classes: name of each class, by index; None when unknown.
         code: digest of the code behind the network (`sanrobust.zoo.code`); None where an
             installed library's name says which it is, computed when empty.
-        assumed: what nobody said of its preprocessing and was assumed, one sentence.
+        assumed: what nobody said of its preprocessing and was assumed, or what was chosen
+            otherwise than in its training, one sentence.
 
     Raises UsageError for names that are not K different ones, and ModelError when the probe gives
     anything but finite logits (B, K) or a forward pass anything but logits (B, K), with gradients

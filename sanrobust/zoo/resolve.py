@@ -296,4 +296,15 @@ def _classifier(entry: Entry, network: torch.nn.Module, overrides: Mapping[str, 
     require_side(side, side, smallest_input(entry.architecture))
     return Classifier(network, name=name or entry.name, preprocessing=preprocessing,
                       num_classes=entry.architecture.num_classes, source=source,
-                      classes=entry.classes, code=None)
+                      classes=entry.classes, code=None,
+                      assumed=_changed(name or entry.name, entry.preprocessing, preprocessing))
+
+
+def _changed(name: str, trained: Preprocessing, chosen: Preprocessing) -> str:
+    """Return a sentence on what is done to images otherwise than in training; empty for nothing."""
+    changes = [f"{field.name} {getattr(chosen, field.name)} for {getattr(trained, field.name)}"
+               for field in fields(Preprocessing)
+               if getattr(chosen, field.name) != getattr(trained, field.name)]
+    if not changes:
+        return ""
+    return f"{name} is shown images otherwise than in its training: {'; '.join(changes)}"
