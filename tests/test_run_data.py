@@ -98,6 +98,11 @@ def test_images_called_a_known_set_are_measured_with_its_networks(
         _save(tmp_path / "val" / name / "0.png", index)
     asked = ("rotate", "-m", "resnet26", "--data", "val", "--out", "o")
     assert "resnet26.in1k must have its 1000 classes" in command(*asked).output
+    assert "did you mean --data-name cifar10?" in command(*asked, "--data-name", "CIFAR").output
+    assert "without blanks around it" in command(*asked, "--data-name", "cifar10 ").output
     done = command(*asked, "--data-name", "cifar10")
     assert done.exit_code == 0, done.output
     assert list(pd.read_csv("o/rotation.csv")["model"]) == ["resnet26.cifar10"]
+    (tmp_path / "val" / "cat").rename(tmp_path / "val" / "Cat")
+    refused = command(*asked, "--data-name", "cifar10")
+    assert refused.exit_code == 3 and "did you mean cat?" in refused.output, refused.output
