@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +17,12 @@ from scipy.stats import ttest_ind
 
 from sanrobust.comparison import CLEAR
 from sanrobust.metrics import holm
+from sanrobust.paper import DISPLAY_NAMES, GROUPS
 
 RESULTS = Path(__file__).parent.parent / "results"
 PHOTOGRAPHS = RESULTS / "cifar10"
-GROUPS = (10, 15, 19)
 RESNETS = {10: "resnet26", 15: "resnet38", 19: "resnet50"}
+"""The ResNet of each depth of SANs."""
 TURNS = {"cw90": "clockwise 90°", "cw180": "clockwise 180°", "cw270": "clockwise 270°",
          "updown": "upside-down"}
 ATTACKED = {"success": "s. rate", "top1_adv": "top-1"}
@@ -30,7 +33,6 @@ OTHERS = {"upright": ("", "rotation", "none_top1"),
           "attack by rotation and translation, whole grid": ("spatial", "spatial", "grid_top1")}
 TRAINED_AGAIN = ("resnet26", "san10-pair", "san10-patch")
 TAGS = ("cifar10", "cifar10-s1", "cifar10-s2")
-TITLES = {"resnet": "ResNet", "san": "SAN"}
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,23 @@ class Claim:
     lines: tuple[Line, ...]
 
 
+@cache
+def read(path: Path) -> pd.DataFrame:
+    """Return a table of results."""
+    return pd.read_csv(path)
+
+
 def drops(worse: str) -> tuple[Line, ...]:
     """Return that pairwise SANs drop less than the ``resnet`` or ``patch`` of their rows."""
     return tuple(Line(f"san{depth}-pair", RESNETS[depth] if worse == "resnet" else
                       f"san{depth}-patch", f"{turn}_top1_drop", f"{shown}: drop in top-1")
-                 for depth in GROUPS for turn, shown in TURNS.items())
+                 for depth in RESNETS for turn, shown in TURNS.items())
 
 
 def attacked(kind: str) -> tuple[Line, ...]:
     """Return that SANs of a kind withstand PGD better than the ResNets of their rows."""
     return tuple(Line(f"san{depth}-{kind}", RESNETS[depth], key, f"attack {shown}: {name}", iters)
-                 for depth in GROUPS for iters, shown in BUDGETS.items()
+                 for depth in RESNETS for iters, shown in BUDGETS.items()
                  for key, name in ATTACKED.items())
 
 
@@ -75,12 +83,12 @@ def upright(pairs: Iterable[tuple[str, str]]) -> tuple[Line, ...]:
 CLAIMS = (
     Claim("Accuracy of pairwise attention",
           "Section 5.2: pairwise SANs match or outperform the convolution of their row.",
-          "rotation", upright((f"san{depth}-pair", RESNETS[depth]) for depth in GROUPS)),
+          "rotation", upright((f"san{depth}-pair", RESNETS[depth]) for depth in RESNETS)),
     Claim("Accuracy of patchwise attention",
           "Section 5.2: patchwise SANs are better still; SAN10 outperforms ResNet38 too, and SAN15 "
           "ResNet50.", "rotation",
-          upright([*((f"san{depth}-patch", RESNETS[depth]) for depth in GROUPS),
-                   *((f"san{depth}-patch", f"san{depth}-pair") for depth in GROUPS),
+          upright([*((f"san{depth}-patch", RESNETS[depth]) for depth in RESNETS),
+                   *((f"san{depth}-patch", f"san{depth}-pair") for depth in RESNETS),
                    ("san10-patch", "resnet38"), ("san15-patch", "resnet50")])),
     Claim("Rotation: pairwise attention against convolution",
           "Section 5.4, Table 9: pairwise SANs are less vulnerable to rotation and flipping than "
@@ -91,7 +99,7 @@ CLAIMS = (
           "Table 9: turned or flipped, pairwise SANs are right more often than the convolution of "
           "their row.", "rotation",
           tuple(Line(f"san{depth}-pair", RESNETS[depth], f"{turn}_top1", f"{shown}: top-1")
-                for depth in GROUPS for turn, shown in TURNS.items())),
+                for depth in RESNETS for turn, shown in TURNS.items())),
     Claim("Rotation: the smallest pairwise network against the largest ResNet",
           "Section 5.4: turned by 180 degrees, SAN10-pair is right more often than ResNet50.",
           "rotation", (Line("san10-pair", "resnet50", "cw180_top1", "clockwise 180°: top-1"),)),
@@ -103,17 +111,9 @@ CLAIMS = (
 )
 
 
-def title(name: str) -> str:
-    """Return a network's name as tables print it: ``SAN10-pair``."""
-    for plain, shown in TITLES.items():
-        if name.startswith(plain):
-            return shown + name.removeprefix(plain)
-    raise ValueError(name)
-
-
 def of_paper(line: Line, table: str) -> float:
     """Return the paper's difference, better minus worse, in points."""
-    rows = pd.read_csv(RESULTS / "paper" / f"{table}.csv").set_index("model")
+    rows = read(RESULTS / "paper" / f"{table}.csv").set_index("model")
     if line.iters is not None:
         rows = rows[rows["iters"] == line.iters]
     return float(rows.loc[line.better, line.column] - rows.loc[line.worse, line.column])
@@ -135,7 +135,7 @@ def measured(line: Line, compared: pd.DataFrame) -> tuple[float, float, float, f
 
 def table(claim: Claim) -> Iterator[str]:
     """Yield the lines of one claim's section."""
-    compared = pd.read_csv(PHOTOGRAPHS / f"compare_{claim.table}.csv")
+    compared = read(PHOTOGRAPHS / f"compare_{claim.table}.csv")
     found = [(line, measured(line, compared)) for line in claim.lines]
     counts = {word: sum(came == word for *_, came in (values for _, values in found))
               for word in ("holds", "contrary", "undecided")}
@@ -149,7 +149,7 @@ def table(claim: Claim) -> Iterator[str]:
     yield "| who | against whom | measure | paper | here | 95 % interval | Holm's p | |"
     yield "| --- | --- | --- | --: | --: | --- | --: | --- |"
     for line, (difference, low, high, p_value, came) in found:
-        yield (f"| {title(line.better)} | {title(line.worse)} | {line.measure} | "
+        yield (f"| {DISPLAY_NAMES[line.better]} | {DISPLAY_NAMES[line.worse]} | {line.measure} | "
                f"{of_paper(line, claim.table):+.1f} | {difference:+.1f} | [{low:+.1f}, "
                f"{high:+.1f}] | {p_shown(p_value)} | {came} |")
     yield ""
@@ -178,7 +178,7 @@ def seeds() -> Iterator[str]:
         came = ("undecided" if p_value >= CLEAR else
                 "holds" if (difference < 0) == less else "contrary")
         table = "rotation" if line.iters is None else "pgd"
-        yield (f"| {title(line.better)} | {title(line.worse)} | {line.measure} | "
+        yield (f"| {DISPLAY_NAMES[line.better]} | {DISPLAY_NAMES[line.worse]} | {line.measure} | "
                f"{of_paper(line, table):+.1f} | {difference:+.1f} | [{low:+.1f}, {high:+.1f}] | "
                f"{p_shown(p_value)} | {came} |")
     yield ""
@@ -197,7 +197,7 @@ def over_runs(line: Line) -> tuple[float, float, float, float]:
 def value(of: str, line: Line, network: str, tag: str) -> float:
     """Return a network's value in the table of the nine, or in that of the others."""
     folder = PHOTOGRAPHS if tag == "cifar10" else PHOTOGRAPHS / "others"
-    rows = pd.read_csv(folder / f"{of}.csv").set_index("model")
+    rows = read(folder / f"{of}.csv").set_index("model")
     if line.iters is not None:
         rows = rows[rows["iters"] == line.iters]
     return float(rows.loc[f"{network}.{tag}", line.column])
@@ -211,15 +211,13 @@ def beyond() -> Iterator[str]:
     yield ""
     yield "| network | " + " | ".join(OTHERS) + " |"
     yield "| --- |" + " --- |" * len(OTHERS)
-    for depth in GROUPS:
-        for name in (RESNETS[depth], f"san{depth}-pair", f"san{depth}-patch"):
-            rates = [rate(folder, of, f"{name}.cifar10", key)
-                     for folder, of, key in OTHERS.values()]
-            yield f"| {title(name)} | " + " | ".join(rates) + " |"
+    for name in chain(*GROUPS):
+        rates = [rate(folder, of, f"{name}.cifar10", key) for folder, of, key in OTHERS.values()]
+        yield f"| {DISPLAY_NAMES[name]} | " + " | ".join(rates) + " |"
     yield ""
     yield "### Trained on attacks"
     yield ""
-    left = pd.read_csv(PHOTOGRAPHS / "adversarial" / "pgd.csv").set_index("model")
+    left = read(PHOTOGRAPHS / "adversarial" / "pgd.csv").set_index("model")
     (count,) = set(left["n"])
     yield (f"On {count} of the images; a network that withstands the attack on a quarter of them "
            "was the aim. ResNet26 was trained for 24 epochs and SAN10-pair for 9, as the attack in "
@@ -231,13 +229,13 @@ def beyond() -> Iterator[str]:
         model = f"{name}.cifar10-adv"
         rates = [rate("adversarial", "pgd", model, key) for key in ("clean_top1", "top1_adv")]
         kept = "yes" if left.loc[model, "top1_adv"] >= 25 else "no"
-        yield f"| {title(name)} | {' | '.join(rates)} | {kept} |"
+        yield f"| {DISPLAY_NAMES[name]} | {' | '.join(rates)} | {kept} |"
     yield ""
 
 
 def rate(folder: str, of: str, model: str, key: str) -> str:
     """Return a rate of a model with its interval, as tables write it."""
-    rows = pd.read_csv(PHOTOGRAPHS / folder / f"{of}.csv")
+    rows = read(PHOTOGRAPHS / folder / f"{of}.csv")
     row = rows[rows["model"] == model].iloc[0]
     return f"{row[key]:.1f} [{row[f'{key}_low']:.1f}, {row[f'{key}_high']:.1f}]"
 

@@ -120,14 +120,15 @@ def _labelled(raw: Sequence[Entry]) -> list[Entry]:
 def _of_a_kind(raw: Sequence[Entry]) -> list[Entry]:
     """Add the tag to networks called as the paper calls them whose weights a reader cannot expect:
     others than the dataset has or, on images that no weights are known for, one kind of several."""
-    of_paper = [each for each in raw if network(each.model) in paper.DISPLAY_NAMES]
-    are_several = len({weights_tag(each.model) for each in of_paper}) > 1
+    are_several = len({_tag_of(each) for each in raw
+                       if network(each.model) in paper.DISPLAY_NAMES}) > 1
     result = []
     for entry in raw:
-        tag = weights_tag(entry.model)
+        tag = _tag_of(entry)
         known = DATASETS.get(entry.data).tag if entry.data in DATASETS else None
         is_odd = tag != known if known is not None else are_several
-        is_bare = entry in of_paper and entry.label == label_of(entry.model)
+        # The label of a network of the paper is not its name, and one told apart has its tag.
+        is_bare = entry.label == label_of(entry.model) != printable(entry.model)
         result.append(replace(entry, label=f"{entry.label} ({tag})")
                       if tag and is_odd and is_bare else entry)
     return result
@@ -146,12 +147,11 @@ def _apart(raw: Sequence[Entry], suffix: Callable[[Entry, Sequence[Entry]], str]
 def _tag(entry: Entry, namesakes: Sequence[Entry]) -> str:
     if len({other.model for other in namesakes}) == 1:
         return ""
-    return weights_tag(entry.model)
+    return _tag_of(entry)
 
 
-def weights_tag(model: str) -> str:
-    """Return the tag of a model's full name, ``arch.tag``; empty without one."""
-    return model.partition(".")[2]
+def _tag_of(entry: Entry) -> str:
+    return entry.model.partition(".")[2]
 
 
 def _differences(entry: Entry, namesakes: Sequence[Entry]) -> str:
