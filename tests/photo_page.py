@@ -30,7 +30,8 @@ BUDGETS = {2: "n = 2 (ε = 8, ρ = 4)", 4: "n = 4 (ε = 8, ρ = 2)"}
 # What is measured beside the paper's tables: folder, table and column.
 OTHERS = {"upright": ("", "rotation", "none_top1"),
           "AutoAttack within 8/255": ("autoattack", "pgd", "top1_adv"),
-          "attack by rotation and translation, whole grid": ("spatial", "spatial", "grid_top1")}
+          "attack by rotation and translation, whole grid": ("spatial", "spatial", "grid_top1"),
+          "15 corruptions: mean error": ("corrupt", "corruptions", "mean_error")}
 TRAINED_AGAIN = ("resnet26", "san10-pair", "san10-patch")
 TAGS = ("cifar10", "cifar10-s1", "cifar10-s2")
 
@@ -207,7 +208,8 @@ def beyond() -> Iterator[str]:
     """Yield what other attacks and corruptions leave of all networks."""
     yield "## Beyond the paper"
     yield ""
-    yield "Accuracy in percent with its 95 % Wilson interval."
+    yield ("Accuracy in percent with its 95 % Wilson interval; of corruptions the mean error, where"
+           " lower is better.")
     yield ""
     yield "| network | " + " | ".join(OTHERS) + " |"
     yield "| --- |" + " --- |" * len(OTHERS)
