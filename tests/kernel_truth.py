@@ -8,12 +8,14 @@ from torch import Tensor
 from sanrobust.kernels import reference
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, DOUBLE, FLOAT, HADAMARD, L, LRL,
-                                                LRLRL, REFLECT, SUBTRACTION, ZEROS, PairwiseArgs,
-                                                PatchwiseArgs, pair_words)
+                                                LRLRL, REFLECT, SUBTRACTION, ZEROS, LocalArgs,
+                                                PairwiseArgs, PatchwiseArgs, pair_words)
 from sanrobust.kernels.reference import Window
 
 PADDING = {"reflect": REFLECT, "zeros": ZEROS}
 ELEMENT = {torch.float32: FLOAT, torch.float64: DOUBLE}
+# What kernels write, and what has its shape.
+WRITTEN = {"out": "grad", "grad_qkv": "qkv"}
 
 
 class Pairwise:
@@ -21,6 +23,7 @@ class Pairwise:
 
     names = ("qkv", "w1", "w2", "table", "offset", "w_mid", "b_mid", "scale", "shift", "grad")
     transposed = {"w1": "w1t", "w2": "w2t", "w_mid": "w_mid_t"}
+    written = {"y": "grad", **WRITTEN}
     args, function = PairwiseArgs, "sanrobust_pairwise"
 
     def __init__(self, *, images=2, height=5, width=6, relation=4, hidden=4, groups=2, channels=16,
@@ -104,6 +107,7 @@ class Patchwise:
 
     names = ("qkv", "key_scale", "key_shift", "w1", "b1", "w2", "b2", "scale", "shift", "grad")
     transposed = {"w1": "w1t", "w2": "w2t"}
+    written = {"y": "grad", **WRITTEN}
     args, function = PatchwiseArgs, "sanrobust_patchwise"
 
     def __init__(self, *, images=2, height=5, width=6, relation=4, hidden=2, groups=2, channels=16,
@@ -137,6 +141,39 @@ class Patchwise:
         return finished(self, reference.aggregation(value, weight, self.window), of)
 
 
+class Local:
+    """One case of scalar attention."""
+
+    names = ("qkv", "embedding", "scale", "shift", "grad")
+    transposed = {}
+    written = WRITTEN
+    args, function = LocalArgs, "sanrobust_local"
+
+    def __init__(self, *, images=2, height=5, width=6, relation=4, groups=1, channels=6,
+                 footprint=3, padding="reflect", content=True, embedded=False, epilogue=True,
+                 seed=0):
+        draw = drawing(seed)
+        self.window = Window(footprint, padding_mode=padding)
+        self.size = (images, height, width)
+        keys = relation if content else 0
+        self.widths = dict(relation=relation, keys=keys, groups=groups, channels=channels)
+        self.extra = {}
+        self.qkv = draw(images * height * width, relation + keys + channels)
+        self.qkv[:, :relation] /= (relation / groups) ** 0.5
+        self.embedding = draw(2, footprint, relation // 2) if embedded else None
+        self.scale, self.shift = epilogue_of(draw, channels, epilogue)
+        self.grad = draw(images * height * width, channels)
+
+    def truth(self, qkv, of):
+        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them."""
+        query, key, value = maps_of(self, qkv)
+        embedding = None if self.embedding is None else of(self.embedding)
+        attended = reference.local_attention(
+            query, key if self.widths["keys"] else None, value, embedding, self.widths["groups"],
+            self.window)
+        return finished(self, attended, of)
+
+
 def drawing(seed):
     """Return a function that draws normal tensors in float64."""
     random = torch.Generator().manual_seed(seed)
@@ -151,8 +188,9 @@ def maps_of(case, qkv):
     """Split rows (P, 2R + O) into maps of queries, keys and values."""
     images, height, width = case.size
     relation, channels = case.widths["relation"], case.widths["channels"]
+    keys = case.widths.get("keys", relation)
     maps = qkv.unflatten(0, (images, height * width)).transpose(1, 2)
-    return maps.unflatten(2, (height, width)).split((relation, relation, channels), 1)
+    return maps.unflatten(2, (height, width)).split((relation, keys, channels), 1)
 
 
 def finished(case, maps, of, relu=torch.relu):
@@ -210,7 +248,7 @@ def arguments(case, dtype, threads):
         if name in held:
             held[other] = held[name].t().contiguous()
     # NaN wherever a kernel forgets to write.
-    for name, like in (("y", "grad"), ("out", "grad"), ("grad_qkv", "qkv")):
+    for name, like in case.written.items():
         held[name] = torch.full_like(held[like], torch.nan)
     images, height, width = case.size
     if case.args is PairwiseArgs and dtype == torch.float32:

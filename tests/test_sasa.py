@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sanrobust.design import SASA, SCALAR, AttentionConfig
 from sanrobust.errors import ModelError, UsageError
-from sanrobust.kernels import functional, local
+from sanrobust.kernels import functional, reference
+from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.local import LocalAttention, sinusoids
 from sanrobust.kernels.local_stem import BlockAttention
 from sanrobust.zoo.build import build, parameter_count, parameter_shapes
@@ -174,15 +175,16 @@ def test_the_weights_shown_are_positive_sum_to_one_and_are_those_used(name: str)
     assert weight.shape[1:3] == (layer.design.heads, window.footprint ** 2)
     assert bool((weight > 0).all())
     assert (weight.sum(2) - 1).abs().max() < 1e-14
-    assert torch.equal(again, attended)
+    assert (again - attended).abs().max() < 1e-14  # a fused sum has another order
 
 
 def test_slices_of_a_batch_attend_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, features = layer_of("sasa"), maps_of(5, 4, 6, 6)
     with torch.no_grad():
         whole = layer(features)
-        monkeypatch.setitem(local.SLICE_VALUES, "cpu", 2 * 2 * 9 * 36)
-        sliced = layer(features)
+        monkeypatch.setitem(reference.SLICE_VALUES, "cpu", 2 * 2 * 9 * 36)
+        with use_backend("reference"):
+            sliced = layer(features)
     # The same sums in other blocks of a matrix product.
     assert (whole - sliced).abs().max() < 1e-14
 

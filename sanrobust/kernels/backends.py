@@ -38,6 +38,7 @@ class ReferenceBackend:
     neighbours = staticmethod(reference.neighbours)
     pairwise_attention = staticmethod(reference.pairwise_attention)
     patchwise_attention = staticmethod(reference.patchwise_attention)
+    local_attention = staticmethod(reference.local_attention)
 
     def refusal(self, call: Call) -> str | None:
         """Return None: the reference computes every legal call."""

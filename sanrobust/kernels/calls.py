@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sanrobust.kernels.plain import Window
 
 Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
-                    "pairwise_attention", "patchwise_attention"]
+                    "pairwise_attention", "patchwise_attention", "local_attention"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,6 @@ class Backend(Protocol):
 
     def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor,
                             mapping: nn.Module, window: Window) -> Tensor: ...
+
+    def local_attention(self, query: Tensor, key: Tensor | None, value: Tensor,
+                        embedding: Tensor | None, heads: int, window: Window) -> Tensor: ...

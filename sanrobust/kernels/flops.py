@@ -76,6 +76,21 @@ def patchwise_backward(grad: Shape, query: Shape, key: Shape, value: Shape,
     return 2 * _pixels(query) * (_layers(matrices) + 2 * footprint ** 2 * value[1])
 
 
+@register_flop_formula(torch.ops.sanrobust.local_attention)
+def local(query: Shape, key: Shape | None, value: Shape, embedding: Shape | None, heads: int,
+          footprint: int, *settings: Any, **kwargs: Any) -> int:
+    """2 * B * H * W * (K2 * (R + O) + K * R): without a key, or an embedding, less its part."""
+    compared = 0 if key is None else query[1]
+    embedded = 0 if embedding is None else footprint * query[1]
+    return 2 * _pixels(query) * (footprint ** 2 * (compared + value[1]) + embedded)
+
+
+@register_flop_formula(torch.ops.sanrobust.local_attention_backward)
+def local_backward(grad: Shape, *args: Any, **kwargs: Any) -> int:
+    """Twice as much as forward."""
+    return 2 * int(local(*args, **kwargs))
+
+
 def _pixels(maps: Shape) -> int:
     return maps[0] * maps[2] * maps[3]
 

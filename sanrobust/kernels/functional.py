@@ -17,6 +17,7 @@ from typing import get_args
 from torch import Tensor, nn
 
 from sanrobust.errors import UsageError
+from sanrobust.kernels import reference
 from sanrobust.kernels.backends import choose
 from sanrobust.kernels.calls import Call
 from sanrobust.kernels.plain import PaddingMode, Window
@@ -141,6 +142,42 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
     return choose(call, backend=backend).patchwise_attention(query, key, value, mapping, window)
 
 
+def local_attention(query: Tensor, key: Tensor | None, value: Tensor,
+                    embedding: Tensor | None = None, *, heads: int = 1, footprint: int,
+                    stride: int = 1, padding_mode: PaddingMode = "reflect",
+                    backend: str | None = None) -> Tensor:
+    """Attend by the softmax over neighbours j of q_i.k_j, of q_i.r_ij, or of their sum.
+
+    Head n holds the channels c with c % N = n. r joins an embedding of j's row offset and one of
+    its column offset, half of the query's channels each (equation 6 and SASA, see ``local``).
+
+    Args:
+        query: (B, R, H, W), R a multiple of N, with an embedding of 2 * N.
+        key: as the query; None compares no features.
+        value: (B, O, H, W), O a multiple of N.
+        embedding: (2, K, R / 2) for a footprint of side K: of row offsets, of column offsets.
+        heads: N.
+
+    Returns (B, O, H', W').
+    """
+    window = make_window(footprint, stride, 1, padding_mode)
+    _require_local(window, query, key, value, embedding, heads)
+    call = Call("local_attention", tuple(_given(query, key, value, embedding)), window)
+    return choose(call, backend=backend).local_attention(query, key, value, embedding, heads,
+                                                         window)
+
+
+def local_weights(query: Tensor, key: Tensor | None, embedding: Tensor | None = None, *,
+                  heads: int = 1, footprint: int, stride: int = 1,
+                  padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
+    """Return the weights (B, N, K2, L) of `local_attention`."""
+    window = make_window(footprint, stride, 1, padding_mode)
+    _require_local(window, query, key, query, embedding, heads)
+    call = Call("dot_product", tuple(_given(query, key)), window)
+    return reference.local_weights(query, key, embedding, heads, window,
+                                   backend=choose(call, backend=backend).name)
+
+
 def make_window(footprint: int, stride: int = 1, dilation: int = 1,
                 padding_mode: PaddingMode = "reflect") -> Window:
     """Return a checked window; raises UsageError when it is not one."""
@@ -158,6 +195,25 @@ def make_window(footprint: int, stride: int = 1, dilation: int = 1,
 def _require(holds: bool, rule: str, seen: str, hint: str) -> None:
     if not holds:
         raise UsageError(rule, seen=seen, hint=hint)
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [each for each in tensors if each is not None]
+
+
+def _require_local(window: Window, query: Tensor, key: Tensor | None, value: Tensor,
+                   embedding: Tensor | None, heads: int) -> None:
+    _require_attention(window, query, query if key is None else key, value)
+    _require(key is not None or embedding is not None, "there must be a key or an embedding",
+             "there is neither", "give one of them")
+    unit = heads if embedding is None else 2 * heads
+    _require(heads >= 1 and query.shape[1] % unit == 0 and value.shape[1] % heads == 0,
+             "channels must be multiples of the heads, those of a query with an embedding of twice "
+             "the heads", f"there are {heads} heads, {query.shape[1]} channels of the query and "
+             f"{value.shape[1]} of the value", "use another number of heads")
+    if embedding is not None:
+        _require_alike(query=query, embedding=embedding)
+        _require_shape("embedding", embedding, (2, window.footprint, query.shape[1] // 2))
 
 
 def _require_attention(window: Window, query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -21,11 +21,13 @@ class FusedBackend:
         name: what users type to ask for it.
         device_type: the only kind of device whose tensors it takes.
         dtypes: the only dtypes it takes.
+        has_local_attention: whether scalar attention is among its fused operators.
     """
 
     name: str
     device_type: str
     dtypes: tuple[torch.dtype, ...]
+    has_local_attention = False
 
     def unavailable(self) -> str | None:
         """Return why this machine has no such kernels, as a clause; None when it has."""
@@ -96,3 +98,12 @@ class FusedBackend:
                                                  backend=self.name)
         folded = folding.fold_patchwise(mapping, relation, folding.accumulator(query.dtype))
         return ops.patchwise_attention(query, key, value, folded, window, backend=self.name)
+
+    def local_attention(self, query: Tensor, key: Tensor | None, value: Tensor,
+                        embedding: Tensor | None, heads: int, window: Window) -> Tensor:
+        """Compute as ``reference.local_attention``, fused where there are such kernels."""
+        if self.has_local_attention and (window.stride, window.dilation) == (1, 1):
+            return ops.local_attention(query, key, value, embedding, heads, window,
+                                       backend=self.name)
+        return reference.local_attention(query, key, value, embedding, heads, window,
+                                         backend=self.name)

@@ -2,7 +2,8 @@
 
 Aggregation is linear in value and in weight, subtraction in query and key: their gradients are
 operators again, which can be differentiated as often as one likes. The fused operators know the
-gradients of the maps alone, everything else being frozen, and only once.
+gradients of the maps alone, everything else being frozen, and only once; scalar attention those of
+its embedding too, so that it is fused in training.
 """
 
 from __future__ import annotations
@@ -131,6 +132,17 @@ def _patchwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
     return (*_wanted(grads, ctx.needs_input_grad), [None] * ctx.matrices, *[None] * 3)
 
 
+def _local_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, heads, footprint, padding_mode, backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = heads, footprint, padding_mode, backend
+
+
+def _local_gradient(ctx: Any, grad: Tensor) -> Gradients:
+    grads = torch.ops.sanrobust.local_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
+
+
 def _wanted(grads: tuple[Tensor, ...], needs: tuple[Any, ...]) -> Gradients:
     return tuple(grad if need else None for grad, need in zip(grads, needs))
 
@@ -166,5 +178,7 @@ operators.subtraction_backward.register_autograd(_subtraction_backward_gradient,
 operators.pairwise_attention.register_autograd(_pairwise_gradient, setup_context=_pairwise_setup)
 operators.patchwise_attention.register_autograd(_patchwise_gradient,
                                                 setup_context=_patchwise_setup)
-for each in (operators.pairwise_attention_backward, operators.patchwise_attention_backward):
+operators.local_attention.register_autograd(_local_gradient, setup_context=_local_setup)
+for each in (operators.pairwise_attention_backward, operators.patchwise_attention_backward,
+             operators.local_attention_backward):
     each.register_autograd(_second_derivative, setup_context=_nothing_to_keep)

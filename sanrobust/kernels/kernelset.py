@@ -72,6 +72,25 @@ class FusedKernels(Kernels, Protocol):
         ...
 
 
+@runtime_checkable
+class LocalKernels(Kernels, Protocol):
+    """A kernel set with scalar attention by heads; heads are groups of channels c with c % N.
+
+    There is a key, an embedding (2, K, R / 2) of row and column offsets, or both.
+    """
+
+    def local(self, query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
+              heads: int, window: Window) -> Tensor:
+        """Return the attended values (B, O, H, W)."""
+        ...
+
+    def local_backward(self, grad: Tensor, query: Tensor, key: Tensor | None, value: Tensor,
+                       embedding: Tensor | None, heads: int,
+                       window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of query, key, value and embedding; what is not there is empty."""
+        ...
+
+
 def _native() -> Kernels:
     from sanrobust.kernels.native.kernels import NativeKernels
     return NativeKernels()
@@ -102,7 +121,19 @@ def fused_kernels(backend: str) -> FusedKernels:
     """Return the kernel set of ``backend``; raises BackendError when it does not attend itself."""
     found = kernels(backend)
     if not isinstance(found, FusedKernels):
-        raise BackendError("fused attention must run on a backend with fused kernels",
-                           seen=f"backend {backend} composes it of elementary operators",
-                           hint="call sanrobust.kernels.functional instead of torch.ops")
+        raise _composed(backend)
     return found
+
+
+def local_kernels(backend: str) -> LocalKernels:
+    """As `fused_kernels`, of scalar attention."""
+    found = kernels(backend)
+    if not isinstance(found, LocalKernels):
+        raise _composed(backend)
+    return found
+
+
+def _composed(backend: str) -> BackendError:
+    return BackendError("fused attention must run on a backend with fused kernels",
+                        seen=f"backend {backend} composes it of elementary operators",
+                        hint="call sanrobust.kernels.functional instead of torch.ops")

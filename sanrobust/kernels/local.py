@@ -11,6 +11,8 @@ Vaswani et al., NIPS 2017 (sinusoids). Logits are not scaled, as in both vision 
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,6 @@ from sanrobust.design import SCALAR, AttentionConfig
 from sanrobust.errors import UsageError
 from sanrobust.kernels import functional
 from sanrobust.kernels.plain import PaddingMode
-from sanrobust.kernels.reference import SLICE_VALUES, SLICE_VALUES_ELSEWHERE
 
 LONGEST_WAVE = 10_000.0
 
@@ -63,20 +64,29 @@ class LocalAttention(nn.Module):
         self.conv2 = nn.Conv2d(channels, query_channels, 1, bias=bias) if design.content else None
         self.conv3 = nn.Conv2d(channels, value_channels, 1, bias=bias)
         relative = design.position == "relative"
-        self.rows = self._embedding(query_channels) if relative else None
-        self.columns = self._embedding(query_channels) if relative else None
+        self.rows = self._initial(query_channels) if relative else None
+        self.columns = self._initial(query_channels) if relative else None
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the attended values (B, O, H', W') of ``features`` (B, C, H, W)."""
-        maps = (self.conv3(features), *self._compared(features))
-        attended = [self._attend(*each)
-                    for each in zip(*(torch.split(map_, self._at_once(features))
-                                      for map_ in maps))]
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
+        query, key = self._compared(features)
+        return functional.local_attention(query, key, self.conv3(features), self.embedding(),
+                                          **self._settings())
 
     def attention_weights(self, features: Tensor) -> Tensor:
         """Return the weights (B, N, K2, L) that ``forward`` uses for ``features`` (B, C, H, W)."""
-        return self._weights(*self._compared(features))
+        return functional.local_weights(*self._compared(features), self.embedding(),
+                                        **self._settings())
+
+    def projections(self) -> tuple[nn.Conv2d, ...]:
+        """Return what makes queries, keys, where content is compared, and values."""
+        return tuple(each for each in (self.conv1, self.conv2, self.conv3) if each is not None)
+
+    def embedding(self) -> Tensor | None:
+        """Return what row and column offsets add to keys, (2, K, Q / 2); None for nothing."""
+        if self.rows is None or self.columns is None:
+            return None
+        return torch.stack((self.rows.t(), self.columns.t()))
 
     def extra_repr(self) -> str:
         """What the transforms do not show when the module is printed."""
@@ -84,49 +94,27 @@ class LocalAttention(nn.Module):
                 f"stride={self.window.stride}, position={self.design.position}, "
                 f"padding_mode={self.window.padding_mode}")
 
-    def _embedding(self, query_channels: int) -> nn.Parameter:
+    def _initial(self, query_channels: int) -> nn.Parameter:
         # So q.r starts with the variance of one query channel, whatever the head's width.
         scale = (query_channels // self.design.heads) ** -0.5
         return nn.Parameter(torch.randn(query_channels // 2, self.window.footprint) * scale)
 
-    def _compared(self, features: Tensor) -> list[Tensor]:
+    def _compared(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """The queries and, where content is compared, the keys."""
         if self.design.position == "absolute":
             features = features + sinusoids(features)
-        return [conv(features) for conv in (self.conv1, self.conv2) if conv is not None]
+        return self.conv1(features), None if self.conv2 is None else self.conv2(features)
 
-    def _attend(self, value: Tensor, *compared: Tensor) -> Tensor:
-        weight = self._weights(*compared).to(value.dtype)
-        return functional.aggregation(
-            value, weight, footprint=self.window.footprint, stride=self.window.stride,
-            padding_mode=self.window.padding_mode)
+    def _settings(self) -> _Settings:
+        return {"heads": self.design.heads, "footprint": self.window.footprint,
+                "stride": self.window.stride, "padding_mode": self.window.padding_mode}
 
-    def _weights(self, query: Tensor, key: Tensor | None = None) -> Tensor:
-        logits = None if self.rows is None else self._offset_logits(query)
-        if key is not None:
-            content = functional.dot_product(
-                query, key, groups=self.design.heads, footprint=self.window.footprint,
-                stride=self.window.stride, padding_mode=self.window.padding_mode)
-            logits = content if logits is None else content + logits
-        assert logits is not None
-        return torch.softmax(logits, dim=-2)
 
-    def _offset_logits(self, query: Tensor) -> Tensor:
-        """q.r (B, N, K2, L) as a sum of its rows' and its columns' part, K + K dots, not K2."""
-        assert self.rows is not None and self.columns is not None
-        heads, stride = self.design.heads, self.window.stride
-        centres = query[:, :, ::stride, ::stride].flatten(2)
-        down, across = (
-            torch.einsum("bcnl,cnk->bnkl", torch.unflatten(half, 1, (-1, heads)),
-                         torch.unflatten(embedded, 0, (-1, heads)))
-            for half, embedded in zip(centres.chunk(2, 1), (self.rows, self.columns)))
-        return (down.unsqueeze(3) + across.unsqueeze(2)).flatten(2, 3)
-
-    def _at_once(self, features: Tensor) -> int:
-        """Images whose weights are kept together; images never mix here."""
-        bound = SLICE_VALUES.get(features.device.type, SLICE_VALUES_ELSEWHERE)
-        height, width = self.window.output_size(features)
-        return max(1, bound // (self.design.heads * self.window.neighbours * height * width))
+class _Settings(TypedDict):
+    heads: int
+    footprint: int
+    stride: int
+    padding_mode: PaddingMode
 
 
 def sinusoids(features: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, accumulator
-from sanrobust.kernels.kernelset import fused_kernels, kernels
+from sanrobust.kernels.kernelset import fused_kernels, kernels, local_kernels
 from sanrobust.kernels.plain import PaddingMode, Window
 from sanrobust.kernels.position import PositionCode, position_table
 
@@ -37,6 +37,8 @@ def _table(position: Tensor, matrices: Sequence[Tensor], window: Window,
 
 _WINDOW = "SymInt footprint, SymInt stride, SymInt dilation, str padding_mode"
 _MAPS = "Tensor query, Tensor key, Tensor value"
+_LOCAL = ("Tensor query, Tensor? key, Tensor value, Tensor? embedding, SymInt heads, "
+          "SymInt footprint, str padding_mode, str backend")
 _FUSED = "Tensor[] matrices, SymInt footprint, str padding_mode, str backend"
 
 
@@ -168,3 +170,35 @@ def patchwise_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, matrices: Sequence[Tensor],
       footprint: int, padding_mode: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+@custom_op("sanrobust::local_attention", mutates_args=(), schema=f"({_LOCAL}) -> Tensor")
+def local_attention(query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
+                    heads: int, footprint: int, padding_mode: str, backend: str) -> Tensor:
+    return local_kernels(backend).local(query, key, value, embedding, heads,
+                                        _same_size(footprint, padding_mode))
+
+
+@local_attention.register_fake
+def _(query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None, heads: int,
+      footprint: int, padding_mode: str, backend: str) -> Tensor:
+    return value.new_empty(value.shape)
+
+
+@custom_op("sanrobust::local_attention_backward", mutates_args=(),
+           schema=f"(Tensor grad, {_LOCAL}) -> (Tensor, Tensor, Tensor, Tensor)")
+def local_attention_backward(grad: Tensor, query: Tensor, key: Tensor | None, value: Tensor,
+                             embedding: Tensor | None, heads: int, footprint: int,
+                             padding_mode: str,
+                             backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return local_kernels(backend).local_backward(grad, query, key, value, embedding, heads,
+                                                 _same_size(footprint, padding_mode))
+
+
+@local_attention_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
+      heads: int, footprint: int, padding_mode: str,
+      backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = ((0,) if each is None else each.shape for each in (query, key, value, embedding))
+    of_query, of_key, of_value, of_embedding = (query.new_empty(shape) for shape in shapes)
+    return of_query, of_key, of_value, of_embedding

@@ -61,6 +61,14 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, folded: Folde
     return attended
 
 
+def local_attention(query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
+                    heads: int, window: Window, *, backend: str) -> Tensor:
+    """Attend by heads with the fused kernels of ``backend``."""
+    attended: Tensor = torch.ops.sanrobust.local_attention(
+        query, key, value, embedding, heads, window.footprint, window.padding_mode, backend)
+    return attended
+
+
 def _spelled(window: Window) -> tuple[int, int, int, str]:
     """A window as the arguments of an operator."""
     return window.footprint, window.stride, window.dilation, window.padding_mode

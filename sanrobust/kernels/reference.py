@@ -74,21 +74,55 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
     return by_slices(attend, (query, key, value), mapping, per_position)
 
 
-def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...], mapping: nn.Module,
-              values_per_position: int) -> Tensor:
+def local_attention(query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
+                    heads: int, window: Window, *, backend: str = NAME) -> Tensor:
+    """Sum the values under the softmax of the logits of each head."""
+
+    def attend(value: Tensor, query: Tensor, *keys: Tensor) -> Tensor:
+        weight = local_weights(query, keys[0] if keys else None, embedding, heads, window,
+                               backend=backend)
+        return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
+
+    maps = (value, query) if key is None else (value, query, key)
+    return by_slices(attend, maps, None, heads * window.neighbours)
+
+
+def local_weights(query: Tensor, key: Tensor | None, embedding: Tensor | None, heads: int,
+                  window: Window, *, backend: str = NAME) -> Tensor:
+    """Return the weights (B, N, K2, L): softmax over neighbours of q.k, q.r or their sum."""
+    logits = None if embedding is None else _offset_logits(query, embedding, heads, window)
+    if key is not None:
+        content = ops.dot_product(query, key, heads, window, backend=backend)
+        logits = content if logits is None else content + logits
+    assert logits is not None
+    return torch.softmax(logits, dim=-2)
+
+
+def _offset_logits(query: Tensor, embedding: Tensor, heads: int, window: Window) -> Tensor:
+    """q.r (B, N, K2, L) as a sum of its rows' and its columns' part, K + K dots, not K2."""
+    centres = query[:, :, ::window.stride, ::window.stride].flatten(2)
+    down, across = (
+        torch.einsum("bcnl,kcn->bnkl", torch.unflatten(half, 1, (-1, heads)),
+                     torch.unflatten(embedded, 1, (-1, heads)))
+        for half, embedded in zip(centres.chunk(2, 1), embedding))
+    return (down.unsqueeze(3) + across.unsqueeze(2)).flatten(2, 3)
+
+
+def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...],
+              mapping: nn.Module | None, values_per_position: int) -> Tensor:
     """Attend a few images at a time where ``mapping`` treats images independently.
 
     Args:
         attend: takes the maps of some images and returns what it makes of them, images first.
         maps: (B, C, H, W) each.
-        mapping: the network that ``attend`` applies.
+        mapping: the network that ``attend`` applies, if any.
         values_per_position: values of its largest tensor for each position of the maps.
     """
     query = maps[0]
     values_per_image = values_per_position * query.shape[-2] * query.shape[-1]
     bound = SLICE_VALUES.get(query.device.type, SLICE_VALUES_ELSEWHERE)
     images = max(1, bound // max(1, values_per_image))
-    if images >= query.shape[0] or _mixes_images(mapping):
+    if images >= query.shape[0] or (mapping is not None and _mixes_images(mapping)):
         return attend(*maps)
     slices = zip(*(torch.split(each, images) for each in maps))
     return torch.cat([attend(*each) for each in slices])

@@ -25,6 +25,8 @@ from sanrobust.errors import first_line
 from sanrobust.kernels.folding import affine
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import VectorAttention
+from sanrobust.kernels.native.attention_rows import scalar_refusal
+from sanrobust.kernels.native.channels_last import PointwiseLayer, ScalarLayer
 from sanrobust.steady import pass_size
 from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.code import origin
@@ -143,7 +145,7 @@ def refusal(network: nn.Module) -> str | None:
     """Return why a network must stay as it is written, as a clause; None when it may change."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return "it has no batch norms"
-    if any(isinstance(module, (VectorAttention, LocalAttention)) for module in network.modules()):
+    if any(isinstance(module, VectorAttention) for module in network.modules()):
         return "it has attention in place of convolutions"
     if any(module.training for module in network.modules()):
         return "it is in train mode, where normalisation depends on the batch"
@@ -192,6 +194,8 @@ def _rewritten(network: nn.Module, images: Tensor, fold: bool, channels_last: bo
             _fold(other, convolution, norm)
         words.append(f"{len(pairs)} batch norms folded")
     if channels_last:
+        if fold and _put_on_rows(other):
+            words.append("attention on rows")
         other = ChannelsLast(other)
         words.append("channels last")
     rows = pass_size(images.shape[-1], images.device)
@@ -203,6 +207,24 @@ def _rewritten(network: nn.Module, images: Tensor, fold: bool, channels_last: bo
     if not error <= ROUNDING * size:  # nor where either is no number
         return Rewritten(network, "", f"its logits, of norm {size:.2g}, would move by {error:.2g}")
     return Rewritten(other.requires_grad_(False), ", ".join(words), None)
+
+
+def _put_on_rows(network: nn.Module) -> bool:
+    """Give scalar attention and the products beside it their form for maps channels last.
+
+    Returns whether there was any; without, convolutions stay as they are.
+    """
+    layers = [(name, module) for name, module in network.named_modules()
+              if isinstance(module, LocalAttention)]
+    if not layers or any(scalar_refusal(module) for _, module in layers):
+        return False
+    for name, module in layers:
+        _put(network, name, ScalarLayer(module))
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.Conv2d and module.kernel_size == module.stride == (1, 1) \
+                and module.groups == 1:
+            _put(network, name, PointwiseLayer(module))
+    return True
 
 
 def _watched(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Pair]]:

@@ -22,10 +22,12 @@ from sanrobust.design import DEFAULTS, AttentionConfig
 from sanrobust.errors import BackendError, UsageError
 from sanrobust.kernels import backends
 from sanrobust.kernels.foldcache import Unchanging
+from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library, pairwise_designs
 from sanrobust.kernels.native.arguments import dense
-from sanrobust.kernels.native.attention_rows import PairwiseRows, PatchwiseRows, projections
+from sanrobust.kernels.native.attention_rows import (LocalRows, PairwiseRows, PatchwiseRows,
+                                                     projections)
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
                                              Transition)
 from sanrobust.kernels.native.tape import Buffers, Program, Tape
@@ -245,8 +247,8 @@ def _unfused(design: AttentionConfig) -> str | None:
     """Return why no fused kernels compute a design; None: they do."""
     if design.attention == "pairwise":
         return pairwise_designs.refusal(design)
-    if design.attention != "patchwise":
-        return f"its attention is {design.attention}, which has no fused kernels"
+    if design.attention in ("scalar", "sasa"):
+        return "its queries have absolute positions" if design.position == "absolute" else None
     released = DEFAULTS[design.attention]
     unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(AttentionConfig)
               if getattr(design, each.name) != getattr(released, each.name)]
@@ -278,12 +280,15 @@ def _layers(network: San) -> Iterator[Layer]:
         for block in network.get_submodule(f"layer{stage}").children():
             assert isinstance(block, SanBlock)
             sam = block.sam
-            assert isinstance(sam, (PairwiseAttention, PatchwiseAttention))
+            assert isinstance(sam, (PairwiseAttention, PatchwiseAttention, LocalAttention))
             yield Block(block.bn1, projections(sam), _rows(sam, block.bn2), block.conv)
         norm = _norm(network, stage)
 
 
-def _rows(sam: PairwiseAttention | PatchwiseAttention, norm: nn.BatchNorm2d) -> AttentionLayer:
+def _rows(sam: PairwiseAttention | PatchwiseAttention | LocalAttention,
+          norm: nn.BatchNorm2d) -> AttentionLayer:
+    if isinstance(sam, LocalAttention):
+        return LocalRows(sam, norm)
     if isinstance(sam, PairwiseAttention):
         return PairwiseRows(sam, norm)
     return PatchwiseRows(sam, norm)

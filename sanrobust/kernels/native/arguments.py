@@ -170,6 +170,24 @@ class PatchwiseArgs(Arguments):
             y=values, out=values, h=pixels * self.hidden, grad=values, grad_qkv=rows)
 
 
+class LocalArgs(Arguments):
+    """Arguments of scalar attention."""
+
+    _fields_ = [*_fields(c_int64, "images height width"),
+                *_fields(c_int32, "relation keys groups channels footprint padding element "
+                                  "threads"),
+                *_fields(c_void_p, "qkv embedding scale shift out grad grad_qkv grad_offset")]
+
+    def elements(self) -> dict[str, int]:
+        """Return how many elements each tensor must have."""
+        pixels = self.images * self.height * self.width
+        rows, values = pixels * (self.relation + self.keys + self.channels), pixels * self.channels
+        return dict(
+            qkv=rows, embedding=2 * self.footprint * (self.relation // 2), scale=self.channels,
+            shift=self.channels, out=values, grad=values, grad_qkv=rows,
+            grad_offset=pixels * 2 * self.footprint * self.groups)
+
+
 class ElementaryArgs(Arguments):
     """Arguments of an elementary operator."""
 
@@ -316,6 +334,7 @@ class RepeatArgs(Arguments):
 STRUCTS: dict[str, type[Arguments]] = {
     **{f"sanrobust_pairwise_{each}": PairwiseArgs for each in ("tuned", "forward", "backward")},
     **{f"sanrobust_patchwise_{each}": PatchwiseArgs for each in ("tuned", "forward", "backward")},
+    **{f"sanrobust_local_{each}": LocalArgs for each in ("tuned", "forward", "backward")},
     **{f"sanrobust_aggregation_{each}": AggregationArgs for each in ("forward", "backward")},
     **{f"sanrobust_subtraction_{each}": SubtractionArgs for each in ("forward", "backward")},
     "sanrobust_pack": PackArgs, "sanrobust_gemm": GemmArgs, "sanrobust_unpool": UnpoolArgs,

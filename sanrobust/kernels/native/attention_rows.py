@@ -1,6 +1,7 @@
-"""The two attentions of a SAN on rows, with the block's second normalisation folded in.
+"""The attentions of a SAN on rows, with the block's second normalisation folded in.
 
-A row holds [query | key | value] of one pixel: (P, 2R + O) float32. Letters: P pixels of all
+A row holds [query | key | value] of one pixel: (P, 2R + O) float32; scalar attention of offsets
+alone has no key. Letters: P pixels of all
 images, R relation channels, O value channels, K2 neighbours, M weight groups, D hidden channels
 of the mapping, C channels of the block, H and W sides of a map.
 """
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sanrobust.kernels import folding
+from sanrobust.kernels import backends, folding
+from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library, pairwise_designs
-from sanrobust.kernels.native.arguments import (REFLECT, ZEROS, PairwiseArgs, PatchwiseArgs,
+from sanrobust.kernels.native.arguments import (LocalArgs, PairwiseArgs, PatchwiseArgs,
                                                 pair_words)
+from sanrobust.kernels.native.checks import PADDINGS
 from sanrobust.kernels.native.layers import (Affine, Pointwise, Projections, Repeated,
                                              take_signs)
 from sanrobust.kernels.native.tape import Rows, Tape
@@ -195,16 +198,87 @@ class PatchwiseRows:
             **_common(self._window, self._affine, tensors))
 
 
+def scalar_refusal(attention: LocalAttention) -> str | None:
+    """Return why no kernel computes a layer of scalar attention on rows, as a clause."""
+    if attention.design.position == "absolute":
+        return "its queries have absolute positions"
+    if attention.window.stride != 1:
+        return "its attention has a stride"
+    if backends.requested() not in (backends.AUTO, "native"):
+        return f"backend {backends.requested()} was asked for"
+    return library.refusal()
+
+
+class ScalarRows:
+    """What the kernels are told of a layer of scalar attention.
+
+    Args:
+        attention: the layer, frozen, without absolute position and with stride 1.
+    """
+
+    def __init__(self, attention: LocalAttention) -> None:
+        self._window, self._heads = attention.window, attention.design.heads
+        embedding = attention.embedding()
+        self._embedding = None if embedding is None else embedding.detach().contiguous()
+        self._compared = attention.conv1.out_channels
+        self._keys = 0 if attention.conv2 is None else self._compared
+        self.outputs = attention.conv3.out_channels
+
+    def args(self, images: int, height: int, width: int, **tensors: Tensor | None) -> LocalArgs:
+        """Return the arguments of a call for maps of this size."""
+        return LocalArgs(
+            images=images, height=height, width=width, relation=self._compared,
+            keys=self._keys, groups=self._heads, channels=self.outputs,
+            footprint=self._window.footprint, padding=PADDINGS[self._window.padding_mode],
+            threads=torch.get_num_threads(), embedding=self._embedding, **tensors)
+
+
+class LocalRows:
+    """Scalar attention on rows, then normalisation and ReLU.
+
+    Args:
+        attention: as `ScalarRows` takes it.
+        norm: the normalisation behind it.
+    """
+
+    def __init__(self, attention: LocalAttention, norm: nn.BatchNorm2d) -> None:
+        self._layer, self._affine = ScalarRows(attention), Affine(norm)
+
+    def forward(self, rows: Rows, tape: Tape) -> Rows:
+        """Return the values (P, O) behind the ReLU; keep them and ``rows``."""
+        out = tape.buffers.take(rows.pixels, self._layer.outputs)
+        tape.call("sanrobust_local_forward", self._args(rows, qkv=rows.values, out=out))
+        tape.write(self, rows, rows.values, out if tape.keep else None)
+        return Rows(out, rows.images, rows.height, rows.width)
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Return the gradient of the rows."""
+        with tape.read(self) as (qkv, out):
+            assert qkv is not None
+            result = tape.buffers.take(*qkv.shape)
+            tape.call("sanrobust_local_backward", self._args(
+                grad, qkv=qkv, out=out, grad=grad.values, grad_qkv=result))
+        tape.buffers.give(grad.values)
+        return Rows(result, grad.images, grad.height, grad.width)
+
+    def _args(self, rows: Rows, **tensors: Tensor | None) -> LocalArgs:
+        return self._layer.args(rows.images, rows.height, rows.width, scale=self._affine.scale,
+                                shift=self._affine.shift, **tensors)
+
+
 def _common(window: Window, affine: Affine,
             tensors: dict[str, Tensor | None]) -> dict[str, int | Tensor | None]:
     return {"footprint": window.footprint,
-            "padding": REFLECT if window.padding_mode == "reflect" else ZEROS,
+            "padding": PADDINGS[window.padding_mode],
             "scale": affine.scale, "shift": affine.shift, **tensors}
 
 
-def projections(attention: PairwiseAttention | PatchwiseAttention) -> Projections:
-    """Return what makes the rows (P, 2R + O) of an attention layer from its input (P, C)."""
-    if isinstance(attention, PairwiseAttention):
+def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttention) -> Projections:
+    """Return what makes the rows of an attention layer from its input (P, C)."""
+    parts: tuple[pairwise_designs.Projection, ...]
+    if isinstance(attention, LocalAttention):
+        parts = tuple(map(pairwise_designs.projection, attention.projections()))
+    elif isinstance(attention, PairwiseAttention):
         parts = pairwise_designs.fold(attention).projections
     else:
         folded = _fold_patchwise(attention)

@@ -17,6 +17,7 @@ class NativeBackend(FusedBackend):
     name = "native"
     device_type = "cpu"
     dtypes = (torch.float32, torch.float64)
+    has_local_attention = True
 
     def unavailable(self) -> str | None:
         """Return why there are no compiled kernels; the first call loads them."""

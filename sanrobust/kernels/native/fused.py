@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
-from sanrobust.kernels.native.arguments import (PairwiseArgs, PatchwiseArgs, dense, sign_words)
+from sanrobust.kernels.native.arguments import (LocalArgs, PairwiseArgs, PatchwiseArgs, dense,
+                                                sign_words)
 from sanrobust.kernels.native.checks import PADDINGS, element_of, require, require_window
 from sanrobust.kernels.native.library import Library
 from sanrobust.kernels.plain import Window
@@ -196,6 +197,90 @@ class PatchwiseCall(AttentionCall):
         """Return shape and dtype of the hidden layer."""
         hidden = (pixels, self._matrices["w2"].shape[1])
         return dict(h=(hidden, torch.float32)) if kind == _EVERYTHING else {}
+
+
+class LocalCall:
+    """One call of scalar attention.
+
+    Args:
+        found: the compiled library.
+        embedding: (2, K, R / 2), those of row and of column offsets; None without.
+        heads: M, groups of channels with weights of their own.
+        window: the neighbours of a position.
+    """
+
+    def __init__(self, found: Library, embedding: Tensor | None, heads: int,
+                 window: Window) -> None:
+        self._library, self._heads, self._window = found, heads, window
+        self._embedding = None if embedding is None else dense(embedding)
+
+    def forward(self, query: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
+        """Return the attended values (B, O, H, W)."""
+        self._require(query, key, value)
+        attended = value.new_empty(value.shape)
+        if value.numel():
+            rows = _rows(*_present(query, key, value))
+            out = value.new_empty(len(rows), value.shape[1])
+            self._run("forward", query, key, value, qkv=rows, out=out)
+            _planar(out, attended)
+        return attended
+
+    def backward(self, grad: Tensor, query: Tensor, key: Tensor | None,
+                 value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of query, key (empty without one), value and embedding.
+
+        The last is empty without one.
+        """
+        self._require(query, key, value)
+        element_of(grad, value)
+        require(grad.shape == value.shape, grad, value)
+        to_query, to_key, to_value = (query.new_zeros(0 if each is None else each.shape)
+                                      for each in (query, key, value))
+        to_embedding = query.new_zeros(0 if self._embedding is None else self._embedding.shape)
+        if value.numel():
+            rows = _rows(*_present(query, key, value))
+            result = torch.empty_like(rows)
+            offset = None if self._embedding is None else rows.new_empty(
+                len(rows), 2, self._window.footprint, self._heads)
+            self._run("backward", query, key, value, qkv=rows, grad=_rows(grad), grad_qkv=result,
+                      grad_offset=offset)
+            _planar(result, *_present(to_query, None if key is None else to_key, to_value))
+            if offset is not None:
+                to_embedding = self._embedded(offset, rows[:, :query.shape[1]])
+        return to_query, to_key, to_value, to_embedding
+
+    def _embedded(self, offset: Tensor, queries: Tensor) -> Tensor:
+        """The gradient (2, K, R / 2) of the embedding from that of its logits (P, 2, K, M)."""
+        halves = queries.unflatten(1, (2, -1, self._heads))
+        return torch.einsum("ptkn,ptcn->tkcn", offset, halves).flatten(2)
+
+    def _run(self, direction: str, query: Tensor, key: Tensor | None, value: Tensor,
+             **tensors: Tensor | None) -> None:
+        images, channels, height, width = value.shape
+        self._library.call(f"sanrobust_local_{direction}", LocalArgs(
+            images=images, height=height, width=width, relation=query.shape[1],
+            keys=0 if key is None else key.shape[1], groups=self._heads, channels=channels,
+            footprint=self._window.footprint, padding=PADDINGS[self._window.padding_mode],
+            element=element_of(query, value), threads=torch.get_num_threads(),
+            embedding=self._embedding, **tensors))
+
+    def _require(self, query: Tensor, key: Tensor | None, value: Tensor) -> None:
+        given = _present(query, key, value, self._embedding)
+        element_of(*given)
+        require_window(self._window, *_present(query, key, value))
+        relation, heads = query.shape[1], self._heads
+        require((self._window.stride, self._window.dilation) == (1, 1) and heads >= 1
+                and (key is None or query.shape == key.shape)
+                and (key is not None or self._embedding is not None)
+                and query.shape[::2] == value.shape[::2] and query.shape[3] == value.shape[3]
+                and relation % heads == 0 and value.shape[1] % heads == 0, *given)
+        if self._embedding is not None:
+            require(relation % (2 * heads) == 0 and self._embedding.shape == (
+                2, self._window.footprint, relation // 2), *given)
+
+
+def _present(*tensors: Tensor | None) -> list[Tensor]:
+    return [each for each in tensors if each is not None]
 
 
 def _rows(*maps: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs,
                                                 SubtractionArgs, dense)
 from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_settings,
                                              require_weight, require_window)
-from sanrobust.kernels.native.fused import PairwiseCall, PatchwiseCall
+from sanrobust.kernels.native.fused import LocalCall, PairwiseCall, PatchwiseCall
 from sanrobust.kernels.plain import Window
 
 
@@ -93,6 +93,18 @@ class NativeKernels:
                            window: Window) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of the maps."""
         return PatchwiseCall(self._library, matrices, window).backward(grad, query, key, value)
+
+    def local(self, query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
+              heads: int, window: Window) -> Tensor:
+        """Attend with the softmax of products."""
+        return LocalCall(self._library, embedding, heads, window).forward(query, key, value)
+
+    def local_backward(self, grad: Tensor, query: Tensor, key: Tensor | None, value: Tensor,
+                       embedding: Tensor | None, heads: int,
+                       window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of the maps and of the embedding."""
+        call = LocalCall(self._library, embedding, heads, window)
+        return call.backward(grad, query, key, value)
 
     def _elementary(self, direction: str, struct: type[ElementaryArgs], window: Window,
                     shape: tuple[int, ...], groups: int, **tensors: Tensor | None) -> None:

@@ -4,6 +4,7 @@
 #include "api.h"
 #include "elementary.h"
 #include "generic.h"
+#include "local.h"
 #include "pairwise.h"
 #include "patchwise.h"
 #include "planar.h"
@@ -23,7 +24,16 @@ Kernel kernel_for(const PatchwiseArgs &args) {
   return san::planar_takes(args) ? kPlanar : san::patchwise_takes(args) ? kTuned : kGeneric;
 }
 
+Kernel kernel_for(const LocalArgs &args) { return san::local_takes(args) ? kTuned : kGeneric; }
+
 // Whether an operator is one of those in api.h, with all that it reads.
+bool is_complete(const LocalArgs &args) {
+  if (args.keys != 0 && args.keys != args.relation) return false;
+  if (args.keys == 0 && !args.embedding) return false;
+  if (args.groups < 1 || args.relation % args.groups || args.channels % args.groups) return false;
+  return !args.embedding || args.relation % (2 * args.groups) == 0;
+}
+
 bool is_complete(const PairwiseArgs &args) {
   if (args.delta < kSubtraction || args.delta > kConcatenation) return false;
   if (args.mapping < kLRL || args.mapping > kLRLRL) return false;
@@ -76,6 +86,16 @@ int backward(const PatchwiseArgs &args) {
   }
 }
 
+int forward(const LocalArgs &args) {
+  if (!is_complete(args)) return kUnsupported;
+  return kernel_for(args) == kTuned ? san::local_forward(args) : san::generic_forward(args);
+}
+
+int backward(const LocalArgs &args) {
+  if (!is_complete(args) || (args.scale && !args.out)) return kUnsupported;
+  return kernel_for(args) == kTuned ? san::local_backward(args) : san::generic_backward(args);
+}
+
 }  // namespace
 
 extern "C" {
@@ -101,6 +121,10 @@ int sanrobust_pairwise_forward(const PairwiseArgs *args) { return guarded(forwar
 int sanrobust_pairwise_backward(const PairwiseArgs *args) { return guarded(backward, args); }
 int sanrobust_patchwise_forward(const PatchwiseArgs *args) { return guarded(forward, args); }
 int sanrobust_patchwise_backward(const PatchwiseArgs *args) { return guarded(backward, args); }
+
+int sanrobust_local_tuned(const LocalArgs *args) { return kernel_for(*args); }
+int sanrobust_local_forward(const LocalArgs *args) { return guarded(forward, args); }
+int sanrobust_local_backward(const LocalArgs *args) { return guarded(backward, args); }
 
 int sanrobust_aggregation_forward(const ElementaryArgs *args) {
   return guarded(san::aggregation_forward, args);

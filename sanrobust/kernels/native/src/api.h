@@ -76,6 +76,26 @@ struct PatchwiseArgs {
   void *grad_qkv;
 };
 
+// Scalar attention. logit[j][g] = the sum over channels c with c % groups = g of query_i[c] key_j[c]
+// (where there are keys), plus, with embeddings, of query_i[c] r[c]: r is rows[.][c] of j's row
+// offset for the first half of the channels and columns[.][c] of its column offset for the others.
+// alpha = softmax over j; y[c] = sum over j of alpha[j][c % groups] value_j[c]. A neighbour outside
+// the map (padding zeros) has key 0 and value 0. Output as in PairwiseArgs.
+struct LocalArgs {
+  int64_t images, height, width;
+  int32_t relation, keys;    // channels of queries; of keys: as many, or 0
+  int32_t groups, channels;
+  int32_t footprint, padding, element, threads;
+  const void *qkv;           // [pixels][relation + keys + channels]
+  const void *embedding;     // rows, columns: [2][footprint][relation / 2]; or null
+  const void *scale, *shift; // [channels], or null
+  void *out;                 // [pixels][channels]; backward with scale reads it
+  const void *grad;          // backward: gradient of out [pixels][channels]
+  void *grad_qkv;            // backward: [pixels][relation + keys + channels]
+  void *grad_offset;         // backward, or null: gradient of the sum of logits of each row of
+                             // neighbours, then of each column [pixels][2][footprint][groups]
+};
+
 // Elementary operators on planar maps [images][channels][height][width] with stride, dilation;
 // positions = out_height * out_width, out = (side - 1) / stride + 1. Pointers by operator below.
 struct ElementaryArgs {
@@ -152,7 +172,7 @@ struct RepeatArgs {
 };
 
 // Whether backward, with scale, reads off `out` where the relu was open, and not off `y`.
-template <class Args> constexpr bool keeps_out = std::is_same_v<Args, PatchwiseArgs>;
+template <class Args> constexpr bool keeps_out = !std::is_same_v<Args, PairwiseArgs>;
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -164,6 +184,9 @@ int sanrobust_pairwise_forward(const PairwiseArgs *);
 int sanrobust_pairwise_backward(const PairwiseArgs *); // tuned: y, alpha, signs of the forward pass
 int sanrobust_patchwise_forward(const PatchwiseArgs *);
 int sanrobust_patchwise_backward(const PatchwiseArgs *);   // tuned: h of the forward pass
+int sanrobust_local_tuned(const LocalArgs *);
+int sanrobust_local_forward(const LocalArgs *);
+int sanrobust_local_backward(const LocalArgs *);
 int sanrobust_aggregation_forward(const ElementaryArgs *);
 int sanrobust_aggregation_backward(const ElementaryArgs *);
 int sanrobust_subtraction_forward(const ElementaryArgs *);

@@ -8,5 +8,7 @@ int generic_forward(const PairwiseArgs &);
 int generic_backward(const PairwiseArgs &);
 int generic_forward(const PatchwiseArgs &);
 int generic_backward(const PatchwiseArgs &);
+int generic_forward(const LocalArgs &);
+int generic_backward(const LocalArgs &);
 
 }  // namespace san

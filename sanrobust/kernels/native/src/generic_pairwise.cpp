@@ -123,7 +123,7 @@ template <class T> class Pairwise {
       product(logits, last, w2t_, shape_.hidden, shape_.groups, From::kZero);
       if (tile.grads) hidden += layers() * shape_.hidden * lanes;
     }
-    for (int group = 0; group < shape_.groups; group++) normalise(weight + group * lanes);
+    normalise(shape_, weight);
   }
 
   void unweigh(const Tile<T> &tile, const T *weight, T *grad_weight, T *memory) const {
@@ -132,8 +132,7 @@ template <class T> class Pairwise {
     T *hidden = memory + 2 * shape_.relation * lanes;
     T *grad_hidden = hidden + layers() * shape_.neighbours * width;
     const Vector<T> inside = tile.inside();
-    for (int group = 0; group < shape_.groups; group++)
-      unnormalise(weight + group * lanes, grad_weight + group * lanes);
+    unnormalise(shape_, weight, grad_weight);
     std::fill(grad_query, grad_query + shape_.relation * lanes, T(0));
     for (int j = 0; j < shape_.neighbours; j++, hidden += layers() * width) {
       T *first = grad_weight + j * shape_.groups * lanes;
@@ -226,30 +225,6 @@ template <class T> class Pairwise {
       const T *other = table_ + entry.row * shape_.hidden;
       for (int m = 0; m < shape_.hidden; m++) hidden[m * lanes + entry.lane] = other[m];
     });
-  }
-
-  // Softmax over the neighbours of one group.
-  void normalise(T *weight) const {
-    const int step = shape_.groups * lanes, end = shape_.neighbours * step;
-    Vector<T> largest = get(weight), sum{};
-    for (int i = step; i < end; i += step) {
-      const Vector<T> v = get(weight + i);
-      largest = largest > v ? largest : v;
-    }
-    for (int i = 0; i < end; i += step) {
-      const Vector<T> v = exponential(get(weight + i) - largest);
-      put(weight + i, v);
-      sum += v;
-    }
-    const Vector<T> share = T(1) / sum;
-    for (int i = 0; i < end; i += step) put(weight + i, get(weight + i) * share);
-  }
-
-  void unnormalise(const T *weight, T *grad) const {
-    const int step = shape_.groups * lanes, end = shape_.neighbours * step;
-    Vector<T> mean{};
-    for (int i = 0; i < end; i += step) mean += get(weight + i) * get(grad + i);
-    for (int i = 0; i < end; i += step) put(grad + i, get(weight + i) * (get(grad + i) - mean));
   }
 
   Shape shape_;

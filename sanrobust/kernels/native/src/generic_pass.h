@@ -13,6 +13,7 @@ namespace san::lanewise {
 template <class T> struct Tile {
   const Grid &grid;
   int64_t index;
+  int64_t first;    // the image's first pixel
   const T *planes;  // query, key, value
   T *grads;         // the same of the gradient; null in the forward pass
 
@@ -46,6 +47,35 @@ template <class T> void mask(T *values, const T *gate, int count) {
     put(values + i, where_positive<T>(get(gate + i), get(values + i)));
 }
 
+// Softmax over the neighbours of each group.
+template <class T> void normalise(const Shape &shape, T *weight) {
+  const int step = shape.groups * lanes_of<T>, end = shape.neighbours * step;
+  for (int first = 0; first < step; first += lanes_of<T>) {
+    Vector<T> largest = get(weight + first), sum{};
+    for (int i = first + step; i < end; i += step) {
+      const Vector<T> v = get(weight + i);
+      largest = largest > v ? largest : v;
+    }
+    for (int i = first; i < end; i += step) {
+      const Vector<T> v = exponential(get(weight + i) - largest);
+      put(weight + i, v);
+      sum += v;
+    }
+    const Vector<T> share = T(1) / sum;
+    for (int i = first; i < end; i += step) put(weight + i, get(weight + i) * share);
+  }
+}
+
+// From the gradient of the softmax to that of its logits.
+template <class T> void unnormalise(const Shape &shape, const T *weight, T *grad) {
+  const int step = shape.groups * lanes_of<T>, end = shape.neighbours * step;
+  for (int first = 0; first < step; first += lanes_of<T>) {
+    Vector<T> mean{};
+    for (int i = first; i < end; i += step) mean += get(weight + i) * get(grad + i);
+    for (int i = first; i < end; i += step) put(grad + i, get(weight + i) * (get(grad + i) - mean));
+  }
+}
+
 // Sums `N` channels that share a weight over the neighbours of a tile.
 template <class T, int N>
 SAN_INLINE void sum_block(const Tile<T> &tile, const Shape &shape, const T *weight, int channel,
@@ -54,7 +84,7 @@ SAN_INLINE void sum_block(const Tile<T> &tile, const Shape &shape, const T *weig
   Vector<T> sum[N] = {};
   for (int j = 0; j < shape.neighbours; j++) {
     const Vector<T> share = get(weight + j * shape.groups * lanes);
-    const T *value = tile.at(2 * shape.relation + channel, tile.grid.offset[j]);
+    const T *value = tile.at(shape.values() + channel, tile.grid.offset[j]);
     SAN_UNROLL for (int n = 0; n < N; n++)
       sum[n] += share * get(value + n * shape.groups * tile.grid.plane);
   }
@@ -91,8 +121,8 @@ void unaggregate(const Tile<T> &tile, const Shape &shape, const T *grad, T *weig
       Vector<T> sum{};
       for (int channel = group; channel < shape.channels; channel += shape.groups) {
         const Vector<T> g = get(grad + channel * lanes);
-        sum += g * get(tile.at(2 * shape.relation + channel, offset));
-        tile.add(2 * shape.relation + channel, offset, g * share);
+        sum += g * get(tile.at(shape.values() + channel, offset));
+        tile.add(shape.values() + channel, offset, g * share);
       }
       put(weight + at, share);
       put(grad_weight + at, where_positive<T>(inside, sum));
@@ -104,14 +134,15 @@ void unaggregate(const Tile<T> &tile, const Shape &shape, const T *grad, T *weig
 template <class T> struct Ends {
   template <class Args>
   explicit Ends(const Args &args)
-      : scale(typed<T>(args.scale)), shift(typed<T>(args.shift)), y(typed<T>(args.y)),
-        out(typed<T>(args.out)), grad(typed<T>(args.grad)), out_is_kept(keeps_out<Args>) {}
+      : scale(typed<T>(args.scale)), shift(typed<T>(args.shift)), out(typed<T>(args.out)), grad(typed<T>(args.grad)), out_is_kept(keeps_out<Args>) {
+    if constexpr (!std::is_same_v<Args, LocalArgs>) y = typed<T>(args.y);
+  }
 
   // Writes the rows of one image's pixels from a vector per channel.
-  void write(const Tile<T> &tile, int channels, int64_t first_pixel, const T *sum) const {
+  void write(const Tile<T> &tile, int channels, const T *sum) const {
     for (int lane = 0; lane < lanes_of<T>; lane++) {
       if (tile.pixel()[lane] < 0) continue;
-      const int64_t at = (first_pixel + tile.pixel()[lane]) * channels;
+      const int64_t at = (tile.first + tile.pixel()[lane]) * channels;
       for (int c = 0; c < channels; c++) {
         const T v = sum[c * lanes_of<T> + lane];
         if (y) y[at + c] = v;
@@ -121,11 +152,11 @@ template <class T> struct Ends {
   }
 
   // Reads the gradient of y, a vector per channel; 0 in padding.
-  void read(const Tile<T> &tile, int channels, int64_t first_pixel, T *into) const {
+  void read(const Tile<T> &tile, int channels, T *into) const {
     std::fill(into, into + channels * lanes_of<T>, T(0));
     for (int lane = 0; lane < lanes_of<T>; lane++) {
       if (tile.pixel()[lane] < 0) continue;
-      const int64_t at = (first_pixel + tile.pixel()[lane]) * channels;
+      const int64_t at = (tile.first + tile.pixel()[lane]) * channels;
       for (int c = 0; c < channels; c++) {
         into[c * lanes_of<T> + lane] =
             !scale ? grad[at + c] : passes(at, c) ? grad[at + c] * scale[c] : T(0);
@@ -140,7 +171,7 @@ template <class T> struct Ends {
   static T relu_of(T v) { return T(0) > v ? T(0) : v; }
 
   const T *scale, *shift;
-  T *y, *out;
+  T *y = nullptr, *out;
   const T *grad;
   const bool out_is_kept;
 };
@@ -165,10 +196,10 @@ template <class Operator, class Args> int forward(const Args &args) {
     T *plane = spaces.at(space), *weight = plane + planes, *sum = weight + weights;
     spread(qkv + image * pixels * shape.all(), shape.all(), grid, plane);
     for (int64_t index = 0; index < grid.tiles(); index++) {
-      const Tile<T> tile{grid, index, plane, nullptr};
+      const Tile<T> tile{grid, index, image * pixels, plane, nullptr};
       weighing.weigh(tile, weight, sum + sums);
       aggregate(tile, shape, weight, sum);
-      ends.write(tile, shape.channels, image * pixels, sum);
+      ends.write(tile, shape.channels, sum);
     }
     spaces.give_back(space);
   });
@@ -216,9 +247,9 @@ template <class Operator, class Args> int backward(const Args &args) {
       spread(qkv + image * pixels * shape.all(), shape.all(), grid, plane);
       std::fill(grad_planes, grad_planes + shape.all() * grid.plane, T(0));
       for (int64_t index = 0; index < grid.tiles(); index++) {
-        const Tile<T> tile{grid, index, plane, grad_planes};
+        const Tile<T> tile{grid, index, (first + image) * pixels, plane, grad_planes};
         weighing.weigh(tile, weight, memory);
-        ends.read(tile, shape.channels, (first + image) * pixels, grad);
+        ends.read(tile, shape.channels, grad);
         unaggregate(tile, shape, grad, weight, grad_weight);
         weighing.unweigh(tile, weight, grad_weight, memory);
       }

@@ -81,14 +81,18 @@ struct Shape {
   template <class Args>
   explicit Shape(const Args &args)
       : images(args.images), height(args.height), width(args.width), relation(args.relation),
-        hidden(args.hidden), groups(args.groups), channels(args.channels),
+        groups(args.groups), channels(args.channels),
         footprint(args.footprint), neighbours(args.footprint * args.footprint),
-        zeros(args.padding == kZeros), threads(std::max(args.threads, 1)) {}
-  int all() const { return 2 * relation + channels; }
+        zeros(args.padding == kZeros), threads(std::max(args.threads, 1)) {
+    if constexpr (std::is_same_v<Args, LocalArgs>) keys = args.keys;
+    else keys = relation, hidden = args.hidden;
+  }
+  int all() const { return values() + channels; }
+  int values() const { return relation + keys; }
   int shared() const { return channels / groups; }
 
   int64_t images, height, width;
-  int relation, hidden, groups, channels, footprint, neighbours;
+  int relation, keys, hidden = 0, groups, channels, footprint, neighbours;
   bool zeros;
   int threads;
 };

@@ -1,20 +1,19 @@
 // The gradients of patchwise attention.
 #pragma once
+#include "bands.h"
 #include "patchwise_map.h"
 
 namespace san::patchwise {
 
-// Gradients. A task is a band of rows of one image; what it adds to rows of other bands it keeps
-// to itself, and those rows are summed up in the end, in the order of the bands.
 template <int Relation> class Backward : Map<Relation> {
  public:
-  explicit Backward(const PatchwiseArgs &args)
-      : Base(args), bands_(band_count(args.height)),
-        halo_(bands_ > 1 ? 2 * reach_ * width_ * kMerged : 0) {}
+  explicit Backward(const PatchwiseArgs &args) : Base(args), bands_(args, kMerged, kKeyAt) {}
 
   void run() const {
-    for (int64_t first = 0; first < args_.images; first += kImages)
-      run(first, std::min(args_.images - first, kImages));
+    const size_t weights = this->weights_size();
+    bands_.run(2 * weights + kRows * kChannels, [&](const Band &band, float *memory) {
+      compute(Work{band, memory, memory + weights, memory + 2 * weights});
+    });
   }
 
  private:
@@ -26,87 +25,39 @@ template <int Relation> class Backward : Map<Relation> {
   using Base::kBundle, Base::kLane;
   using typename Sizes<Relation>::Wide;
 
-  // Images whose halos are kept at a time: a bound on memory, not a matter of numbers.
-  static constexpr int64_t kImages = 32;
-
-  // One band's work: where each row's gradient is collected, and its buffers.
-  struct Band {
-    int64_t image, first, end;  // its own rows
-    float *halo;
-    float *weights, *slopes, *grad;  // [kRows][neighbour][group] twice, [kRows][channel]
+  // A band with its buffers: [kRows][neighbour][group] twice, [kRows][channel].
+  struct Work {
+    const Band &band;
+    float *weights, *slopes, *grad;
   };
 
-  int64_t band_start(int64_t band) const { return height_ * band / bands_; }
-
-  void run(int64_t first_image, int64_t images) const {
-    const int64_t tasks = images * bands_;
-    float *halos = scratch<float>(1, static_cast<size_t>(tasks * halo_));
-    const size_t weights = this->weights_size(), grads = kRows * kChannels;
-    share_tasks(tasks, args_.threads, 2 * weights + grads, [&](int64_t task, float *memory) {
-      const int64_t band = task % bands_;
-      compute(Band{first_image + task / bands_, band_start(band), band_start(band + 1),
-                   halos + task * halo_, memory, memory + weights, memory + 2 * weights});
-    });
-    if (bands_ == 1) return;
-    parallel_for(images * height_, args_.threads, [&](int64_t row) {
-      add_halos(first_image, row / height_, row % height_, halos);
-    });
-  }
-
-  // The row's gradient in the layout of qkv: in the result or, outside the band, in its halo.
-  float *collected(const Band &band, int64_t y) const {
-    if (y >= band.first && y < band.end)
-      return Base::pointer(args_.grad_qkv) + (band.image * height_ + y) * width_ * kMerged;
-    const int64_t row = y < band.first ? y - band.first + reach_ : y - band.end + reach_;
-    return band.halo + row * width_ * kMerged;
-  }
-
-  void add_halos(int64_t first_image, int64_t image, int64_t y, const float *halos) const {
-    float *to = Base::pointer(args_.grad_qkv) +
-                ((first_image + image) * height_ + y) * width_ * kMerged;
-    for (int64_t band = 0; band < bands_; band++) {
-      const int64_t first = band_start(band), end = band_start(band + 1);
-      const bool above = y < first && y >= first - reach_, below = y >= end && y < end + reach_;
-      if (!above && !below) continue;
-      const float *from = halos + (image * bands_ + band) * halo_ +
-                          (above ? y - first + reach_ : y - end + reach_) * width_ * kMerged;
-      for (int64_t x = 0; x < width_; x++)
-        for (int c = kKeyAt; c < kMerged; c += kRelationLanes) {
-          float *sum = to + x * kMerged + c;
-          store<kRelationLanes>(sum, load<kRelationLanes>(sum) +
-                                         load<kRelationLanes>(from + x * kMerged + c));
-        }
-    }
-  }
-
-  void compute(const Band &band) const {
-    std::fill_n(collected(band, band.first), (band.end - band.first) * width_ * kMerged, 0.0f);
-    std::fill_n(band.halo, halo_, 0.0f);
+  void compute(const Work &work) const {
+    const Band &band = work.band;
     const int64_t first = (band.image * height_ + band.first) * width_;
     const int64_t pixels = (band.end - band.first) * width_;
     const int64_t tiles = (pixels + kRows - 1) / kRows;
     for (int64_t i = 0; i < tiles; i++) {
       const int64_t from = pixels * i / tiles, to = pixels * (i + 1) / tiles;
       with_rows<kRows>(static_cast<int>(to - from), [&](auto rows) {
-        compute_tile<decltype(rows)::value>(band, first + from);
+        compute_tile<decltype(rows)::value>(work, first + from);
       });
     }
   }
 
-  template <int Rows> void compute_tile(const Band &band, int64_t pixel) const {
+  template <int Rows> void compute_tile(const Work &work, int64_t pixel) const {
     alignas(64) float slope[Rows * kHidden];
     Run run[kRows];
     const int runs = this->runs(pixel, Rows, run);
     const float *hidden = Base::pointer(args_.h) + pixel * kHidden;
-    this->template weigh<Rows>(hidden, band.weights);
-    for (int m = 0; m < Rows; m++) output_gradient(pixel + m, band.grad + m * kChannels);
+    this->template weigh<Rows>(hidden, work.weights);
+    for (int m = 0; m < Rows; m++) output_gradient(pixel + m, work.grad + m * kChannels);
     for (int i = 0; i < runs; i++) {
-      weight_gradient(band, run[i]);
-      value_gradient(band, run[i]);
+      weight_gradient(work, run[i]);
+      value_gradient(work, run[i]);
     }
-    hidden_gradient<Rows>(band.slopes, hidden, slope);
+    hidden_gradient<Rows>(work.slopes, hidden, slope);
     query_gradient<Rows>(pixel, slope);
-    for (int n = 0; n < near_; n++) key_gradient<Rows>(band, run, n, slope);
+    for (int n = 0; n < near_; n++) key_gradient<Rows>(work, run, n, slope);
   }
 
   // The gradient of y, behind the epilogue's relu.
@@ -123,16 +74,16 @@ template <int Relation> class Backward : Map<Relation> {
   }
 
   // Products of the pixels' gradients with their neighbours' values.
-  void weight_gradient(const Band &band, const Run &run) const {
+  void weight_gradient(const Work &work, const Run &run) const {
     const int64_t row = near_ * kGroups;
-    float *weights = band.weights + run.at * row, *slopes = band.slopes + run.at * row;
+    float *weights = work.weights + run.at * row, *slopes = work.slopes + run.at * row;
     this->each_together(run.count, [&](int64_t m, auto count) {
       weight_gradient<decltype(count)::value>(
-          run, m, band.grad + (run.at + m) * kChannels, slopes + m * row);
+          run, m, work.grad + (run.at + m) * kChannels, slopes + m * row);
     });
     for (int m = 0; m < run.count; m++) {
       this->fold(run.y, run.x + m, weights + m * row);
-      unfold(run.y, run.x + m, slopes + m * row);
+      this->unfold(run.y, run.x + m, slopes + m * row);
     }
   }
 
@@ -168,52 +119,28 @@ template <int Relation> class Backward : Map<Relation> {
     }
   }
 
-  // Gives neighbours beyond the border what the pixels they reflect have; 0 with zero padding.
-  void unfold(int64_t y, int64_t x, float *slopes) const {
-    const Clip down(y, height_, reach_), across(x, width_, reach_);
-    const bool zeros = args_.padding == kZeros;
-    for (int dx = 0; dx < footprint_; dx++) {
-      if (dx == across.first) dx = across.end;
-      if (dx >= footprint_) break;
-      const int from = zeros ? 0 : this->mirror(x, dx, width_);
-      for (int dy = down.first; dy < down.end; dy++)
-        copy(zeros ? nullptr : this->at(slopes, dy, from), 1, this->at(slopes, dy, dx));
-    }
-    for (int dy = 0; dy < footprint_; dy++) {
-      if (dy == down.first) dy = down.end;
-      if (dy >= footprint_) break;
-      const int from = zeros ? 0 : this->mirror(y, dy, height_);
-      copy(zeros ? nullptr : this->at(slopes, from, 0), footprint_, this->at(slopes, dy, 0));
-    }
-  }
-
-  static void copy(const float *from, int count, float *to) {
-    if (from) memcpy(to, from, sizeof(float) * static_cast<size_t>(count * kGroups));
-    else std::fill_n(to, count * kGroups, 0.0f);
-  }
-
   // Adds to each value in reach what the run's pixels pass to it: all of one row at once, so that
   // a sum is loaded and stored once for several pixels.
-  void value_gradient(const Band &band, const Run &run) const {
+  void value_gradient(const Work &work, const Run &run) const {
     const Clip down(run.y, height_, reach_);
     const int64_t first = std::max<int64_t>(0, run.x - reach_);
     const int64_t end = std::min(width_, run.x + run.count + reach_);
     for (int dy = down.first; dy < down.end; dy++) {
-      float *row = collected(band, run.y + dy - reach_) + kValueAt;
+      float *row = bands_.collected(work.band, run.y + dy - reach_) + kValueAt;
       this->each_together(end - first, [&](int64_t to, auto count) {
-        add_values<decltype(count)::value>(band, run, dy, first + to,
+        add_values<decltype(count)::value>(work, run, dy, first + to,
                                            row + (first + to) * kMerged);
       });
     }
   }
 
   template <int Count>
-  SAN_INLINE void add_values(const Band &band, const Run &run, int dy, int64_t to,
+  SAN_INLINE void add_values(const Work &work, const Run &run, int dy, int64_t to,
                              float *sums) const {
     for (int s = 0; s < kGroups; s += kLane) {
-      const float *weight = band.weights + s +
+      const float *weight = work.weights + s +
           (run.at * near_ + dy * footprint_ + reach_) * kGroups;
-      const float *grad = band.grad + run.at * kChannels;
+      const float *grad = work.grad + run.at * kChannels;
       Wide sum[Count][kBundle];
       SAN_UNROLL for (int i = 0; i < Count; i++)
         SAN_UNROLL for (int v = 0; v < kBundle; v++)
@@ -271,13 +198,13 @@ template <int Relation> class Backward : Map<Relation> {
 
   // The gradients of the keys of neighbour `near`; a key outside the map has none.
   template <int Rows>
-  void key_gradient(const Band &band, const Run *run, int near, const float *slope) const {
+  void key_gradient(const Work &work, const Run *run, int near, const float *slope) const {
     alignas(64) float outside[Relation] = {};
     const float *key[Rows];
     float *grad[Rows];
     this->template each_line<Rows>(run, near, [&](const Run &line, int64_t y, int64_t x) {
       const float *keys = this->keys_of(line, y);
-      float *grads = y < 0 ? nullptr : collected(band, y) + kKeyAt;
+      float *grads = y < 0 ? nullptr : bands_.collected(work.band, y) + kKeyAt;
       this->each_column(
           line, y, x,
           [&](int m, int64_t at) { key[m] = keys + at * kMerged, grad[m] = grads + at * kMerged; },
@@ -296,7 +223,7 @@ template <int Relation> class Backward : Map<Relation> {
         });
   }
 
-  const int64_t bands_, halo_;
+  const Bands bands_;
 };
 
 }  // namespace san::patchwise

@@ -1,24 +1,18 @@
 // Patchwise attention of float maps for one relation width: what both passes share.
 //
 // Some pixels together are the rows of matrix products: their keys, neighbour by neighbour, are
-// gathered into a panel that stays in the nearest cache. With reflection a border pixel meets some
-// values more than once; their weights are summed first, so that values, like their gradients,
-// are visited once and only inside the map.
+// gathered into a panel that stays in the nearest cache.
 #pragma once
 #include "api.h"
 #include "tasks.h"
 #include "tile.h"
+#include "window.h"
 
 namespace san::patchwise {
 
 constexpr int kPanel = 128;             // floats of a pixel's part of a panel
 constexpr int kPanelRow = kPanel + 16;  // no power of two, or rows would share cache sets
 constexpr int kSharing = 8;             // channels that share a weight
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kVectorRegisters = 32;
-#else
-constexpr int kVectorRegisters = 16;
-#endif
 
 // Sizes of one relation width. Value channel c has the weight c % kGroups.
 template <int Relation> struct Sizes {
@@ -53,24 +47,18 @@ struct Run {
   int64_t image, y, x;
 };
 
-// The part of a window that lies inside the map, along one axis, as steps of the footprint.
-struct Clip {
-  int first, end;
-  Clip(int64_t i, int64_t side, int reach)
-      : first(static_cast<int>(std::max<int64_t>(0, reach - i))),
-        end(static_cast<int>(std::min<int64_t>(2 * reach + 1, side - i + reach))) {}
-};
-
 // What forward and backward share: the map, its continuation, the layers' products.
-template <int Relation> class Map : protected Sizes<Relation> {
+template <int Relation>
+class Map : protected Sizes<Relation>, protected Window<Sizes<Relation>::kGroups> {
  protected:
   using Own = Sizes<Relation>;
+  using On = Window<Own::kGroups>;
+  using On::footprint_, On::height_, On::near_, On::reach_, On::width_;
   using Own::kChannels, Own::kGroupLanes, Own::kGroups, Own::kHidden, Own::kKeyAt, Own::kLane,
       Own::kMerged, Own::kRelationLanes, Own::kRepeat, Own::kRows, Own::kTogether, Own::kValueAt;
 
   explicit Map(const PatchwiseArgs &args)
-      : args_(args), footprint_(args.footprint), reach_(args.footprint / 2),
-        near_(args.footprint * args.footprint), height_(args.height), width_(args.width),
+      : On(args), args_(args),
         row_of_(sources(-reach_, height_ + 2 * reach_, height_, args.padding == kZeros)),
         column_of_(sources(-reach_, width_ + 2 * reach_, width_, args.padding == kZeros)),
         qkv_(pointer(args.qkv)) {}
@@ -151,82 +139,13 @@ template <int Relation> class Map : protected Sizes<Relation> {
         [&](int m, int c, Vec<lanes> sum) { store<lanes>(weights + m * row + first + c, sum); });
   }
 
-  // Adds the weights of neighbours beyond the border to those of the pixels they reflect.
-  void fold(int64_t y, int64_t x, float *weights) const {
-    if (args_.padding != kReflect) return;
-    const Clip down(y, height_, reach_), across(x, width_, reach_);
-    for (int dy = 0; dy < footprint_; dy++) {
-      if (dy == down.first) dy = down.end;
-      if (dy >= footprint_) break;
-      const int to = mirror(y, dy, height_);
-      for (int dx = 0; dx < footprint_; dx++) add(weights, dy, dx, to, dx);
-    }
-    for (int dx = 0; dx < footprint_; dx++) {
-      if (dx == across.first) dx = across.end;
-      if (dx >= footprint_) break;
-      const int to = mirror(x, dx, width_);
-      for (int dy = down.first; dy < down.end; dy++) add(weights, dy, dx, dy, to);
-    }
-  }
-
-  // Calls body(j, has...) for j in [from, end) within reach of any of i .. i + Count - 1, in rising
-  // order; has... say, as types, of which of them. Count is at most the reach + 1.
-  template <int Count, class Body>
-  SAN_INLINE void each_within(int64_t i, int64_t from, int64_t end, const Body &body) const {
-    int64_t j = std::max(from, i - reach_);
-    each_edge<Count, 0>(j, i - reach_, end, body, std::make_integer_sequence<int, Count - 1>{});
-    for (const int64_t shared = std::min(end, i + reach_ + 1); j < shared; j++)
-      call<Count, 0, Count>(body, j, std::make_integer_sequence<int, Count>{});
-    each_edge<Count, 1>(j, i + reach_ + 1, end, body, std::make_integer_sequence<int, Count - 1>{});
-  }
-
-  // The steps before all pixels are within reach, or after.
-  template <int Count, int After, class Body, int... Steps>
-  static SAN_INLINE void each_edge(int64_t &j, int64_t first, int64_t end, const Body &body,
-                                   std::integer_sequence<int, Steps...>) {
-    ((j == first + Steps && j < end
-          ? call<Count, After * (Steps + 1), After ? Count : Steps + 1>(
-                body, j++, std::make_integer_sequence<int, Count>{})
-          : void()), ...);
-  }
-
-  template <int Count, int First, int Last, class Body, int... I>
-  static SAN_INLINE void call(const Body &body, int64_t j, std::integer_sequence<int, I...>) {
-    body(j, std::bool_constant<(I >= First && I < Last)>{}...);
-  }
-
-  // Calls body(i, constant count) for all i in [0, end), as many at a time as kTogether allows.
   template <class Body> SAN_INLINE void each_together(int64_t end, const Body &body) const {
-    int64_t i = 0;
-    if constexpr (kTogether >= 4)
-      if (reach_ >= 3)
-        for (; i + 4 <= end; i += 4) body(i, std::integral_constant<int, 4>{});
-    if constexpr (kTogether >= 2)
-      for (; i + 2 <= end; i += 2) body(i, std::integral_constant<int, 2>{});
-    for (; i < end; i++) body(i, std::integral_constant<int, 1>{});
-  }
-
-  // The step that leads to the same pixel as the step d beyond the border.
-  int mirror(int64_t i, int d, int64_t side) const {
-    return static_cast<int>(reflect(i + d - reach_, side) - i) + reach_;
-  }
-  float *at(float *weights, int dy, int dx) const {
-    return weights + (dy * footprint_ + dx) * kGroups;
+    On::template each_together<kTogether>(end, body);
   }
 
   const PatchwiseArgs &args_;
-  const int footprint_, reach_, near_;
-  const int64_t height_, width_;
   const std::vector<int64_t> row_of_, column_of_;
   const float *const qkv_;
-
- private:
-  void add(float *weights, int dy, int dx, int to_y, int to_x) const {
-    const float *from = at(weights, dy, dx);
-    float *to = at(weights, to_y, to_x);
-    for (int s = 0; s < kGroups; s += kGroupLanes)
-      store<kGroupLanes>(to + s, load<kGroupLanes>(to + s) + load<kGroupLanes>(from + s));
-  }
 };
 
 }  // namespace san::patchwise
