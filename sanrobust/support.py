@@ -33,7 +33,8 @@ MEANINGS = {
 ATTACK, TRAINING = "attack", "training"
 STEPS = (ATTACK, TRAINING)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_NAMESPACE, _FUSED = "sanrobust", ("pairwise_attention", "patchwise_attention")
+_NAMESPACE, _FUSED = "sanrobust", (
+    "pairwise_attention", "patchwise_attention", "local_attention")
 _CLASSES, _SIDE = 3, 32
 _WIDTH = max(map(len, MEANINGS)) + 2
 

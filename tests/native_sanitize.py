@@ -16,6 +16,7 @@ import torch
 from elementary_calls import elementary
 from native_cases import Case, numbers, run_native, tuned_case
 
+from sanrobust.kernels import functional
 from sanrobust.kernels.native import build, library
 from sanrobust.kernels.native.backend import NativeBackend
 from sanrobust.kernels.native.kernels import NativeKernels
@@ -28,7 +29,7 @@ from sanrobust.zoo.forms import small_config
 WIDTH, WIDTHS = 16, build.RELATIONS
 NETWORKS = ("san10-pair", "san10-patch", "san10-pair(relation=concatenation,mapping=LRLRL)",
             "san10-pair(relation=hadamard,mapping=L)", "san10-pair(relation=dot)",
-            "san10-pair(position=absolute,transforms=1)")
+            "san10-pair(position=absolute,transforms=1)", "san10-scalar", "san10-sasa(content=no)")
 THREADS = 3
 FLAGS = ("-O0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 
@@ -46,6 +47,8 @@ def main() -> None:
             attend(tuned_case(kind, WIDTH, 5, 7, 9, padding_mode=padding_mode))
             attend(tuned_case(kind, 4, 3, 6, 35, padding_mode=padding_mode))  # planar
             attend(Case(kind, 3, 2, 3, 4, 5, padding_mode=padding_mode))  # generic
+        for channels in (3, 8):  # generic and tuned
+            scalar(channels, padding_mode)
         for stride, dilation in ((1, 1), (2, 2)):
             elementary(NativeKernels(), Window(3, stride, dilation, padding_mode))
     whole()
@@ -67,6 +70,14 @@ def sources(folder: Path) -> Path:
 def attend(case: Case) -> None:
     """Forward and backward pass of one operator."""
     run_native(case, numbers(case), threads=THREADS)
+
+
+def scalar(channels: int, padding_mode: str) -> None:
+    """Forward and backward pass of scalar attention, with embeddings and their gradients."""
+    maps = torch.rand(2, 2 * channels, 13, 9, requires_grad=True)
+    embedding = torch.rand(2, 5, channels, requires_grad=True)
+    functional.local_attention(maps, maps, maps, embedding, footprint=5, padding_mode=padding_mode,
+                               backend="native").sum().backward()
 
 
 def whole() -> None:

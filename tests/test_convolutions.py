@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust import steady
+from sanrobust.kernels.backends import use_backend
+from sanrobust.kernels.local import LocalAttention
+from sanrobust.kernels.native import library
 from sanrobust.preprocessing import Preprocessing
 from sanrobust.steady import FixedSizeBatches
 from sanrobust.zoo import accelerate as accelerating
 from sanrobust.zoo import convolutions
 from sanrobust.zoo.accelerate import SWITCHED_OFF, accelerate
+from sanrobust.zoo.build import build as build_network
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.convolutions import ChannelsLast, FilledLinear, Rewritten, refusal, rewrite
+from sanrobust.zoo.forms import imagenet_config
 from sanrobust.zoo.resolve import create_model
 
 CPU = torch.device("cpu")
@@ -79,6 +85,43 @@ def test_logits_move_by_rounding_alone(name: str) -> None:
     assert moved(pixels, gradient) < 1e-2 and pixels.is_contiguous()
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]) and value.is_contiguous()
+
+
+ATTENTION = ("sasa26", "sasa26(content=no,heads=2)", "sasa26(position=none)",
+             "sasa26(stem=attention,convolutions=1)")
+
+
+def shallow(name: str) -> Any:
+    """Return a network's configuration with a block in each group."""
+    config: Any = imagenet_config(name, 10)
+    return replace(config, layers=(1, 1, 1, 1))
+
+
+@pytest.mark.skipif(library.refusal() is not None, reason=f"native: {library.refusal()}")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_scalar_attention_goes_onto_rows(name: str) -> None:
+    network = randomised(build_network(shallow(name)))
+    images = some_images(3, 66)
+    made = rewrite(network, 66, CPU, fold=True, channels_last=True)
+    assert made.reason is None and "attention on rows, channels last" in made.computed_by
+    assert not any(isinstance(module, LocalAttention) for module in made.network.modules())
+    logits, gradient = logits_and_gradient(network, images)
+    found, pixels = logits_and_gradient(made.network, images)
+    assert 0 < moved(found, logits) < MOVED
+    assert moved(pixels, gradient) < 1e-2 and pixels.is_contiguous()
+    assert made.network(images[:0]).shape == (0, found.shape[1])
+
+
+@pytest.mark.parametrize(("name", "backend", "device", "words"), [
+    ("sasa26(position=absolute)", "auto", "cpu", "absolute positions"),
+    ("sasa26", "reference", "cpu", "backend reference was asked for"),
+    ("sasa26", "auto", "meta", "attention in place of convolutions")])
+def test_scalar_attention_that_must_stay_says_why(name: str, backend: str, device: str,
+                                                  words: str) -> None:
+    network = randomised(build_network(shallow(name)))
+    with use_backend(backend):
+        made = rewrite(network, 64, torch.device(device), fold=True, channels_last=True)
+    assert made.network is network and words in str(made.reason)
 
 
 class Uses(nn.Module):

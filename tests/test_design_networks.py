@@ -123,7 +123,9 @@ def test_the_unfold_formulation_stands_for_the_released_designs_alone(
 
 
 @pytest.mark.parametrize("attention", ["scalar", "sasa"])
-def test_scalar_attention_has_nothing_to_fold_into(attention: str) -> None:
-    network = tiny(replace(DEFAULTS[attention], heads=2)).eval()
-    reason = refusal(network, torch.device("cpu"))
-    assert reason == f"its attention is {attention}, which has no fused kernels"
+def test_scalar_attention_is_folded_without_absolute_positions(attention: str) -> None:
+    design = replace(DEFAULTS[attention], heads=2)
+    reason = refusal(tiny(design).eval(), torch.device("cpu"))
+    assert reason is None or "native" in reason
+    assert refusal(tiny(replace(design, position="absolute")).eval(),
+                   torch.device("cpu")) == "its queries have absolute positions"

@@ -81,7 +81,9 @@ def designs() -> Iterator[str]:
             yield f"san10-pair({','.join(changes)})"
 
 
-DESIGNS = list(designs())
+SCALAR = ["san10-scalar", "san10-sasa", "san10-sasa(content=no)",
+          "san10-sasa(position=none,heads=2)"]
+DESIGNS = [*designs(), *SCALAR]
 SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          *((arch, True, (32, 36)) for arch in SANS), ("san10-pair", True, (37, 33)),
          ("san10-patch", True, (33, 37)), ("san10-pair(width=32)", False, (130, 128)),
@@ -89,7 +91,8 @@ SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          *((design, True, sides) for design, sides in zip(DESIGNS, cycle([(37, 33), (32, 36)]))),
          ("san10-pair(relation=concatenation,mapping=LRLRL,transforms=2)", False, (128, 130)),
          ("san10-pair(relation=dot,mapping=L,position=absolute)", False, (130, 128)),
-         ("san10-pair(relation=hadamard,transforms=1)", False, (128, 130))]
+         ("san10-pair(relation=hadamard,transforms=1)", False, (128, 130)),
+         ("san10-scalar", False, (128, 130)), ("san10-sasa", False, (128, 130))]
 
 
 @pytest.mark.parametrize(("arch", "small", "sides"), SIZES)

@@ -1,9 +1,8 @@
-"""Scalar attention by the native kernels: against the torch formulation in float64, and its bits."""
+"""Scalar attention by the native kernels: against torch in float64, and its bits."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,10 +46,6 @@ def assert_single(case: Local, level: str | None = None) -> None:
 def is_tuned(case: Local) -> bool:
     kernels = library.require()
     return kernels.query("sanrobust_local_tuned", arguments(case, torch.float32, 1)[0]) == TUNED
-
-
-def levels() -> Iterator[str]:
-    yield from library.LEVELS
 
 
 @pytest.mark.parametrize("compared", COMPARED)

@@ -100,6 +100,21 @@ def test_fused_operators_pass_opcheck(kind: type[nn.Module], padding_mode: str) 
     opcheck(fused_operator(kind, "_backward"), (maps_of(2, VALUES, 4, 3, seed=9), *arguments))
 
 
+@needs_native
+@pytest.mark.parametrize("given", [("key",), ("key", "embedding"), ("embedding",)])
+def test_scalar_attention_passes_opcheck(given: tuple[str, ...]) -> None:
+    maps = {name: maps_of(2, 4, 4, 3, seed=seed).requires_grad_()
+            for seed, name in enumerate(("query", "key", "value"))}
+    embedding = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    tensors = [maps["query"], maps["key"] if "key" in given else None, maps["value"],
+               embedding if "embedding" in given else None]
+    settings = (2, 3, "reflect", "native")
+    opcheck(torch.ops.sanrobust.local_attention, (*tensors, *settings))
+    held = [None if each is None else each.detach() for each in tensors]
+    opcheck(torch.ops.sanrobust.local_attention_backward,
+            (maps_of(2, 4, 4, 3, seed=9), *held, *settings))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_elementary_operators_pass_gradcheck_twice(settings: dict[str, Any],

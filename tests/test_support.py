@@ -47,7 +47,12 @@ def test_every_operator_has_one_network() -> None:
     assert all("attention='sasa'" in design for design in twice)  # of networks of two papers
     whole = {name for name in support.networks()
              if refusal(build(small_config(name)).eval(), CPU) is None}
-    assert whole >= {"san10-pair", "san10-patch", "san10-pair(mapping=LRLRL)"}
+    assert whole >= {"san10-pair", "san10-patch", "san10-pair(mapping=LRLRL)", "san10-scalar"}
+
+
+def test_scalar_attention_is_fused_in_training() -> None:
+    found = words("san10-scalar", "san10-sasa(content=no)", "sasa26")
+    assert {by for (*_, step), by in found.items() if step == support.TRAINING} == {support.FUSED}
 
 
 @pytest.mark.parametrize("device", ["cpu"])
@@ -59,5 +64,5 @@ def test_the_command_prints_them_all(command: Command, monkeypatch: pytest.Monke
     lines = [line.split() for line in done.output.splitlines() if line.strip()]
     assert lines[0] == ["attack", "step,", device, "float32", "float64", "float16", "bfloat16"]
     assert lines[1][:3] == ["san10-pair", "network", "fused"]
-    assert lines[2] == ["sasa26", "elementary", "elementary", "torch", "torch"]
+    assert lines[2] == ["sasa26", "fused", "fused", "torch", "torch"]
     assert {line[0] for line in lines[-len(support.MEANINGS):]} == set(support.MEANINGS)

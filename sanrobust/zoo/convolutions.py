@@ -1,5 +1,7 @@
 """Convolution networks with frozen weights: batch norms inside their convolutions, channels last.
 
+So are ResNets whose convolutions are scalar attention (SASA), on the CPU.
+
 In eval mode a batch norm is a scale and a shift of each channel, which the convolution before it
 can make: the weights are folded in float64 and rounded once. Which convolution feeds which norm is
 seen in a pass over random pixels, so that every network's own forward stays as it is; the folded
@@ -128,7 +130,8 @@ def rewrite(network: nn.Module, img_size: int, device: torch.device, *, fold: bo
         fold: whether norms are to be folded.
         channels_last: whether it is to be computed channels last.
     """
-    reason = refusal(network)
+    on_rows = fold and channels_last and device.type == "cpu"
+    reason = refusal(network, on_rows=on_rows)
     if reason is not None:
         return Rewritten(network, "", reason)
     try:
@@ -141,12 +144,19 @@ def rewrite(network: nn.Module, img_size: int, device: torch.device, *, fold: bo
         return Rewritten(network, "", f"it stopped with: {first_line(error)}")
 
 
-def refusal(network: nn.Module) -> str | None:
-    """Return why a network must stay as it is written, as a clause; None when it may change."""
+def refusal(network: nn.Module, *, on_rows: bool = False) -> str | None:
+    """Return why a network must stay as it is written, as a clause; None when it may change.
+
+    Args:
+        network: is only read.
+        on_rows: whether scalar attention may go onto rows, see `ScalarLayer`.
+    """
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return "it has no batch norms"
-    if any(isinstance(module, VectorAttention) for module in network.modules()):
-        return "it has attention in place of convolutions"
+    for module in network.modules():
+        reason = _attention_refusal(module, on_rows)
+        if reason is not None:
+            return reason
     if any(module.training for module in network.modules()):
         return "it is in train mode, where normalisation depends on the batch"
     for name, module in network.named_modules():
@@ -156,6 +166,15 @@ def refusal(network: nn.Module) -> str | None:
                     f"{name or 'the network itself'}")
     others = {each.dtype for each in network.parameters()} - {torch.float32}
     return f"its weights are {others.pop()}, not float32" if others else None
+
+
+def _attention_refusal(module: nn.Module, on_rows: bool) -> str | None:
+    """Return why a module is attention that must stay; None for any other module."""
+    stays = "it has attention in place of convolutions"
+    if isinstance(module, LocalAttention) and on_rows:
+        reason = scalar_refusal(module)
+        return None if reason is None else f"{stays}, and {reason}"
+    return stays if isinstance(module, (LocalAttention, VectorAttention)) else None
 
 
 def _foreign(module: nn.Module) -> str | None:
@@ -194,7 +213,8 @@ def _rewritten(network: nn.Module, images: Tensor, fold: bool, channels_last: bo
             _fold(other, convolution, norm)
         words.append(f"{len(pairs)} batch norms folded")
     if channels_last:
-        if fold and _put_on_rows(other):
+        if any(isinstance(module, LocalAttention) for module in other.modules()):
+            _put_on_rows(other)
             words.append("attention on rows")
         other = ChannelsLast(other)
         words.append("channels last")
@@ -209,22 +229,15 @@ def _rewritten(network: nn.Module, images: Tensor, fold: bool, channels_last: bo
     return Rewritten(other.requires_grad_(False), ", ".join(words), None)
 
 
-def _put_on_rows(network: nn.Module) -> bool:
-    """Give scalar attention and the products beside it their form for maps channels last.
-
-    Returns whether there was any; without, convolutions stay as they are.
-    """
-    layers = [(name, module) for name, module in network.named_modules()
-              if isinstance(module, LocalAttention)]
-    if not layers or any(scalar_refusal(module) for _, module in layers):
-        return False
-    for name, module in layers:
-        _put(network, name, ScalarLayer(module))
+def _put_on_rows(network: nn.Module) -> None:
+    """Give scalar attention, and the products beside it, their form for maps channels last."""
     for name, module in list(network.named_modules()):
-        if type(module) is nn.Conv2d and module.kernel_size == module.stride == (1, 1) \
-                and module.groups == 1:
+        if isinstance(module, LocalAttention):
+            _put(network, name, ScalarLayer(module))
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.Conv2d and module.groups == 1 \
+                and module.kernel_size == module.stride == (1, 1):
             _put(network, name, PointwiseLayer(module))
-    return True
 
 
 def _watched(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Pair]]:

@@ -1,4 +1,4 @@
-"""Frozen layers of a network whose maps lie channels last: their pixels are rows, and none is copied.
+"""Frozen layers of networks whose maps lie channels last: pixels are rows, and none is copied.
 
 Letters: B images, C and O channels, H and W pixels of a map, P = B * H * W.
 """
@@ -14,6 +14,7 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.arguments import dense
 from sanrobust.kernels.native.attention_rows import ScalarRows
+
 
 class PointwiseLayer(nn.Module):
     """A 1x1 convolution with stride 1. Gradients reach the features alone.

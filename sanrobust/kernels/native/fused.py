@@ -251,8 +251,8 @@ class LocalCall:
 
     def _embedded(self, offset: Tensor, queries: Tensor) -> Tensor:
         """The gradient (2, K, R / 2) of the embedding from that of its logits (P, 2, K, M)."""
-        halves = queries.unflatten(1, (2, -1, self._heads))
-        return torch.einsum("ptkn,ptcn->tkcn", offset, halves).flatten(2)
+        halves = torch.unflatten(queries, 1, (2, -1, self._heads))
+        return torch.einsum("ptkn,ptcn->tkcn", offset, halves).flatten(2).contiguous()
 
     def _run(self, direction: str, query: Tensor, key: Tensor | None, value: Tensor,
              **tensors: Tensor | None) -> None:
