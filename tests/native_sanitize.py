@@ -52,6 +52,9 @@ def main() -> None:
         for stride, dilation in ((1, 1), (2, 2)):
             elementary(NativeKernels(), Window(3, stride, dilation, padding_mode))
     whole()
+    for pixels in (3, 2500):
+        features = torch.rand(2, 5, 1, pixels, requires_grad=True)
+        functional.norm_relu(torch.nn.BatchNorm2d(5), features).sum().backward()
     print("clean")
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sanrobust.kernels.plain import Window
 
 Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
-                    "pairwise_attention", "patchwise_attention", "local_attention"]
+                    "pairwise_attention", "patchwise_attention", "local_attention",
+                    "norm_relu"]
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,21 @@ def local_weights(query: Tensor, key: Tensor | None, embedding: Tensor | None = 
                                    backend=choose(call, backend=backend).name)
 
 
+def norm_relu(norm: nn.Module, features: Tensor, *, backend: str | None = None) -> Tensor:
+    """Return the ReLU of a normalisation of ``features`` (B, C, ...).
+
+    In training one kernel makes both, where there is one, and moves the running statistics.
+    """
+    name = choose(Call("norm_relu", (features,), Window(1)), backend=backend).name
+    return reference.norm_relu(norm, features, backend=name)
+
+
+def mapped(mapping: nn.Module, relation: Tensor, *, backend: str | None = None) -> Tensor:
+    """Return what gamma makes of a relation (B, N, K2, L), each normalisation as `norm_relu`."""
+    name = choose(Call("norm_relu", (relation,), Window(1)), backend=backend).name
+    return reference.mapped(mapping, relation, backend=name)
+
+
 def make_window(footprint: int, stride: int = 1, dilation: int = 1,
                 padding_mode: PaddingMode = "reflect") -> Window:
     """Return a checked window; raises UsageError when it is not one."""

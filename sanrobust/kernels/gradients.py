@@ -143,6 +143,18 @@ def _local_gradient(ctx: Any, grad: Tensor) -> Gradients:
     return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
 
 
+def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, *ctx.settings = inputs
+    stats = output[1]
+    ctx.mark_non_differentiable(stats)
+    ctx.save_for_backward(x, weight, bias, stats)
+
+
+def _norm_gradient(ctx: Any, grad: Tensor, of_stats: Tensor) -> Gradients:
+    grads = torch.ops.sanrobust.norm_relu_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
+
+
 def _wanted(grads: tuple[Tensor, ...], needs: tuple[Any, ...]) -> Gradients:
     return tuple(grad if need else None for grad, need in zip(grads, needs))
 
@@ -179,6 +191,7 @@ operators.pairwise_attention.register_autograd(_pairwise_gradient, setup_context
 operators.patchwise_attention.register_autograd(_patchwise_gradient,
                                                 setup_context=_patchwise_setup)
 operators.local_attention.register_autograd(_local_gradient, setup_context=_local_setup)
+operators.norm_relu.register_autograd(_norm_gradient, setup_context=_norm_setup)
 for each in (operators.pairwise_attention_backward, operators.patchwise_attention_backward,
-             operators.local_attention_backward):
+             operators.local_attention_backward, operators.norm_relu_backward):
     each.register_autograd(_second_derivative, setup_context=_nothing_to_keep)

@@ -91,6 +91,21 @@ class LocalKernels(Kernels, Protocol):
         ...
 
 
+@runtime_checkable
+class NormKernels(Kernels, Protocol):
+    """A kernel set with the normalisation of training and the ReLU behind it as one operator."""
+
+    def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor,
+                  eps: float) -> tuple[Tensor, Tensor]:
+        """Return what becomes of (B, C, ...), and float64 mean and biased variance (2, C)."""
+        ...
+
+    def norm_relu_backward(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
+                           stats: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of ``x``, weight and bias."""
+        ...
+
+
 def _native() -> Kernels:
     from sanrobust.kernels.native.kernels import NativeKernels
     return NativeKernels()
@@ -129,6 +144,14 @@ def local_kernels(backend: str) -> LocalKernels:
     """As `fused_kernels`, of scalar attention."""
     found = kernels(backend)
     if not isinstance(found, LocalKernels):
+        raise _composed(backend)
+    return found
+
+
+def norm_kernels(backend: str) -> NormKernels:
+    """As `fused_kernels`, of normalisation."""
+    found = kernels(backend)
+    if not isinstance(found, NormKernels):
         raise _composed(backend)
     return found
 

@@ -143,7 +143,7 @@ class PairwiseAttention(VectorAttention):
         def weigh(query: Tensor, key: Tensor) -> Tensor:
             relation = (*self.relation(query, key),
                         *(each.expand(len(query), -1, -1, -1) for each in places))
-            return torch.softmax(self.conv_w(torch.cat(relation, 1)), dim=-2)
+            return torch.softmax(functional.mapped(self.conv_w, torch.cat(relation, 1)), dim=-2)
 
         return weigh
 
@@ -198,9 +198,8 @@ class PatchwiseAttention(VectorAttention):
         return self._by_slices(self._weigh, *self.compared(features))
 
     def _weigh(self, query: Tensor, key: Tensor) -> Tensor:
-        mapped = self.conv_w(torch.cat(self.relation(query, key), 1))
-        weight: Tensor = mapped.squeeze(2).unflatten(1, (-1, self.window.neighbours))
-        return weight
+        mapped = functional.mapped(self.conv_w, torch.cat(self.relation(query, key), 1))
+        return torch.unflatten(mapped.squeeze(2), 1, (-1, self.window.neighbours))
 
 
 def _require_groups(value_channels: int, weight_groups: int) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, accumulator
-from sanrobust.kernels.kernelset import fused_kernels, kernels, local_kernels
+from sanrobust.kernels.kernelset import (fused_kernels, kernels, local_kernels,
+                                         norm_kernels)
 from sanrobust.kernels.plain import PaddingMode, Window
 from sanrobust.kernels.position import PositionCode, position_table
 
@@ -202,3 +204,30 @@ def _(grad: Tensor, query: Tensor, key: Tensor | None, value: Tensor, embedding:
     shapes = ((0,) if each is None else each.shape for each in (query, key, value, embedding))
     of_query, of_key, of_value, of_embedding = (query.new_empty(shape) for shape in shapes)
     return of_query, of_key, of_value, of_embedding
+
+
+@custom_op("sanrobust::norm_relu", mutates_args=(),
+           schema="(Tensor x, Tensor weight, Tensor bias, float eps, str backend) "
+                  "-> (Tensor, Tensor)")
+def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
+              backend: str) -> tuple[Tensor, Tensor]:
+    return norm_kernels(backend).norm_relu(x, weight, bias, eps)
+
+
+@norm_relu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(2, x.shape[1], dtype=torch.float64)
+
+
+@custom_op("sanrobust::norm_relu_backward", mutates_args=(),
+           schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor stats, float eps, "
+                  "str backend) -> (Tensor, Tensor, Tensor)")
+def norm_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor,
+                       eps: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return norm_kernels(backend).norm_relu_backward(grad, x, weight, bias, stats, eps)
+
+
+@norm_relu_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, eps: float,
+      backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)

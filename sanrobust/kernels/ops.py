@@ -8,7 +8,7 @@ the kernel set that computes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sanrobust.kernels import flops, gradients, operators  # noqa: F401 (they register)
 from sanrobust.kernels.folding import FoldedPairwise, FoldedPatchwise
@@ -67,6 +67,29 @@ def local_attention(query: Tensor, key: Tensor | None, value: Tensor, embedding:
     attended: Tensor = torch.ops.sanrobust.local_attention(
         query, key, value, embedding, heads, window.footprint, window.padding_mode, backend)
     return attended
+
+
+def norm_relu(norm: nn.BatchNorm2d, features: Tensor, *, backend: str) -> Tensor:
+    """Normalise (B, C, ...) by the statistics of the batch, and ReLU, by the kernels of
+    ``backend``; moves the running statistics as torch does.
+    """
+    normalised: Tensor
+    normalised, stats = torch.ops.sanrobust.norm_relu(features, norm.weight, norm.bias, norm.eps,
+                                                      backend)
+    with torch.no_grad():
+        _move(norm, stats, features.numel() // features.shape[1])
+    return normalised
+
+
+def _move(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    mean, variance = stats[0], stats[1] * (count / (count - 1))
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
 
 
 def _spelled(window: Window) -> tuple[int, int, int, str]:

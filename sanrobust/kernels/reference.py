@@ -11,12 +11,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sanrobust.kernels import ops
+from sanrobust.kernels.kernelset import NormKernels, kernels
 from sanrobust.kernels.plain import Window as Window
 from sanrobust.kernels.plain import neighbours as neighbours
 
 NAME = "reference"
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Values of one relation tensor kept at a time where images are independent. On a CPU, larger
 # blocks go back to the system after each operator and are paged in again; elsewhere the bound is
@@ -52,7 +55,7 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
         where = position.expand(images, -1, -1, -1)
         relation = ops.subtraction(torch.cat((query, where), 1), torch.cat((key, where), 1),
                                    window, backend=backend)
-        weight = torch.softmax(mapping(relation), dim=-2)
+        weight = torch.softmax(mapped(mapping, relation, backend=backend), dim=-2)
         return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
 
     channels = query.shape[1] + position.shape[1]
@@ -66,8 +69,8 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         centres = query[:, :, ::window.stride, ::window.stride].flatten(2).unsqueeze(2)
         patch = neighbours(key, window).flatten(1, 2).unsqueeze(2)
-        weight = mapping(torch.cat((centres, patch), 1)).squeeze(2)
-        weight = weight.unflatten(1, (-1, window.neighbours))
+        weight = mapped(mapping, torch.cat((centres, patch), 1), backend=backend).squeeze(2)
+        weight = torch.unflatten(weight, 1, (-1, window.neighbours))
         return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
 
     per_position = query.shape[1] + key.shape[1] * window.neighbours
@@ -106,6 +109,45 @@ def _offset_logits(query: Tensor, embedding: Tensor, heads: int, window: Window)
                      torch.unflatten(embedded, 1, (-1, heads)))
         for half, embedded in zip(centres.chunk(2, 1), embedding))
     return (down.unsqueeze(3) + across.unsqueeze(2)).flatten(2, 3)
+
+
+def norm_relu(norm: nn.Module, features: Tensor, *, backend: str = NAME) -> Tensor:
+    """Normalise (B, C, ...) and ReLU; in training one operator where ``backend`` has such a kernel.
+    """
+    if _is_one_operator(norm, features, backend):
+        assert isinstance(norm, nn.BatchNorm2d)
+        return ops.norm_relu(norm, features, backend=backend)
+    return F.relu(norm(features), inplace=True)
+
+
+def mapped(mapping: nn.Module, relation: Tensor, *, backend: str = NAME) -> Tensor:
+    """Return what ``mapping`` makes of a relation, its normalisations joined with their ReLUs."""
+    if type(mapping) is not nn.Sequential or not mapping.training or _is_watched(mapping):
+        made: Tensor = mapping(relation)
+        return made
+    layers = list(mapping)
+    while layers:
+        layer = layers.pop(0)
+        if isinstance(layer, nn.BatchNorm2d) and layers and type(layers[0]) is nn.ReLU \
+                and not _is_watched(layers[0]):
+            layers.pop(0)
+            relation = norm_relu(layer, relation, backend=backend)
+        else:
+            relation = layer(relation)
+    return relation
+
+
+def _is_one_operator(norm: nn.Module, features: Tensor, backend: str) -> bool:
+    # The compiler joins them by itself, and one value has no variance, which torch refuses.
+    return (type(norm) is nn.BatchNorm2d and norm.training and norm.affine
+            and not torch.compiler.is_compiling() and not _is_watched(norm)
+            and features.dtype == norm.weight.dtype and features.device == norm.weight.device
+            and features.numel() > features.shape[1] == norm.num_features
+            and isinstance(kernels(backend), NormKernels))
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...],

@@ -29,6 +29,7 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import VectorAttention
 from sanrobust.kernels.native.attention_rows import scalar_refusal
 from sanrobust.kernels.native.channels_last import PointwiseLayer, ScalarLayer
+from sanrobust.kernels.reference import HOOKS
 from sanrobust.steady import pass_size
 from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.code import origin
@@ -41,7 +42,6 @@ Folding moved them by 1e-7 to 2e-6 in networks of torchvision and timm of 18 to 
 folded wrongly moves them by more than 1e-3.
 """
 _PROBED = 2
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Pair = tuple[str, str]  # names of a convolution and of the norm behind it
 
@@ -182,7 +182,7 @@ def _foreign(module: nn.Module) -> str | None:
     kind = type(module)
     if not _is_known(kind) or isinstance(module, torch.jit.ScriptModule):
         return f"{kind.__name__} of {kind.__module__}"
-    if any(getattr(module, hooks, None) for hooks in _HOOKS):
+    if any(getattr(module, hooks, None) for hooks in HOOKS):
         return "a hook"
     for name, value in vars(module).items():
         if name not in MODULE_ATTRIBUTES and callable(value) and not isinstance(value, nn.Module) \

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sanrobust.design import AttentionConfig
 from sanrobust.errors import ModelError
+from sanrobust.kernels.functional import norm_relu
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.families.san import SanConfig
@@ -36,8 +37,8 @@ class SanBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the block's output (B, C, H, W) for ``features`` (B, C, H, W)."""
-        attended = self.sam(F.relu(self.bn1(features), inplace=True))
-        residual: Tensor = self.conv(F.relu(self.bn2(attended), inplace=True))
+        attended = self.sam(norm_relu(self.bn1, features))
+        residual: Tensor = self.conv(norm_relu(self.bn2, attended))
         return residual.add_(features)
 
 
@@ -75,7 +76,7 @@ class San(nn.Module):
         Raises ModelError when an image is smaller than the attention footprints allow.
         """
         require_large_enough(images, self.smallest_input)
-        features = F.relu(self.bn_in(self.conv_in(images)), inplace=True)
+        features = norm_relu(self.bn_in, self.conv_in(images))
         for stage, pooled in enumerate(self.config.pools):
             features = self._stage(stage, F.max_pool2d(features, 2) if pooled else features)
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
@@ -84,7 +85,7 @@ class San(nn.Module):
     def _stage(self, stage: int, features: Tensor) -> Tensor:
         projected = self.get_submodule(f"conv{stage}")(features)
         attended = self.get_submodule(f"layer{stage}")(projected)
-        return F.relu(self.get_submodule(f"bn{stage}")(attended), inplace=True)
+        return norm_relu(self.get_submodule(f"bn{stage}"), attended)
 
 
 def _attention(design: AttentionConfig, channels: int, footprint: int

@@ -8,7 +8,7 @@ elements as the numbers say, and every number fits its field. So no kernel reads
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ctypes import Structure, c_int32, c_int64, c_void_p, sizeof
+from ctypes import Structure, c_double, c_int32, c_int64, c_void_p, sizeof
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ SIGNS_PER_WORD = 16
 HINT = "call sanrobust.kernels.functional, or use backend='reference'"
 
 _ELEMENTS = {FLOAT: torch.float32, DOUBLE: torch.float64}
-_OTHER_DTYPES = {"codes": torch.uint8, "pool_codes": torch.uint8, "signs": torch.int16,
-                 "in_signs": torch.int16, "out_signs": torch.int16}
+_OTHER_DTYPES = {"stats": torch.float64, "codes": torch.uint8, "pool_codes": torch.uint8,
+                 "signs": torch.int16, "in_signs": torch.int16, "out_signs": torch.int16}
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -84,7 +84,7 @@ class Arguments(Structure):
     # Tensors that may be longer than what is read of them.
     roomy: frozenset[str] = frozenset()
 
-    def __init__(self, **values: int | Tensor | None) -> None:
+    def __init__(self, **values: float | Tensor | None) -> None:
         tensors = {name: each for name, each in values.items() if isinstance(each, Tensor)}
         numbers = {name: each for name, each in values.items() if not isinstance(each, Tensor)}
         _require_numbers(self, numbers)
@@ -101,7 +101,7 @@ class Arguments(Structure):
         raise NotImplementedError
 
 
-def _require_numbers(struct: Structure, numbers: Mapping[str, int | None]) -> None:
+def _require_numbers(struct: Structure, numbers: Mapping[str, float | None]) -> None:
     kinds = {name: kind for name, kind, *_ in struct._fields_}
     for name, number in numbers.items():
         kind = kinds.get(name)
@@ -330,6 +330,21 @@ class RepeatArgs(Arguments):
                     grad=3 * values, grad_x=values)
 
 
+class NormArgs(Arguments):
+    """Arguments of a normalisation by the statistics of the batch, with its ReLU."""
+
+    _fields_ = [*_fields(c_int64, "images pixels"),
+                *_fields(c_int32, "channels element threads unused"), ("eps", c_double),
+                *_fields(c_void_p, "x weight bias stats y grad grad_x grad_weight grad_bias")]
+
+    def elements(self) -> dict[str, int]:
+        """Return how many elements each tensor must have."""
+        values = self.images * self.channels * self.pixels
+        return dict(x=values, weight=self.channels, bias=self.channels, stats=2 * self.channels,
+                    y=values, grad=values, grad_x=values, grad_weight=self.channels,
+                    grad_bias=self.channels)
+
+
 # Which struct a kernel of ``api.h`` reads.
 STRUCTS: dict[str, type[Arguments]] = {
     **{f"sanrobust_pairwise_{each}": PairwiseArgs for each in ("tuned", "forward", "backward")},
@@ -340,6 +355,7 @@ STRUCTS: dict[str, type[Arguments]] = {
     "sanrobust_pack": PackArgs, "sanrobust_gemm": GemmArgs, "sanrobust_unpool": UnpoolArgs,
     "sanrobust_stem_forward": StemArgs, "sanrobust_stem_backward": StemArgs,
     "sanrobust_head_forward": HeadArgs, "sanrobust_head_backward": HeadArgs,
+    "sanrobust_norm_forward": NormArgs, "sanrobust_norm_backward": NormArgs,
     "sanrobust_repeat_forward": RepeatArgs, "sanrobust_repeat_backward": RepeatArgs,
 }
 

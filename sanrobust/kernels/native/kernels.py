@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs,
+from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs, NormArgs,
                                                 SubtractionArgs, dense)
 from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_settings,
                                              require_weight, require_window)
@@ -105,6 +105,32 @@ class NativeKernels:
         """Return the gradients of the maps and of the embedding."""
         call = LocalCall(self._library, embedding, heads, window)
         return call.backward(grad, query, key, value)
+
+    def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor,
+                  eps: float) -> tuple[Tensor, Tensor]:
+        """Normalise by the statistics of the batch."""
+        y, stats = x.new_empty(x.shape), x.new_empty(2, x.shape[1], dtype=torch.float64)
+        self._norm("forward", eps, x=x, weight=weight, bias=bias, stats=stats, y=y)
+        return y, stats
+
+    def norm_relu_backward(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
+                           stats: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the values, weight and bias."""
+        require(grad.shape == x.shape, grad, x)
+        grads = x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)
+        names = ("grad_x", "grad_weight", "grad_bias")
+        self._norm("backward", eps, x=x, weight=weight, bias=bias, stats=stats, grad=grad,
+                   **dict(zip(names, grads)))
+        return grads
+
+    def _norm(self, direction: str, eps: float, **tensors: Tensor) -> None:
+        held = {name: dense(each) for name, each in tensors.items()}
+        x = held["x"]
+        require(x.dim() >= 2 and x.numel() > 0, x)
+        self._library.call(f"sanrobust_norm_{direction}", NormArgs(
+            images=len(x), pixels=x[0, 0].numel(), channels=x.shape[1], eps=eps,
+            element=element_of(x, held["weight"], held["bias"]),
+            threads=torch.get_num_threads(), **held))
 
     def _elementary(self, direction: str, struct: type[ElementaryArgs], window: Window,
                     shape: tuple[int, ...], groups: int, **tensors: Tensor | None) -> None:

@@ -171,6 +171,21 @@ struct RepeatArgs {
   float *grad_x;             // backward: [pixels][channels]
 };
 
+// y = relu((x - mean) / sqrt(variance + eps) * weight + bias) by the statistics of each channel over
+// images and pixels, and its gradients. Planar: [images][channels][pixels].
+struct NormArgs {
+  int64_t images, pixels;
+  int32_t channels, element, threads, unused;
+  double eps;
+  const void *x;
+  const void *weight, *bias; // [channels]
+  double *stats;             // [2][channels]: mean, variance; forward writes them
+  void *y;
+  const void *grad;          // backward: gradient of y
+  void *grad_x;
+  void *grad_weight, *grad_bias;  // [channels]
+};
+
 // Whether backward, with scale, reads off `out` where the relu was open, and not off `y`.
 template <class Args> constexpr bool keeps_out = !std::is_same_v<Args, PairwiseArgs>;
 
@@ -201,6 +216,8 @@ int sanrobust_head_forward(const HeadArgs *);
 int sanrobust_head_backward(const HeadArgs *);
 int sanrobust_repeat_forward(const RepeatArgs *);
 int sanrobust_repeat_backward(const RepeatArgs *);
+int sanrobust_norm_forward(const NormArgs *);
+int sanrobust_norm_backward(const NormArgs *);
 double sanrobust_probe(int threads, double seconds);   // GFLOP/s of multiply-adds in registers
 }
 #pragma GCC visibility pop

@@ -1,0 +1,167 @@
+// Batch normalisation by the statistics of the batch, and the ReLU behind it, of planar maps.
+//
+// A channel is a task: its sums run in one order, in blocks that stay in the nearest cache, and
+// from block to block in double.
+#include <cmath>
+
+#include "lanewise.h"
+
+namespace san {
+namespace {
+
+using namespace lanewise;
+constexpr int64_t kBlock = 2048;
+
+// A run of values, by vectors and then one by one: body(place, vector or value to be filled).
+template <class T, class Body> SAN_INLINE void each(int64_t count, const Body &body) {
+  int64_t i = 0;
+  for (; i + lanes_of<T> <= count; i += lanes_of<T>) body(i, Vector<T>{});
+  for (; i < count; i++) body(i, T{});
+}
+template <class V, class T> SAN_INLINE V read(const T *p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T> SAN_INLINE void write(T *p, V v) { memcpy(p, &v, sizeof v); }
+template <class V> SAN_INLINE V positive(V v) { return V{} > v ? V{} : v; }
+template <class V> SAN_INLINE V gated(V gate, V v) { return gate > V{} ? v : V{}; }
+
+// A sum of vectors and values.
+template <class T> struct Sum {
+  Vector<T> wide{};
+  T rest{};
+  SAN_INLINE void operator+=(Vector<T> v) { wide += v; }
+  SAN_INLINE void operator+=(T v) { rest += v; }
+  double total() const {
+    double sum = rest;
+    for (int lane = 0; lane < lanes_of<T>; lane++) sum += wide[lane];
+    return sum;
+  }
+};
+
+template <class T> class Channel {
+ public:
+  Channel(const NormArgs &args, int64_t channel)
+      : args_(args), channel_(channel), count_(static_cast<double>(args.images * args.pixels)) {}
+
+  void forward() const {
+    double *mean = args_.stats + channel_, *variance = mean + args_.channels;
+    measure(mean, variance);
+    const Affine map = affine();
+    each_block([&](int64_t at, int64_t count) {
+      const T *x = in(args_.x) + at;
+      T *y = static_cast<T *>(args_.y) + at;
+      each<T>(count, [&](int64_t i, auto kind) {
+        using V = decltype(kind);
+        write(y + i, positive<V>(read<V>(x + i) * map.scale + map.shift));
+      });
+    });
+  }
+
+  void backward() const {
+    const Affine map = affine();
+    const double mean = args_.stats[channel_];
+    const T centre = static_cast<T>(mean);
+    double sum = 0, product = 0;  // of the gradient behind the ReLU, and of it by x - mean
+    each_block([&](int64_t at, int64_t count) {
+      const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
+      Sum<T> sums, products;
+      each<T>(count, [&](int64_t i, auto kind) {
+        using V = decltype(kind);
+        const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
+        sums += g;
+        products += g * (v - centre);
+      });
+      sum += sums.total();
+      product += products.total();
+    });
+    const double inverse = map.inverse;
+    static_cast<T *>(args_.grad_weight)[channel_] = static_cast<T>(product * inverse);
+    static_cast<T *>(args_.grad_bias)[channel_] = static_cast<T>(sum);
+    const double slope = map.exact * inverse * inverse * product / count_;
+    const T by_x = static_cast<T>(slope);
+    const T constant = static_cast<T>(map.exact * sum / count_ - slope * mean);
+    each_block([&](int64_t at, int64_t count) {
+      const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
+      T *to = static_cast<T *>(args_.grad_x) + at;
+      each<T>(count, [&](int64_t i, auto kind) {
+        using V = decltype(kind);
+        const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
+        write<V>(to + i, g * map.scale - (v * by_x + constant));
+      });
+    });
+  }
+
+ private:
+  // What a value is multiplied by and what is added to it.
+  struct Affine {
+    double inverse, exact;
+    T scale, shift;
+  };
+
+  Affine affine() const {
+    const double mean = args_.stats[channel_], variance = args_.stats[args_.channels + channel_];
+    const double inverse = 1 / std::sqrt(variance + args_.eps);
+    const double exact = inverse * in(args_.weight)[channel_];
+    return {inverse, exact, static_cast<T>(exact),
+            static_cast<T>(in(args_.bias)[channel_] - mean * exact)};
+  }
+
+  static const T *in(const void *p) { return static_cast<const T *>(p); }
+
+  template <class Body> void each_block(const Body &body) const {
+    for (int64_t image = 0; image < args_.images; image++)
+      for (int64_t at = 0; at < args_.pixels; at += kBlock)
+        body((image * args_.channels + channel_) * args_.pixels + at,
+             std::min(kBlock, args_.pixels - at));
+  }
+
+  // Mean and variance, block by block (Chan, Golub and LeVeque, 1979).
+  void measure(double *mean, double *variance) const {
+    double seen = 0, squares = 0;
+    *mean = 0;
+    each_block([&](int64_t at, int64_t count) {
+      const T *x = in(args_.x) + at;
+      Sum<T> sums, centred;
+      each<T>(count, [&](int64_t i, auto kind) { sums += read<decltype(kind)>(x + i); });
+      const double own = sums.total() / static_cast<double>(count);
+      const T centre = static_cast<T>(own);
+      each<T>(count, [&](int64_t i, auto kind) {
+        const auto v = read<decltype(kind)>(x + i) - centre;
+        centred += v * v;
+      });
+      const double more = seen + static_cast<double>(count), step = own - *mean;
+      const double rounded = own - static_cast<double>(centre);
+      squares += centred.total() - static_cast<double>(count) * rounded * rounded +
+                 step * step * seen * static_cast<double>(count) / more;
+      *mean += step * static_cast<double>(count) / more;
+      seen = more;
+    });
+    *variance = squares / seen;
+  }
+
+  const NormArgs &args_;
+  const int64_t channel_;
+  const double count_;
+};
+
+template <class T> void run(const NormArgs &args, bool backward) {
+  parallel_for(args.channels, args.threads, [&](int64_t channel) {
+    const Channel<T> one(args, channel);
+    backward ? one.backward() : one.forward();
+  });
+}
+
+int run(const NormArgs *args, bool backward) {
+  if (args->images < 1 || args->pixels < 1) return kUnsupported;
+  if (args->element == kDouble) run<double>(*args, backward);
+  else run<float>(*args, backward);
+  return kOk;
+}
+
+}  // namespace
+}  // namespace san
+
+extern "C" int sanrobust_norm_forward(const NormArgs *args) { return san::run(args, false); }
+extern "C" int sanrobust_norm_backward(const NormArgs *args) { return san::run(args, true); }
