@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sanrobust.kernels import foldcache
 from sanrobust.kernels.pointwise import PointwiseConv2d
@@ -148,16 +149,20 @@ def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fold
     return _kept(fold, mapping, layers, f"pairwise {relation} {dtype}")
 
 
-def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> FoldedPatchwise:
+def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
+                   with_query: bool = True) -> FoldedPatchwise:
     """Fold a mapping of R = ``relation`` query channels and then R * K2 key channels.
 
-    ``refusal`` must have returned None.
+    ``refusal`` must have returned None. Without the query, which then is among the keys, its
+    channels are of no weight.
     """
     layers = _layers(mapping)
 
     def fold() -> FoldedPatchwise:
         scale, shift = affine(layers.norm)
         w1, b1 = _hidden(layers)
+        if not with_query:
+            scale, shift, w1 = (F.pad(each, (relation, 0)) for each in (scale, shift, w1))
         # The mapping counts a key's channels first, then its neighbours; kernels the reverse.
         of_key = w1[:, relation:].view(len(w1), relation, -1).transpose(1, 2)
         w1 = torch.cat((w1[:, :relation], of_key.flatten(1)), 1)
@@ -171,7 +176,7 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fol
                                      *_both(w2, dtype), b2.to(dtype))
         return FoldedPatchwise(scale[:relation].to(dtype), shift[:relation].to(dtype), matrices)
 
-    return _kept(fold, mapping, layers, f"patchwise {relation} {dtype}")
+    return _kept(fold, mapping, layers, f"patchwise {relation} {dtype} {with_query}")
 
 
 def _kept(fold: Callable[[], Folded], mapping: nn.Module, layers: _Layers, kind: str) -> Folded:

@@ -65,6 +65,12 @@ class VectorAttention(nn.Module):
         sizes = Sizes(compared, self.window.neighbours, shared=design.transforms < 3)
         self.relation = RelationLayer(relations.find(family, design.relation), sizes, self.window)
 
+    def projections(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
+        """Return what makes query, key and value; with fewer transforms than 3 some are one."""
+        transforms = self.design.transforms
+        return (self.conv1, self.conv2 if transforms == 3 else self.conv1,
+                self.conv3 if transforms >= 2 else self.conv1)
+
     def compared(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return query and key (B, R, H, W) of ``features`` (B, C, H, W)."""
         query = self.conv1(features)

@@ -165,7 +165,7 @@ class PatchwiseRows:
         self._window = attention.window
         self._folded = _fold_patchwise(attention)
         self._affine = Affine(norm)
-        self._outputs = attention.conv3.out_channels
+        self._outputs = attention.projections()[-1].out_channels
 
     def forward(self, rows: Rows, tape: Tape) -> Rows:
         """Return the values (P, O) behind the ReLU; keep them and ``rows``."""
@@ -283,8 +283,9 @@ def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttenti
     else:
         folded = _fold_patchwise(attention)
         scale, shift = folded.query_scale.double(), folded.query_shift.double()
-        parts = (pairwise_designs.projection(attention.conv1, scale, shift),
-                 *map(pairwise_designs.projection, (attention.conv2, attention.conv3)))
+        query, *others = attention.projections()
+        parts = (pairwise_designs.projection(query, scale, shift),
+                 *map(pairwise_designs.projection, others))
     if attention.design.transforms == 1:
         once = pairwise_designs.projection(attention.conv1)
         return Repeated(Pointwise(once.weight, once.bias),
@@ -295,4 +296,5 @@ def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttenti
 
 
 def _fold_patchwise(attention: PatchwiseAttention) -> folding.FoldedPatchwise:
-    return folding.fold_patchwise(attention.conv_w, attention.conv1.out_channels, torch.float32)
+    return folding.fold_patchwise(attention.conv_w, attention.conv1.out_channels, torch.float32,
+                                  with_query=not attention.relation.sizes.shared)

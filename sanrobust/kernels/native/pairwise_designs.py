@@ -153,8 +153,8 @@ def fold(attention: PairwiseAttention) -> FoldedDesign:
         matrices.update(_both("w_mid", "w_mid_t", layers[1][0]), b_mid=layers[1][1].float())
     if len(layers) > 1:
         matrices.update(_both("w2", "w2t", layers[-1][0]))
-    key = attention.conv2 if design.transforms == 3 else attention.conv1
-    value = projection(attention.conv3 if design.transforms >= 2 else attention.conv1)
+    _, key, values = attention.projections()
+    value = projection(values)
     settings = dict(delta=DELTAS[design.relation], mapping=MAPPINGS[design.mapping],
                     relation=channels, hidden=hidden, groups=len(layers[-1][0]),
                     channels=value.convolution.out_channels,

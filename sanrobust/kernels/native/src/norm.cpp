@@ -49,12 +49,14 @@ template <class T> class Channel {
     double *mean = args_.stats + channel_, *variance = mean + args_.channels;
     measure(mean, variance);
     const Affine map = affine();
-    each_block([&](int64_t at, int64_t count) {
-      const T *x = in(args_.x) + at;
-      T *y = static_cast<T *>(args_.y) + at;
-      each<T>(count, [&](int64_t i, auto kind) {
-        using V = decltype(kind);
-        write(y + i, positive<V>(read<V>(x + i) * map.scale + map.shift));
+    each_block([&](const Block &block) {
+      block.each_run([&](int64_t at, int64_t count) {
+        const T *x = in(args_.x) + at;
+        T *y = static_cast<T *>(args_.y) + at;
+        each<T>(count, [&](int64_t i, auto kind) {
+          using V = decltype(kind);
+          write(y + i, positive<V>(read<V>(x + i) * map.scale + map.shift));
+        });
       });
     });
   }
@@ -64,14 +66,16 @@ template <class T> class Channel {
     const double mean = args_.stats[channel_];
     const T centre = static_cast<T>(mean);
     double sum = 0, product = 0;  // of the gradient behind the ReLU, and of it by x - mean
-    each_block([&](int64_t at, int64_t count) {
-      const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
+    each_block([&](const Block &block) {
       Sum<T> sums, products;
-      each<T>(count, [&](int64_t i, auto kind) {
-        using V = decltype(kind);
-        const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
-        sums += g;
-        products += g * (v - centre);
+      block.each_run([&](int64_t at, int64_t count) {
+        const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
+        each<T>(count, [&](int64_t i, auto kind) {
+          using V = decltype(kind);
+          const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
+          sums += g;
+          products += g * (v - centre);
+        });
       });
       sum += sums.total();
       product += products.total();
@@ -82,13 +86,15 @@ template <class T> class Channel {
     const double slope = map.exact * inverse * inverse * product / count_;
     const T by_x = static_cast<T>(slope);
     const T constant = static_cast<T>(map.exact * sum / count_ - slope * mean);
-    each_block([&](int64_t at, int64_t count) {
-      const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
-      T *to = static_cast<T *>(args_.grad_x) + at;
-      each<T>(count, [&](int64_t i, auto kind) {
-        using V = decltype(kind);
-        const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
-        write<V>(to + i, g * map.scale - (v * by_x + constant));
+    each_block([&](const Block &block) {
+      block.each_run([&](int64_t at, int64_t count) {
+        const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
+        T *to = static_cast<T *>(args_.grad_x) + at;
+        each<T>(count, [&](int64_t i, auto kind) {
+          using V = decltype(kind);
+          const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
+          write<V>(to + i, g * map.scale - (v * by_x + constant));
+        });
       });
     });
   }
@@ -110,32 +116,49 @@ template <class T> class Channel {
 
   static const T *in(const void *p) { return static_cast<const T *>(p); }
 
+  // Values of a channel that are summed before anything is added to their sum: a part of an image,
+  // or several images.
+  struct Block {
+    int64_t first, images, step, count;  // the first value; from image to image; of each
+    double size() const { return static_cast<double>(images * count); }
+    template <class Body> SAN_INLINE void each_run(const Body &body) const {
+      for (int64_t image = 0; image < images; image++) body(first + image * step, count);
+    }
+  };
+
   template <class Body> void each_block(const Body &body) const {
-    for (int64_t image = 0; image < args_.images; image++)
+    const int64_t step = args_.channels * args_.pixels, own = channel_ * args_.pixels;
+    const int64_t together = std::max<int64_t>(1, kBlock / args_.pixels);
+    for (int64_t image = 0; image < args_.images; image += together)
       for (int64_t at = 0; at < args_.pixels; at += kBlock)
-        body((image * args_.channels + channel_) * args_.pixels + at,
-             std::min(kBlock, args_.pixels - at));
+        body(Block{image * step + own + at, std::min(together, args_.images - image), step,
+                   std::min(kBlock, args_.pixels - at)});
   }
 
   // Mean and variance, block by block (Chan, Golub and LeVeque, 1979).
   void measure(double *mean, double *variance) const {
     double seen = 0, squares = 0;
     *mean = 0;
-    each_block([&](int64_t at, int64_t count) {
-      const T *x = in(args_.x) + at;
+    each_block([&](const Block &block) {
       Sum<T> sums, centred;
-      each<T>(count, [&](int64_t i, auto kind) { sums += read<decltype(kind)>(x + i); });
-      const double own = sums.total() / static_cast<double>(count);
-      const T centre = static_cast<T>(own);
-      each<T>(count, [&](int64_t i, auto kind) {
-        const auto v = read<decltype(kind)>(x + i) - centre;
-        centred += v * v;
+      block.each_run([&](int64_t at, int64_t count) {
+        const T *x = in(args_.x) + at;
+        each<T>(count, [&](int64_t i, auto kind) { sums += read<decltype(kind)>(x + i); });
       });
-      const double more = seen + static_cast<double>(count), step = own - *mean;
+      const double own = sums.total() / block.size();
+      const T centre = static_cast<T>(own);
+      block.each_run([&](int64_t at, int64_t count) {
+        const T *x = in(args_.x) + at;
+        each<T>(count, [&](int64_t i, auto kind) {
+          const auto v = read<decltype(kind)>(x + i) - centre;
+          centred += v * v;
+        });
+      });
+      const double more = seen + block.size(), step = own - *mean;
       const double rounded = own - static_cast<double>(centre);
-      squares += centred.total() - static_cast<double>(count) * rounded * rounded +
-                 step * step * seen * static_cast<double>(count) / more;
-      *mean += step * static_cast<double>(count) / more;
+      squares += centred.total() - block.size() * rounded * rounded +
+                 step * step * seen * block.size() / more;
+      *mean += step * block.size() / more;
       seen = more;
     });
     *variance = squares / seen;
