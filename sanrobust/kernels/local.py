@@ -69,14 +69,13 @@ class LocalAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the attended values (B, O, H', W') of ``features`` (B, C, H, W)."""
-        query, key = self._compared(features)
-        return functional.local_attention(query, key, self.conv3(features), self.embedding(),
+        query, key, embedding = self._compared(features)
+        return functional.local_attention(query, key, self.conv3(features), embedding,
                                           **self._settings())
 
     def attention_weights(self, features: Tensor) -> Tensor:
         """Return the weights (B, N, K2, L) that ``forward`` uses for ``features`` (B, C, H, W)."""
-        return functional.local_weights(*self._compared(features), self.embedding(),
-                                        **self._settings())
+        return functional.local_weights(*self._compared(features), **self._settings())
 
     def projections(self) -> tuple[nn.Conv2d, ...]:
         """Return what makes queries, keys, where content is compared, and values."""
@@ -99,11 +98,13 @@ class LocalAttention(nn.Module):
         scale = (query_channels // self.design.heads) ** -0.5
         return nn.Parameter(torch.randn(query_channels // 2, self.window.footprint) * scale)
 
-    def _compared(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The queries and, where content is compared, the keys."""
+    def _compared(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The queries, where content is compared the keys, and the embedding if there is one."""
         if self.design.position == "absolute":
             features = features + sinusoids(features)
-        return self.conv1(features), None if self.conv2 is None else self.conv2(features)
+        query, embedding = self.conv1(features), self.embedding()
+        return (query, None if self.conv2 is None else self.conv2(features),
+                None if embedding is None else embedding.to(query.dtype))
 
     def _settings(self) -> _Settings:
         return {"heads": self.design.heads, "footprint": self.window.footprint,
