@@ -35,6 +35,7 @@ STEPS = (ATTACK, TRAINING)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMESPACE, _FUSED = "sanrobust", (
     "pairwise_attention", "patchwise_attention", "local_attention")
+_BESIDE = "norm_relu"  # between attention layers too
 _CLASSES, _SIDE = 3, 32
 _WIDTH = max(map(len, MEANINGS)) + 2
 
@@ -112,9 +113,10 @@ def _computed_by(network: nn.Module, device: torch.device, dtype: torch.dtype, *
             torch.autograd.backward(loss)
     except NotImplementedError:  # torch lacks an element type here and there
         return NONE
-    if not calls.names:
+    attention = [name for name in calls.names if not name.startswith(_BESIDE)]
+    if not attention:
         return TORCH
-    return FUSED if all(name.startswith(_FUSED) for name in calls.names) else ELEMENTARY
+    return FUSED if all(name.startswith(_FUSED) for name in attention) else ELEMENTARY
 
 
 def shown(rows: Sequence[Support]) -> list[str]:

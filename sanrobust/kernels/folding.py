@@ -166,10 +166,7 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
         # The mapping counts a key's channels first, then its neighbours; kernels the reverse.
         of_key = w1[:, relation:].view(len(w1), relation, -1).transpose(1, 2)
         w1 = torch.cat((w1[:, :relation], of_key.flatten(1)), 1)
-        count = of_key.shape[1]
-        w2 = layers.linear2.weight.flatten(1)
-        w2 = w2.view(-1, count, len(b1)).transpose(0, 1).flatten(0, 1)
-        b2 = _bias(layers.linear2).view(-1, count).t().flatten()
+        w2, b2 = _weights(layers, of_key.shape[1])
         key_scale, key_shift = (_dense(each[relation:].view(relation, -1).t(), dtype)
                                 for each in (scale, shift))
         matrices = PatchwiseMatrices(key_scale, key_shift, *_both(w1, dtype), b1.to(dtype),
@@ -177,6 +174,34 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
         return FoldedPatchwise(scale[:relation].to(dtype), shift[:relation].to(dtype), matrices)
 
     return _kept(fold, mapping, layers, f"patchwise {relation} {dtype} {with_query}")
+
+
+@dataclass(frozen=True)
+class FoldedStar:
+    """A mapping of the K2 products of a query with the keys around it.
+
+    Attributes:
+        scale, shift: (K2,) float64, what the first normalisation does to the products.
+        w1, b1: (D, K2) and (D,), float64.
+        w2: (K2 * M, D), neighbour by neighbour; w2t its transpose.
+        b2: (K2 * M,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    w2t: Tensor
+    b2: Tensor
+
+
+def fold_star(mapping: nn.Module, dtype: torch.dtype) -> FoldedStar:
+    """Fold a mapping of products; ``refusal`` must have returned None."""
+    layers = _layers(mapping)
+    scale, shift = affine(layers.norm)
+    w2, b2 = _weights(layers, len(scale))
+    return FoldedStar(scale, shift, *_hidden(layers), *_both(w2, dtype), b2.to(dtype))
 
 
 def _kept(fold: Callable[[], Folded], mapping: nn.Module, layers: _Layers, kind: str) -> Folded:
@@ -267,6 +292,13 @@ def _hidden(layers: _Layers) -> tuple[Tensor, Tensor]:
     scale, shift = affine(layers.norm2)
     return (layers.linear.weight.flatten(1).double() * scale[:, None],
             _bias(layers.linear) * scale + shift)
+
+
+def _weights(layers: _Layers, count: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the last layer, its rows neighbour by neighbour for ``count`` of them."""
+    weight = layers.linear2.weight.flatten(1)
+    by_neighbour = weight.view(-1, count, weight.shape[1]).transpose(0, 1).flatten(0, 1)
+    return by_neighbour, _bias(layers.linear2).view(-1, count).t().flatten()
 
 
 def _both(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -155,7 +155,7 @@ class PatchwiseArgs(Arguments):
 
     _fields_ = [*_SHAPE,
                 *_fields(c_void_p, "qkv key_scale key_shift w1 w1t b1 w2 w2t b2 scale shift y out "
-                                   "h grad grad_qkv")]
+                                   "h grad grad_qkv grad_h")]
 
     def elements(self) -> dict[str, int]:
         """Return how many elements each tensor must have."""
@@ -167,7 +167,8 @@ class PatchwiseArgs(Arguments):
             qkv=rows, key_scale=around * self.relation, key_shift=around * self.relation,
             w1=first, w1t=first, b1=self.hidden, w2=weights * self.hidden,
             w2t=weights * self.hidden, b2=weights, scale=self.channels, shift=self.channels,
-            y=values, out=values, h=pixels * self.hidden, grad=values, grad_qkv=rows)
+            y=values, out=values, h=pixels * self.hidden, grad=values, grad_qkv=rows,
+            grad_h=pixels * self.hidden)
 
 
 class LocalArgs(Arguments):
@@ -186,6 +187,20 @@ class LocalArgs(Arguments):
             qkv=rows, embedding=2 * self.footprint * (self.relation // 2), scale=self.channels,
             shift=self.channels, out=values, grad=values, grad_qkv=rows,
             grad_offset=pixels * 2 * self.footprint * self.groups)
+
+
+class DotsArgs(Arguments):
+    """Arguments of the products of queries with the keys around them."""
+
+    _fields_ = [*_fields(c_int64, "images height width"),
+                *_fields(c_int32, "relation beside footprint padding threads unused"),
+                *_fields(c_void_p, "qkv out grad grad_qkv")]
+
+    def elements(self) -> dict[str, int]:
+        """Return how many elements each tensor must have."""
+        pixels = self.images * self.height * self.width
+        rows, products = pixels * (2 * self.relation + self.beside), pixels * self.footprint ** 2
+        return dict(qkv=rows, out=products, grad=products, grad_qkv=rows)
 
 
 class ElementaryArgs(Arguments):
@@ -349,6 +364,7 @@ class NormArgs(Arguments):
 STRUCTS: dict[str, type[Arguments]] = {
     **{f"sanrobust_pairwise_{each}": PairwiseArgs for each in ("tuned", "forward", "backward")},
     **{f"sanrobust_patchwise_{each}": PatchwiseArgs for each in ("tuned", "forward", "backward")},
+    "sanrobust_dots_forward": DotsArgs, "sanrobust_dots_backward": DotsArgs,
     **{f"sanrobust_local_{each}": LocalArgs for each in ("tuned", "forward", "backward")},
     **{f"sanrobust_aggregation_{each}": AggregationArgs for each in ("forward", "backward")},
     **{f"sanrobust_subtraction_{each}": SubtractionArgs for each in ("forward", "backward")},

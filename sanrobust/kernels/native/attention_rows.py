@@ -9,6 +9,7 @@ of the mapping, C channels of the block, H and W sides of a map.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from sanrobust.kernels import backends, folding
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library, pairwise_designs
-from sanrobust.kernels.native.arguments import (LocalArgs, PairwiseArgs, PatchwiseArgs,
+from sanrobust.kernels.native.arguments import (DotsArgs, LocalArgs, PairwiseArgs, PatchwiseArgs,
                                                 pair_words)
 from sanrobust.kernels.native.checks import PADDINGS
 from sanrobust.kernels.native.layers import (Affine, Pointwise, Projections, Repeated,
@@ -198,6 +199,68 @@ class PatchwiseRows:
             **_common(self._window, self._affine, tensors))
 
 
+class StarRows:
+    """Patchwise attention of products on rows, then normalisation and ReLU; as `PairwiseRows`.
+
+    The products (P, K2) go through the first layer as pixels go through a projection; its result
+    (P, D) is what the patchwise kernel has from its own first layer elsewhere.
+    """
+
+    def __init__(self, attention: PatchwiseAttention, norm: nn.BatchNorm2d) -> None:
+        self._window = attention.window
+        self._folded = folding.fold_star(attention.conv_w, torch.float32)
+        self._first = Affine(scale=self._folded.scale, shift=self._folded.shift)
+        self._hidden = Pointwise(self._folded.w1, self._folded.b1)
+        self._affine = Affine(norm)
+        query, _, value = attention.projections()
+        self._compared, self._outputs = query.out_channels, value.out_channels
+
+    def forward(self, rows: Rows, tape: Tape) -> Rows:
+        """Return the values (P, O) behind the ReLU; keep them and ``rows``."""
+        products = tape.buffers.take(rows.pixels, self._hidden.inputs)
+        tape.call("sanrobust_dots_forward", self._dots(rows, qkv=rows.values, out=products))
+        signs = take_signs(tape, rows.pixels, self._hidden.inputs)
+        hidden = tape.buffers.take(rows.pixels, self._hidden.outputs)
+        self._hidden.forward(replace(rows, values=products), hidden, tape, affine=self._first,
+                             signs=signs)
+        tape.buffers.give(products)
+        out = tape.buffers.take(rows.pixels, self._outputs)
+        tape.call("sanrobust_patchwise_forward", self._args(
+            rows, qkv=rows.values, out=out, h=hidden))
+        tape.write(self, rows, rows.values, out if tape.keep else None, hidden, signs)
+        return replace(rows, values=out)
+
+    def backward(self, grad: Rows, tape: Tape) -> Rows:
+        """Return the gradient (P, 2R + O) of the rows."""
+        with tape.read(self) as (qkv, out, hidden, signs):
+            assert qkv is not None and hidden is not None
+            result, to_hidden = (tape.buffers.take(*each.shape) for each in (qkv, hidden))
+            tape.call("sanrobust_patchwise_backward", self._args(
+                grad, qkv=qkv, out=out, h=hidden, grad=grad.values, grad_qkv=result,
+                grad_h=to_hidden))
+            products = tape.buffers.take(grad.pixels, self._hidden.inputs)
+            self._hidden.backward(to_hidden, products, tape, affine=self._first, signs=signs)
+            tape.call("sanrobust_dots_backward", self._dots(grad, qkv=qkv, grad=products,
+                                                            grad_qkv=result))
+        tape.buffers.give(grad.values, to_hidden, products)
+        return replace(grad, values=result)
+
+    def _dots(self, rows: Rows, **tensors: Tensor) -> DotsArgs:
+        return DotsArgs(images=rows.images, height=rows.height, width=rows.width,
+                        relation=self._compared, beside=self._outputs,
+                        footprint=self._window.footprint,
+                        padding=PADDINGS[self._window.padding_mode],
+                        threads=torch.get_num_threads(), **tensors)
+
+    def _args(self, rows: Rows, **tensors: Tensor | None) -> PatchwiseArgs:
+        folded = self._folded
+        return PatchwiseArgs(
+            images=rows.images, height=rows.height, width=rows.width, relation=self._compared,
+            hidden=self._hidden.outputs, groups=len(folded.b2) // self._window.neighbours,
+            channels=self._outputs, threads=torch.get_num_threads(), w2=folded.w2, w2t=folded.w2t,
+            b2=folded.b2, **_common(self._window, self._affine, tensors))
+
+
 def scalar_refusal(attention: LocalAttention) -> str | None:
     """Return why no kernel computes a layer of scalar attention on rows, as a clause."""
     if attention.design.position == "absolute":
@@ -280,6 +343,8 @@ def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttenti
         parts = tuple(map(pairwise_designs.projection, attention.projections()))
     elif isinstance(attention, PairwiseAttention):
         parts = pairwise_designs.fold(attention).projections
+    elif attention.design.relation == "star":
+        parts = tuple(map(pairwise_designs.projection, attention.projections()))
     else:
         folded = _fold_patchwise(attention)
         scale, shift = folded.query_scale.double(), folded.query_shift.double()

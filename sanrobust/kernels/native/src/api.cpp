@@ -21,7 +21,7 @@ Kernel kernel_for(const PairwiseArgs &args) {
 
 Kernel kernel_for(const PatchwiseArgs &args) {
   if (args.element != kFloat) return kGeneric;
-  return san::planar_takes(args) ? kPlanar : san::patchwise_takes(args) ? kTuned : kGeneric;
+  return args.w1 && san::planar_takes(args) ? kPlanar : san::patchwise_takes(args) ? kTuned : kGeneric;
 }
 
 Kernel kernel_for(const LocalArgs &args) { return san::local_takes(args) ? kTuned : kGeneric; }
@@ -70,7 +70,14 @@ int backward(const PairwiseArgs &args) {
   }
 }
 
+// The first product with what it reads, or the hidden layer in its place.
+bool is_complete(const PatchwiseArgs &args, bool backward) {
+  if (args.w1) return args.w1t && args.b1 && args.key_scale && args.key_shift;
+  return args.h && (args.grad_h || !backward);
+}
+
 int forward(const PatchwiseArgs &args) {
+  if (!is_complete(args, false)) return kUnsupported;
   switch (kernel_for(args)) {
     case kPlanar: return san::planar_forward(args);
     case kTuned: return san::patchwise_forward(args);
@@ -79,6 +86,7 @@ int forward(const PatchwiseArgs &args) {
 }
 
 int backward(const PatchwiseArgs &args) {
+  if (!is_complete(args, true)) return kUnsupported;
   switch (kernel_for(args)) {
     case kPlanar: return san::planar_backward(args);
     case kTuned: return san::patchwise_backward(args);
@@ -122,6 +130,8 @@ int sanrobust_pairwise_backward(const PairwiseArgs *args) { return guarded(backw
 int sanrobust_patchwise_forward(const PatchwiseArgs *args) { return guarded(forward, args); }
 int sanrobust_patchwise_backward(const PatchwiseArgs *args) { return guarded(backward, args); }
 
+int sanrobust_dots_forward(const DotsArgs *args) { return guarded(san::dots_forward, args); }
+int sanrobust_dots_backward(const DotsArgs *args) { return guarded(san::dots_backward, args); }
 int sanrobust_local_tuned(const LocalArgs *args) { return kernel_for(*args); }
 int sanrobust_local_forward(const LocalArgs *args) { return guarded(forward, args); }
 int sanrobust_local_backward(const LocalArgs *args) { return guarded(backward, args); }

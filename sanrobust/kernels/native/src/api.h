@@ -55,7 +55,8 @@ struct PairwiseArgs {
 
 // a = [relu(query_i), relu(key_j * key_scale + key_shift) for every j]; h = relu(b1 + w1 a);
 // weight[j] = b2[j] + w2[j] h; y[c] = sum over j of weight[j][c % groups] value_j[c].
-// A neighbour outside the map (padding zeros) has key 0 and value 0.
+// A neighbour outside the map (padding zeros) has key 0 and value 0. Without w1, h is given before its
+// relu, query and key are not read, and have the gradient 0.
 struct PatchwiseArgs {
   int64_t images, height, width;
   int32_t relation, hidden, groups, channels;
@@ -63,7 +64,8 @@ struct PatchwiseArgs {
   const void *qkv;           // [pixels][2 * relation + channels]
   const void *key_scale;     // [K2][relation]
   const void *key_shift;     // [K2][relation]
-  const void *w1;            // [hidden][(1 + K2) * relation]: the query, then neighbour by neighbour
+  const void *w1;            // [hidden][(1 + K2) * relation]: the query, then neighbour by neighbour;
+                             // or null, and key_scale, key_shift, w1t, b1 too
   const void *w1t;           // its transpose
   const void *b1;            // [hidden]
   const void *w2;            // [K2 * groups][hidden]: neighbour by neighbour
@@ -71,9 +73,21 @@ struct PatchwiseArgs {
   const void *b2;            // [K2 * groups]
   const void *scale, *shift; // as above
   void *y, *out;             // as above, either or both may be null; backward with scale reads out
-  void *h;                   // [pixels][hidden] kept for backward, or null
+  void *h;                   // [pixels][hidden] kept for backward, or null; without w1 given to both
   const void *grad;
   void *grad_qkv;
+  void *grad_h;              // backward without w1: the gradient of h
+};
+
+// product[j] = query_i . key_j, 0 for a neighbour outside the map (padding zeros).
+struct DotsArgs {
+  int64_t images, height, width;
+  int32_t relation, beside;  // channels of query and of key; what follows them in each row
+  int32_t footprint, padding, threads, unused;
+  const float *qkv;          // [pixels][2 * relation + beside]
+  float *out;                // [pixels][K2]
+  const float *grad;         // backward: gradient of out
+  float *grad_qkv;           // backward: query and key are added to
 };
 
 // Scalar attention. logit[j][g] = the sum over channels c with c % groups = g of query_i[c] key_j[c]
@@ -202,6 +216,8 @@ int sanrobust_patchwise_backward(const PatchwiseArgs *);   // tuned: h of the fo
 int sanrobust_local_tuned(const LocalArgs *);
 int sanrobust_local_forward(const LocalArgs *);
 int sanrobust_local_backward(const LocalArgs *);
+int sanrobust_dots_forward(const DotsArgs *);
+int sanrobust_dots_backward(const DotsArgs *);
 int sanrobust_aggregation_forward(const ElementaryArgs *);
 int sanrobust_aggregation_backward(const ElementaryArgs *);
 int sanrobust_subtraction_forward(const ElementaryArgs *);

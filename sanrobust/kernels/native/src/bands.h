@@ -21,15 +21,17 @@ class Bands {
         halo_(count_ > 1 ? 2 * reach_ * width_ * merged : 0),
         result_(static_cast<float *>(args.grad_qkv)) {}
 
-  // Runs body(band, memory of `floats` floats) for each band, its rows and halo zero before.
-  template <class Body> void run(size_t floats, const Body &body) const {
+  // Runs body(band, memory of `floats` floats) for each band, its halo zero before and, unless
+  // `adds`, its rows.
+  template <class Body> void run(size_t floats, const Body &body, bool adds = false) const {
     for (int64_t first = 0; first < images_; first += kImages) {
       const int64_t images = std::min(images_ - first, kImages), tasks = images * count_;
       float *halos = scratch<float>(1, static_cast<size_t>(tasks * halo_));
       share_tasks(tasks, threads_, floats, [&](int64_t task, float *memory) {
         const int64_t band = task % count_;
         const Band one{first + task / count_, start(band), start(band + 1), halos + task * halo_};
-        std::fill_n(collected(one, one.first), (one.end - one.first) * width_ * merged_, 0.0f);
+        if (!adds)
+          std::fill_n(collected(one, one.first), (one.end - one.first) * width_ * merged_, 0.0f);
         std::fill_n(one.halo, halo_, 0.0f);
         body(one, memory);
       });

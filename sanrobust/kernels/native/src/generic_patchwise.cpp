@@ -17,7 +17,7 @@ template <class T> class Patchwise {
         weights_(shape_.neighbours * shape_.groups), scale_(typed<T>(args.key_scale)),
         shift_(typed<T>(args.key_shift)), w1_(typed<T>(args.w1)), w1t_(typed<T>(args.w1t)),
         b1_(typed<T>(args.b1)), w2_(typed<T>(args.w2)), w2t_(typed<T>(args.w2t)),
-        b2_(typed<T>(args.b2)) {}
+        b2_(typed<T>(args.b2)), h_(typed<T>(args.h)), grad_h_(typed<T>(args.grad_h)) {}
 
   size_t scratch_values(bool) const {
     return (2 * static_cast<size_t>(inner_) + 2 * shape_.hidden) * lanes;
@@ -25,9 +25,13 @@ template <class T> class Patchwise {
 
   void weigh(const Tile<T> &tile, T *weight, T *memory) const {
     T *patch = memory, *hidden = memory + inner_ * lanes;
-    collect(tile, patch);
-    start(hidden, b1_, shape_.hidden);
-    product(hidden, patch, w1t_, inner_, shape_.hidden, From::kOut);
+    if (w1_) {
+      collect(tile, patch);
+      start(hidden, b1_, shape_.hidden);
+      product(hidden, patch, w1t_, inner_, shape_.hidden, From::kOut);
+    } else {
+      each_hidden(tile, [&](int at, int64_t place) { hidden[at] = place < 0 ? T(0) : h_[place]; });
+    }
     rectify(hidden, shape_.hidden);
     start(weight, b2_, weights_);
     product(weight, hidden, w2t_, shape_.hidden, weights_, From::kOut);
@@ -39,6 +43,10 @@ template <class T> class Patchwise {
     T *grad_patch = grad_hidden + shape_.hidden * lanes;
     product(grad_hidden, grad_weight, w2_, weights_, shape_.hidden, From::kZero);
     mask(grad_hidden, hidden, shape_.hidden);
+    if (!w1_)
+      return each_hidden(tile, [&](int at, int64_t place) {
+        if (place >= 0) grad_h_[place] = grad_hidden[at];
+      });
     product(grad_patch, grad_hidden, w1_, shape_.hidden, inner_, From::kZero);
     mask(grad_patch, patch, inner_);
     for (int r = 0; r < shape_.relation; r++)
@@ -52,6 +60,14 @@ template <class T> class Patchwise {
   }
 
  private:
+  // Calls body(place in the tile, in the rows of hidden layers or -1) for all of a tile's.
+  template <class Body> void each_hidden(const Tile<T> &tile, const Body &body) const {
+    for (int lane = 0; lane < lanes; lane++)
+      for (int m = 0; m < shape_.hidden; m++)
+        body(m * lanes + lane, tile.pixel()[lane] < 0
+                                   ? -1 : (tile.first + tile.pixel()[lane]) * shape_.hidden + m);
+  }
+
   void collect(const Tile<T> &tile, T *patch) const {
     for (int r = 0; r < shape_.relation; r++, patch += lanes)
       put(patch, rectified<T>(get(tile.at(r, tile.grid.centre()))));
@@ -69,7 +85,8 @@ template <class T> class Patchwise {
 
   Shape shape_;
   int inner_, weights_;
-  const T *scale_, *shift_, *w1_, *w1t_, *b1_, *w2_, *w2t_, *b2_;
+  const T *scale_, *shift_, *w1_, *w1t_, *b1_, *w2_, *w2t_, *b2_, *h_;
+  T *grad_h_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 #include "local.h"
 
-#include "local_backward.h"
+#include "local_dots.h"
 #include "local_forward.h"
 
 namespace san {
@@ -30,6 +30,16 @@ int local_forward(const LocalArgs &args) {
 
 int local_backward(const LocalArgs &args) {
   return with_heads(args, [&](auto heads) { local::Backward<decltype(heads)::value>(args).run(); });
+}
+
+int dots_forward(const DotsArgs &args) {
+  local::Dots(args).forward();
+  return kOk;
+}
+
+int dots_backward(const DotsArgs &args) {
+  local::Dots(args).backward();
+  return kOk;
 }
 
 }  // namespace san

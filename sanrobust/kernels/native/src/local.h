@@ -7,5 +7,7 @@ namespace san {
 bool local_takes(const LocalArgs &);
 int local_forward(const LocalArgs &);
 int local_backward(const LocalArgs &);
+int dots_forward(const DotsArgs &);   // any channels
+int dots_backward(const DotsArgs &);
 
 }  // namespace san

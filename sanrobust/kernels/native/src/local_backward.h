@@ -5,7 +5,7 @@
 
 namespace san::local {
 
-template <int Heads> class Backward : Map<Heads> {
+template <int Heads> class Backward : protected Map<Heads> {
  public:
   explicit Backward(const LocalArgs &args) : Base(args), bands_(args, merged_, key_at_) {}
 
@@ -19,7 +19,7 @@ template <int Heads> class Backward : Map<Heads> {
     });
   }
 
- private:
+ protected:
   using Base = Map<Heads>;
   using Base::args_, Base::embedding_, Base::footprint_, Base::height_, Base::key_at_,
       Base::merged_, Base::near_, Base::reach_, Base::row_, Base::value_at_, Base::width_;

@@ -48,7 +48,10 @@ template <int Relation> class Backward : Map<Relation> {
     alignas(64) float slope[Rows * kHidden];
     Run run[kRows];
     const int runs = this->runs(pixel, Rows, run);
-    const float *hidden = Base::pointer(args_.h) + pixel * kHidden;
+    alignas(64) float given[Rows * kHidden];
+    const float *hidden = given;
+    if (args_.w1) hidden = Base::pointer(args_.h) + pixel * kHidden;
+    else this->template read_hidden<Rows>(pixel, given);
     this->template weigh<Rows>(hidden, work.weights);
     for (int m = 0; m < Rows; m++) output_gradient(pixel + m, work.grad + m * kChannels);
     for (int i = 0; i < runs; i++) {
@@ -56,6 +59,10 @@ template <int Relation> class Backward : Map<Relation> {
       value_gradient(work, run[i]);
     }
     hidden_gradient<Rows>(work.slopes, hidden, slope);
+    if (!args_.w1) {
+      memcpy(Base::pointer(args_.grad_h) + pixel * kHidden, slope, sizeof slope);
+      return;
+    }
     query_gradient<Rows>(pixel, slope);
     for (int n = 0; n < near_; n++) key_gradient<Rows>(work, run, n, slope);
   }

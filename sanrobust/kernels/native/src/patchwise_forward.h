@@ -32,8 +32,12 @@ template <int Relation> class Forward : Map<Relation> {
     alignas(64) float hidden[Rows * kHidden];
     Run run[kRows];
     const int runs = this->runs(pixel, Rows, run);
-    hide<Rows>(pixel, run, hidden);
-    if (args_.h) memcpy(Base::pointer(args_.h) + pixel * kHidden, hidden, sizeof hidden);
+    if (args_.w1) {
+      hide<Rows>(pixel, run, hidden);
+      if (args_.h) memcpy(Base::pointer(args_.h) + pixel * kHidden, hidden, sizeof hidden);
+    } else {
+      this->template read_hidden<Rows>(pixel, hidden);
+    }
     if (!args_.y && !args_.out) return;
     this->template weigh<Rows>(hidden, weights);
     for (int i = 0; i < runs; i++) {

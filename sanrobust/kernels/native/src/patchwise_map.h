@@ -121,6 +121,13 @@ class Map : protected Sizes<Relation>, protected Window<Sizes<Relation>::kGroups
           [&](int m, int v, Vec<lanes> sum) { epilogue(m, c + v * lanes, sum); });
   }
 
+  // A tile's hidden layer as it is given.
+  template <int Rows> void read_hidden(int64_t pixel, float *hidden) const {
+    const float *given = pointer(args_.h) + pixel * kHidden;
+    for (int i = 0; i < Rows * kHidden; i += kGroupLanes)
+      store<kGroupLanes>(hidden + i, relu<kGroupLanes>(load<kGroupLanes>(given + i)));
+  }
+
   // The weights of a tile from its hidden layer.
   template <int Rows> void weigh(const float *hidden, float *weights) const {
     const int64_t row = near_ * kGroups;
