@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.kernels import ops
-from sanrobust.kernels.kernelset import NormKernels, kernels
+from sanrobust.kernels.kernelset import KERNELS, NormKernels, kernels
 from sanrobust.kernels.plain import Window as Window
 from sanrobust.kernels.plain import neighbours as neighbours
 
@@ -143,7 +143,7 @@ def _is_one_operator(norm: nn.Module, features: Tensor, backend: str) -> bool:
             and not torch.compiler.is_compiling() and not _is_watched(norm)
             and features.dtype == norm.weight.dtype and features.device == norm.weight.device
             and features.numel() > features.shape[1] == norm.num_features
-            and isinstance(kernels(backend), NormKernels))
+            and backend in KERNELS.names() and isinstance(kernels(backend), NormKernels))
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -235,7 +235,7 @@ def _put_on_rows(network: nn.Module) -> None:
         if isinstance(module, LocalAttention):
             _put(network, name, ScalarLayer(module))
     for name, module in list(network.named_modules()):
-        if type(module) is nn.Conv2d and module.groups == 1 \
+        if type(module) is nn.Conv2d and module.groups == 1 and module.padding == (0, 0) \
                 and module.kernel_size == module.stride == (1, 1):
             _put(network, name, PointwiseLayer(module))
 
