@@ -1,4 +1,4 @@
-"""Kernels of star attention: products of queries and keys, weights of a given hidden layer."""
+"""Kernels of star and clique attention: products of queries and keys, a given hidden layer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(library.refusal() is not None,
                                 reason=f"native kernels: {library.refusal()}")
 
 TOLERANCE = 2e-6
+POWERS = [2, 4]  # of the footprint: products of a star and of a clique
 MAPS = [("reflect", *each) for each in ((1, 1, 2), (3, 2, 2), (3, 5, 3), (7, 4, 4), (7, 13, 5),
                                         (5, 25, 4), (7, 4, 21))]
 MAPS += [("zeros", *each) for each in ((3, 1, 1), (7, 1, 5), (7, 5, 9), (3, 24, 3), (7, 3, 19))]
@@ -30,55 +31,64 @@ def products(qkv: Tensor, grad: Tensor, padding: str, footprint: int, relation: 
              threads: int = 1, level: str | None = None) -> tuple[Tensor, Tensor]:
     """Return the products of maps (B, H, W, 2R + beside), and what is added to their gradient."""
     images, height, width, channels = qkv.shape
+    clique = int(grad.shape[-1] > footprint ** 2)
     kernels = library.require() if level is None else library.load_level(level)
     out, added = torch.full_like(grad, torch.nan), torch.ones_like(qkv)
     args = DotsArgs(images=images, height=height, width=width, relation=relation,
                     beside=channels - 2 * relation, footprint=footprint, threads=threads,
-                    padding=PADDING[padding], qkv=qkv, out=out, grad=grad, grad_qkv=added)
+                    clique=clique, padding=PADDING[padding], qkv=qkv, out=out, grad=grad, grad_qkv=added)
     kernels.call("sanrobust_dots_forward", args)
     kernels.call("sanrobust_dots_backward", args)
     return out, added - 1
 
 
-def numbers(footprint: int, height: int, width: int, relation: int,
+def numbers(footprint: int, height: int, width: int, relation: int, power: int = 2,
             images: int = 2) -> tuple[Tensor, Tensor]:
     torch.manual_seed(footprint + height)
     return (torch.randn(images, height, width, 2 * relation + 6),
-            torch.randn(images, height, width, footprint ** 2))
+            torch.randn(images, height, width, footprint ** power))
 
 
 def wanted_products(qkv: Tensor, grad: Tensor, padding: Any, footprint: int,
                     relation: int) -> tuple[Tensor, Tensor]:
     leaf = qkv.double().requires_grad_()
     query, key, _ = leaf.permute(0, 3, 1, 2).split((relation, relation, 6), 1)
-    made = reference.dot_product(query, key, 1, Window(footprint, padding_mode=padding))
-    made = made[:, 0].transpose(1, 2).reshape(grad.shape)
+    window = Window(footprint, padding_mode=padding)
+    if grad.shape[-1] > footprint ** 2:
+        made = torch.einsum("brjp,brkp->bpjk", *(reference.neighbours(each, window)
+                                                 for each in (query, key))).reshape(grad.shape)
+    else:
+        made = reference.dot_product(query, key, 1, window)[:, 0].transpose(1, 2)
+        made = made.reshape(grad.shape)
     gradient, = torch.autograd.grad(made, leaf, grad.double())
     return made.detach(), gradient
 
 
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("relation", [3, 32])  # one by one, and by vectors
 @pytest.mark.parametrize("padding, footprint, height, width", MAPS)
 def test_products_match_the_truth(padding: str, footprint: int, height: int, width: int,
-                                  relation: int) -> None:
-    given = (*numbers(footprint, height, width, relation), padding, footprint, relation)
+                                  relation: int, power: int) -> None:
+    given = (*numbers(footprint, height, width, relation, power), padding, footprint, relation)
     for found, wanted in zip(products(*given), wanted_products(*given)):
         assert error(found.double(), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("level", library.LEVELS)
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("relation", [3, 32])
-def test_products_at_every_level_of_instructions(relation: int, level: str) -> None:
+def test_products_at_every_level_of_instructions(relation: int, power: int, level: str) -> None:
     if level not in library.levels():
         pytest.skip(f"this processor lacks {level}")
-    given = (*numbers(5, 13, 9, relation), "reflect", 5, relation)
+    given = (*numbers(5, 13, 9, relation, power), "reflect", 5, relation)
     for found, wanted in zip(products(*given, level=level), wanted_products(*given)):
         assert error(found.double(), wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("relation", [3, 32])
-def test_bits_of_products_depend_on_neither_threads_nor_batch(relation: int) -> None:
-    qkv, grad = numbers(5, 25, 9, relation, images=3)
+def test_bits_of_products_depend_on_neither_threads_nor_batch(relation: int, power: int) -> None:
+    qkv, grad = numbers(5, 25, 9, relation, power, images=3)
     whole = products(qkv, grad, "reflect", 5, relation)
     for threads in (2, 4):
         again = products(qkv, grad, "reflect", 5, relation, threads=threads)

@@ -24,11 +24,11 @@ def words(*models: str) -> dict[tuple[str, str, str], str]:
 
 
 def test_each_way_of_computing_is_seen() -> None:
-    found = words("san10-pair", "san10-pair(relation=dot)", "san10-patch(relation=clique)")
+    found = words("san10-pair", "san10-pair(relation=dot)", "san10-patch(mapping=L)")
     assert found["san10-pair", "float32", "attack"] == support.NETWORK
     assert found["san10-pair", "float64", "attack"] == support.FUSED
     assert found["san10-pair(relation=dot)", "float64", "attack"] == support.ELEMENTARY
-    assert found["san10-patch(relation=clique)", "float32", "attack"] == support.ELEMENTARY
+    assert found["san10-patch(mapping=L)", "float32", "attack"] == support.ELEMENTARY
     assert {by for (*_, step), by in found.items() if step == support.TRAINING} == {
         support.ELEMENTARY}
     (half,) = support.supported(["san10-pair"], [CPU], [torch.float16], [support.ATTACK])

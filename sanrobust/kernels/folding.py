@@ -177,12 +177,12 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
 
 
 @dataclass(frozen=True)
-class FoldedStar:
-    """A mapping of the K2 products of a query with the keys around it.
+class FoldedProducts:
+    """A mapping of N products of queries and keys.
 
     Attributes:
-        scale, shift: (K2,) float64, what the first normalisation does to the products.
-        w1, b1: (D, K2) and (D,), float64.
+        scale, shift: (N,) float64, what the first normalisation does to the products.
+        w1, b1: (D, N) and (D,), float64.
         w2: (K2 * M, D), neighbour by neighbour; w2t its transpose.
         b2: (K2 * M,).
     """
@@ -196,12 +196,14 @@ class FoldedStar:
     b2: Tensor
 
 
-def fold_star(mapping: nn.Module, dtype: torch.dtype) -> FoldedStar:
-    """Fold a mapping of products; ``refusal`` must have returned None."""
+def fold_products(mapping: nn.Module, neighbours: int, dtype: torch.dtype) -> FoldedProducts:
+    """Fold a mapping of products to weights of K2 ``neighbours``; ``refusal`` must have returned
+    None.
+    """
     layers = _layers(mapping)
     scale, shift = affine(layers.norm)
-    w2, b2 = _weights(layers, len(scale))
-    return FoldedStar(scale, shift, *_hidden(layers), *_both(w2, dtype), b2.to(dtype))
+    w2, b2 = _weights(layers, neighbours)
+    return FoldedProducts(scale, shift, *_hidden(layers), *_both(w2, dtype), b2.to(dtype))
 
 
 def _kept(fold: Callable[[], Folded], mapping: nn.Module, layers: _Layers, kind: str) -> Folded:

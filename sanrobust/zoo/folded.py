@@ -26,8 +26,8 @@ from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library, pairwise_designs
 from sanrobust.kernels.native.arguments import dense
-from sanrobust.kernels.native.attention_rows import (LocalRows, PairwiseRows, PatchwiseRows,
-                                                     StarRows, projections)
+from sanrobust.kernels.native.attention_rows import (PRODUCTS, LocalRows, PairwiseRows,
+                                                     PatchwiseRows, ProductRows, projections)
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
                                              Transition)
 from sanrobust.kernels.native.tape import Buffers, Program, Tape
@@ -252,7 +252,7 @@ def _unfused(design: AttentionConfig) -> str | None:
     released = DEFAULTS[design.attention]
     unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(AttentionConfig)
               if each.name != "transforms"
-              and getattr(design, each.name) not in (getattr(released, each.name), "star")]
+              and getattr(design, each.name) not in (getattr(released, each.name), *PRODUCTS)]
     if unlike:
         return f"its {design.attention} attention has no fused kernels: {', '.join(unlike)}"
     return None
@@ -292,8 +292,8 @@ def _rows(sam: PairwiseAttention | PatchwiseAttention | LocalAttention,
         return LocalRows(sam, norm)
     if isinstance(sam, PairwiseAttention):
         return PairwiseRows(sam, norm)
-    if sam.design.relation == "star":
-        return StarRows(sam, norm)
+    if sam.design.relation in PRODUCTS:
+        return ProductRows(sam, norm)
     return PatchwiseRows(sam, norm)
 
 

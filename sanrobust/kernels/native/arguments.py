@@ -193,13 +193,14 @@ class DotsArgs(Arguments):
     """Arguments of the products of queries with the keys around them."""
 
     _fields_ = [*_fields(c_int64, "images height width"),
-                *_fields(c_int32, "relation beside footprint padding threads unused"),
+                *_fields(c_int32, "relation beside footprint padding threads clique"),
                 *_fields(c_void_p, "qkv out grad grad_qkv")]
 
     def elements(self) -> dict[str, int]:
         """Return how many elements each tensor must have."""
         pixels = self.images * self.height * self.width
-        rows, products = pixels * (2 * self.relation + self.beside), pixels * self.footprint ** 2
+        rows = pixels * (2 * self.relation + self.beside)
+        products = pixels * self.footprint ** (4 if self.clique else 2)
         return dict(qkv=rows, out=products, grad=products, grad_qkv=rows)
 
 

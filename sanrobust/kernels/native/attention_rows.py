@@ -35,6 +35,10 @@ RECOMPUTED_PIXELS = 40 * 40
 RECOMPUTED_BYTES = 20 << 20
 
 
+# Patchwise relations that are products of queries and keys.
+PRODUCTS = ("star", "clique")
+
+
 class PairwiseRows:
     """Pairwise attention on rows, then normalisation and ReLU.
 
@@ -199,16 +203,18 @@ class PatchwiseRows:
             **_common(self._window, self._affine, tensors))
 
 
-class StarRows:
+class ProductRows:
     """Patchwise attention of products on rows, then normalisation and ReLU; as `PairwiseRows`.
 
-    The products (P, K2) go through the first layer as pixels go through a projection; its result
-    (P, D) is what the patchwise kernel has from its own first layer elsewhere.
+    The products (P, N) of a star, N = K2, or of a clique, N = K2 * K2, go through the first layer
+    as pixels go through a projection; its result (P, D) is what the patchwise kernel has from its
+    own first layer elsewhere. Products are kept of a few images alone.
     """
 
     def __init__(self, attention: PatchwiseAttention, norm: nn.BatchNorm2d) -> None:
-        self._window = attention.window
-        self._folded = folding.fold_star(attention.conv_w, torch.float32)
+        self._window, self._is_clique = attention.window, attention.design.relation == "clique"
+        self._folded = folding.fold_products(attention.conv_w, self._window.neighbours,
+                                             torch.float32)
         self._first = Affine(scale=self._folded.scale, shift=self._folded.shift)
         self._hidden = Pointwise(self._folded.w1, self._folded.b1)
         self._affine = Affine(norm)
@@ -217,13 +223,16 @@ class StarRows:
 
     def forward(self, rows: Rows, tape: Tape) -> Rows:
         """Return the values (P, O) behind the ReLU; keep them and ``rows``."""
-        products = tape.buffers.take(rows.pixels, self._hidden.inputs)
-        tape.call("sanrobust_dots_forward", self._dots(rows, qkv=rows.values, out=products))
         signs = take_signs(tape, rows.pixels, self._hidden.inputs)
         hidden = tape.buffers.take(rows.pixels, self._hidden.outputs)
-        self._hidden.forward(replace(rows, values=products), hidden, tape, affine=self._first,
-                             signs=signs)
-        tape.buffers.give(products)
+        for part, images in self._parts(rows):
+            products = tape.buffers.take(part.stop - part.start, self._hidden.inputs)
+            some = replace(rows, values=products, images=images)
+            tape.call("sanrobust_dots_forward", self._dots(some, qkv=rows.values[part],
+                                                           out=products))
+            self._hidden.forward(some, hidden[part], tape, affine=self._first,
+                                 signs=None if signs is None else signs[part])
+            tape.buffers.give(products)
         out = tape.buffers.take(rows.pixels, self._outputs)
         tape.call("sanrobust_patchwise_forward", self._args(
             rows, qkv=rows.values, out=out, h=hidden))
@@ -233,24 +242,36 @@ class StarRows:
     def backward(self, grad: Rows, tape: Tape) -> Rows:
         """Return the gradient (P, 2R + O) of the rows."""
         with tape.read(self) as (qkv, out, hidden, signs):
-            assert qkv is not None and hidden is not None
+            assert qkv is not None and hidden is not None and signs is not None
             result, to_hidden = (tape.buffers.take(*each.shape) for each in (qkv, hidden))
             tape.call("sanrobust_patchwise_backward", self._args(
                 grad, qkv=qkv, out=out, h=hidden, grad=grad.values, grad_qkv=result,
                 grad_h=to_hidden))
-            products = tape.buffers.take(grad.pixels, self._hidden.inputs)
-            self._hidden.backward(to_hidden, products, tape, affine=self._first, signs=signs)
-            tape.call("sanrobust_dots_backward", self._dots(grad, qkv=qkv, grad=products,
-                                                            grad_qkv=result))
-        tape.buffers.give(grad.values, to_hidden, products)
+            for part, images in self._parts(grad):
+                products = tape.buffers.take(part.stop - part.start, self._hidden.inputs)
+                self._hidden.backward(to_hidden[part], products, tape, affine=self._first,
+                                      signs=signs[part])
+                some = replace(grad, values=products, images=images)
+                tape.call("sanrobust_dots_backward", self._dots(
+                    some, qkv=qkv[part], grad=products, grad_qkv=result[part]))
+                tape.buffers.give(products)
+        tape.buffers.give(grad.values, to_hidden)
         return replace(grad, values=result)
+
+    def _parts(self, rows: Rows) -> Iterator[tuple[slice, int]]:
+        """Cut the batch so that the products of a part stay small: its rows and images."""
+        pixels = rows.height * rows.width
+        step = max(1, RECOMPUTED_BYTES // (pixels * self._hidden.inputs * 4))
+        for first in range(0, rows.images, step):
+            images = min(step, rows.images - first)
+            yield slice(first * pixels, (first + images) * pixels), images
 
     def _dots(self, rows: Rows, **tensors: Tensor) -> DotsArgs:
         return DotsArgs(images=rows.images, height=rows.height, width=rows.width,
                         relation=self._compared, beside=self._outputs,
                         footprint=self._window.footprint,
                         padding=PADDINGS[self._window.padding_mode],
-                        threads=torch.get_num_threads(), **tensors)
+                        threads=torch.get_num_threads(), clique=int(self._is_clique), **tensors)
 
     def _args(self, rows: Rows, **tensors: Tensor | None) -> PatchwiseArgs:
         folded = self._folded
@@ -343,7 +364,7 @@ def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttenti
         parts = tuple(map(pairwise_designs.projection, attention.projections()))
     elif isinstance(attention, PairwiseAttention):
         parts = pairwise_designs.fold(attention).projections
-    elif attention.design.relation == "star":
+    elif attention.design.relation in PRODUCTS:
         parts = tuple(map(pairwise_designs.projection, attention.projections()))
     else:
         folded = _fold_patchwise(attention)

@@ -79,13 +79,14 @@ struct PatchwiseArgs {
   void *grad_h;              // backward without w1: the gradient of h
 };
 
-// product[j] = query_i . key_j, 0 for a neighbour outside the map (padding zeros).
+// product[j] = query_i . key_j, or of a clique product[j][k] = query_j . key_k for all neighbours j
+// and k of i; 0 for those outside the map (padding zeros).
 struct DotsArgs {
   int64_t images, height, width;
   int32_t relation, beside;  // channels of query and of key; what follows them in each row
-  int32_t footprint, padding, threads, unused;
+  int32_t footprint, padding, threads, clique;
   const float *qkv;          // [pixels][2 * relation + beside]
-  float *out;                // [pixels][K2]
+  float *out;                // [pixels][K2], of a clique [pixels][K2][K2]
   const float *grad;         // backward: gradient of out
   float *grad_qkv;           // backward: query and key are added to
 };

@@ -1,5 +1,6 @@
 #include "local.h"
 
+#include "clique.h"
 #include "local_dots.h"
 #include "local_forward.h"
 
@@ -33,12 +34,14 @@ int local_backward(const LocalArgs &args) {
 }
 
 int dots_forward(const DotsArgs &args) {
-  local::Dots(args).forward();
+  if (args.clique) local::Clique(args).forward();
+  else local::Dots(args).forward();
   return kOk;
 }
 
 int dots_backward(const DotsArgs &args) {
-  local::Dots(args).backward();
+  if (args.clique) local::Clique(args).backward();
+  else local::Dots(args).backward();
   return kOk;
 }
 
