@@ -97,7 +97,7 @@ SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          ("san10-pair(relation=hadamard,transforms=1)", False, (128, 130)),
          ("san10-patch(transforms=2)", False, (128, 130)),
          ("san10-patch(relation=star)", False, (130, 128)),
-         ("san10-patch(relation=clique)", False, (128, 130)),
+         ("san10-patch(relation=clique)", False, (130, 128)),
          ("san10-scalar", False, (128, 130)), ("san10-sasa", False, (128, 130))]
 
 
@@ -249,6 +249,12 @@ def test_away_from_the_cpu_mappings_are_folded_once_and_the_reason_stands() -> N
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     for one, two in zip(logits_and_gradient(plain, pixels), logits_and_gradient(quick, pixels)):
         assert torch.equal(one, two)
+
+
+def test_no_images_have_no_logits_and_no_gradient() -> None:
+    network, images = FoldedSan(random_san("san10-pair", small=True)), some_images(0, 32, 32)
+    logits, gradient = logits_and_gradient(network, images)
+    assert logits.shape == (0, network.classes) and gradient.shape == images.shape
 
 
 def test_images_too_small_for_the_footprint_are_refused() -> None:

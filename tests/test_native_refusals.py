@@ -206,8 +206,8 @@ def test_a_folded_network_is_made_of_nothing_else() -> None:
         FoldedSan(network.eval().half())
     with pytest.raises(BackendError, match="weights are on meta"):
         FoldedSan(network.float().to("meta"))
-    with pytest.raises(BackendError, match="relation"):
-        FoldedSan(build(small_config("san10-patch(relation=star)")).eval())
+    with pytest.raises(BackendError, match="mapping=L"):
+        FoldedSan(build(small_config("san10-patch(mapping=L)")).eval())
 
 
 def test_a_relation_that_no_kernel_knows_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:

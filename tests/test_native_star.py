@@ -36,7 +36,8 @@ def products(qkv: Tensor, grad: Tensor, padding: str, footprint: int, relation: 
     out, added = torch.full_like(grad, torch.nan), torch.ones_like(qkv)
     args = DotsArgs(images=images, height=height, width=width, relation=relation,
                     beside=channels - 2 * relation, footprint=footprint, threads=threads,
-                    clique=clique, padding=PADDING[padding], qkv=qkv, out=out, grad=grad, grad_qkv=added)
+                    clique=clique, padding=PADDING[padding], qkv=qkv, out=out, grad=grad,
+                    grad_qkv=added)
     kernels.call("sanrobust_dots_forward", args)
     kernels.call("sanrobust_dots_backward", args)
     return out, added - 1

@@ -80,15 +80,22 @@ def patchwise_backward(grad: Shape, query: Shape, key: Shape, value: Shape,
 def local(query: Shape, key: Shape | None, value: Shape, embedding: Shape | None, heads: int,
           footprint: int, *settings: Any, **kwargs: Any) -> int:
     """2 * B * H * W * (K2 * (R + O) + K * R): without a key, or an embedding, less its part."""
-    compared = 0 if key is None else query[1]
-    embedded = 0 if embedding is None else footprint * query[1]
-    return 2 * _pixels(query) * (footprint ** 2 * (compared + value[1]) + embedded)
+    return _local(query, key, value, embedding, footprint)
 
 
 @register_flop_formula(torch.ops.sanrobust.local_attention_backward)
-def local_backward(grad: Shape, *args: Any, **kwargs: Any) -> int:
+def local_backward(grad: Shape, query: Shape, key: Shape | None, value: Shape,
+                   embedding: Shape | None, heads: int, footprint: int, *settings: Any,
+                   **kwargs: Any) -> int:
     """Twice as much as forward."""
-    return 2 * int(local(*args, **kwargs))
+    return 2 * _local(query, key, value, embedding, footprint)
+
+
+def _local(query: Shape, key: Shape | None, value: Shape, embedding: Shape | None,
+           footprint: int) -> int:
+    compared = 0 if key is None else query[1]
+    embedded = 0 if embedding is None else footprint * query[1]
+    return 2 * _pixels(query) * (footprint ** 2 * (compared + value[1]) + embedded)
 
 
 def _pixels(maps: Shape) -> int:

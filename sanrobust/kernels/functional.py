@@ -219,6 +219,10 @@ def _given(*tensors: Tensor | None) -> list[Tensor]:
 def _require_local(window: Window, query: Tensor, key: Tensor | None, value: Tensor,
                    embedding: Tensor | None, heads: int) -> None:
     _require_attention(window, query, query if key is None else key, value)
+    _require(isinstance(heads, int), "the heads must be a whole number", f"they are {heads!r}",
+             "use heads=1")
+    _require(query.shape[1] > 0, "queries must have at least one channel", "they have none",
+             "use wider maps")
     _require(key is not None or embedding is not None, "there must be a key or an embedding",
              "there is neither", "give one of them")
     unit = heads if embedding is None else 2 * heads

@@ -2,19 +2,23 @@
 
 Aggregation is linear in value and in weight, subtraction in query and key: their gradients are
 operators again, which can be differentiated as often as one likes. The fused operators know the
-gradients of the maps alone, everything else being frozen, and only once; scalar attention those of
-its embedding too, so that it is fused in training.
+gradients of the maps alone, everything else being frozen, and only once. Scalar attention knows
+those of its embedding too, and normalisation all, so that they are fused in training; where their
+gradients are to be differentiated again, torch's formula makes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sanrobust.errors import BackendError
 from sanrobust.kernels import operators
+from sanrobust.kernels.plain import Window
 
 # One for each argument of the operator; for a list of tensors, a list.
 Gradients = tuple[Tensor | list[None] | None, ...]
@@ -139,6 +143,12 @@ def _local_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _local_gradient(ctx: Any, grad: Tensor) -> Gradients:
+    if torch.is_grad_enabled():
+        from sanrobust.kernels import reference  # composed of these very operators
+        heads, footprint, padding_mode, _ = ctx.settings
+        window = Window(footprint, padding_mode=padding_mode)
+        return (*_again(ctx, grad, lambda query, key, value, embedding: reference.local_attention(
+            query, key, value, embedding, heads, window)), *[None] * 4)
     grads = torch.ops.sanrobust.local_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
 
@@ -151,8 +161,20 @@ def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 
 
 def _norm_gradient(ctx: Any, grad: Tensor, of_stats: Tensor) -> Gradients:
+    if torch.is_grad_enabled():
+        eps, _ = ctx.settings
+        return (*_again(ctx, grad, lambda x, weight, bias, _: F.relu(F.batch_norm(
+            x, None, None, weight, bias, training=True, eps=eps))), None, None)
     grads = torch.ops.sanrobust.norm_relu_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
+
+
+def _again(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> Gradients:
+    """The gradients by a formula of torch, for somebody who will differentiate them again."""
+    tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
+    wanted = [each for each, need in zip(tensors, needs) if need]
+    found = iter(torch.autograd.grad(plain(*tensors), wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needs[:-len(ctx.settings)])
 
 
 def _wanted(grads: tuple[Tensor, ...], needs: tuple[Any, ...]) -> Gradients:

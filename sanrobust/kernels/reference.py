@@ -139,15 +139,19 @@ def mapped(mapping: nn.Module, relation: Tensor, *, backend: str = NAME) -> Tens
 
 def _is_one_operator(norm: nn.Module, features: Tensor, backend: str) -> bool:
     # The compiler joins them by itself, and one value has no variance, which torch refuses.
-    return (type(norm) is nn.BatchNorm2d and norm.training and norm.affine
-            and not torch.compiler.is_compiling() and not _is_watched(norm)
+    if type(norm) is not nn.BatchNorm2d or not norm.training or _is_watched(norm) \
+            or norm.weight is None or norm.bias is None or norm.eps <= 0 \
+            or (norm.running_mean is not None and norm.num_batches_tracked is None):
+        return False
+    return (not torch.compiler.is_compiling() and features.dim() == 4
             and features.dtype == norm.weight.dtype and features.device == norm.weight.device
             and features.numel() > features.shape[1] == norm.num_features
             and backend in KERNELS.names() and isinstance(kernels(backend), NormKernels))
 
 
 def _is_watched(module: nn.Module) -> bool:
-    return any(getattr(module, hooks) for hooks in HOOKS)
+    everywhere = (getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
+    return any(everywhere) or any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...],

@@ -73,6 +73,8 @@ class FoldedSan(nn.Module):
         """
         _require_images(images)
         require_large_enough(images, self._smallest)
+        if not len(images):
+            return images.flatten(1)[:, :1].expand(-1, self.classes)
         if torch.is_grad_enabled() and images.requires_grad:
             logits: Tensor = _Folded.apply(images, self)
             return logits

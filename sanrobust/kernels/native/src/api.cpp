@@ -21,7 +21,9 @@ Kernel kernel_for(const PairwiseArgs &args) {
 
 Kernel kernel_for(const PatchwiseArgs &args) {
   if (args.element != kFloat) return kGeneric;
-  return args.w1 && san::planar_takes(args) ? kPlanar : san::patchwise_takes(args) ? kTuned : kGeneric;
+  const bool hidden_is_given = !args.w1 && args.h;
+  if (!hidden_is_given && san::planar_takes(args)) return kPlanar;
+  return san::patchwise_takes(args) ? kTuned : kGeneric;
 }
 
 Kernel kernel_for(const LocalArgs &args) { return san::local_takes(args) ? kTuned : kGeneric; }

@@ -135,33 +135,35 @@ template <class T> class Channel {
                    std::min(kBlock, args_.pixels - at)});
   }
 
-  // Mean and variance, block by block (Chan, Golub and LeVeque, 1979).
+  // Mean and variance, block by block (Chan, Golub and LeVeque, 1979). Within a block they are
+  // those of distances to a value near its mean, of which no rounding is left in the result.
   void measure(double *mean, double *variance) const {
     double seen = 0, squares = 0;
     *mean = 0;
     each_block([&](const Block &block) {
-      Sum<T> sums, centred;
+      Sum<T> sums, distances, squared;
       block.each_run([&](int64_t at, int64_t count) {
         const T *x = in(args_.x) + at;
         each<T>(count, [&](int64_t i, auto kind) { sums += read<decltype(kind)>(x + i); });
       });
-      const double own = sums.total() / block.size();
-      const T centre = static_cast<T>(own);
+      const T centre = static_cast<T>(sums.total() / block.size());
       block.each_run([&](int64_t at, int64_t count) {
         const T *x = in(args_.x) + at;
         each<T>(count, [&](int64_t i, auto kind) {
-          const auto v = read<decltype(kind)>(x + i) - centre;
-          centred += v * v;
+          const auto distance = read<decltype(kind)>(x + i) - centre;
+          distances += distance;
+          squared += distance * distance;
         });
       });
-      const double more = seen + block.size(), step = own - *mean;
-      const double rounded = own - static_cast<double>(centre);
-      squares += centred.total() - block.size() * rounded * rounded +
+      const double offset = distances.total() / block.size(), more = seen + block.size();
+      const double step = static_cast<double>(centre) + offset - *mean;
+      squares += squared.total() - block.size() * offset * offset +
                  step * step * seen * block.size() / more;
       *mean += step * block.size() / more;
       seen = more;
     });
-    *variance = squares / seen;
+    const double found = squares / seen;
+    *variance = found < 0 ? 0 : found;  // and NaN stays
   }
 
   const NormArgs &args_;
