@@ -183,14 +183,12 @@ def norm_relu(norm: nn.Module, features: Tensor, *, backend: str | None = None) 
 
     In training one kernel makes both, where there is one, and moves the running statistics.
     """
-    name = choose(Call("norm_relu", (features,), Window(1)), backend=backend).name
-    return reference.norm_relu(norm, features, backend=name)
+    return reference.norm_relu(norm, features, backend=_of_training(norm, features, backend))
 
 
 def mapped(mapping: nn.Module, relation: Tensor, *, backend: str | None = None) -> Tensor:
     """Return what gamma makes of a relation (B, N, K2, L), each normalisation as `norm_relu`."""
-    name = choose(Call("norm_relu", (relation,), Window(1)), backend=backend).name
-    return reference.mapped(mapping, relation, backend=name)
+    return reference.mapped(mapping, relation, backend=_of_training(mapping, relation, backend))
 
 
 def make_window(footprint: int, stride: int = 1, dilation: int = 1,
@@ -210,6 +208,13 @@ def make_window(footprint: int, stride: int = 1, dilation: int = 1,
 def _require(holds: bool, rule: str, seen: str, hint: str) -> None:
     if not holds:
         raise UsageError(rule, seen=seen, hint=hint)
+
+
+def _of_training(module: nn.Module, features: Tensor, backend: str | None) -> str:
+    """Return who computes normalisations; in evaluation they are torch's and nobody is asked."""
+    if not module.training:
+        return reference.NAME
+    return choose(Call("norm_relu", (features,), Window(1)), backend=backend).name
 
 
 def _given(*tensors: Tensor | None) -> list[Tensor]:

@@ -125,10 +125,9 @@ class PairwiseRows:
 
     def _args(self, rows: Rows, **tensors: Tensor | None) -> PairwiseArgs:
         return PairwiseArgs(
-            images=rows.images, height=rows.height, width=rows.width, table_per_pixel=0,
-            threads=torch.get_num_threads(), table=self._table(rows.height, rows.width),
+            table_per_pixel=0, table=self._table(rows.height, rows.width),
             **self._folded.settings, **self._folded.matrices,
-            **_common(self._window, self._affine, tensors))
+            **_common(rows, self._window, self._affine, tensors))
 
     def _table(self, height: int, width: int) -> Tensor:
         if (height, width) not in self._tables:
@@ -195,12 +194,10 @@ class PatchwiseRows:
         matrices = self._folded.matrices
         names = ("key_scale", "key_shift", "w1", "w1t", "b1", "w2", "w2t", "b2")
         return PatchwiseArgs(
-            images=rows.images, height=rows.height, width=rows.width,
             relation=matrices.key_scale.shape[1], hidden=len(matrices.b1),
             groups=len(matrices.b2) // self._window.neighbours, channels=self._outputs,
-            threads=torch.get_num_threads(),
             **{name: getattr(matrices, name) for name in names},
-            **_common(self._window, self._affine, tensors))
+            **_common(rows, self._window, self._affine, tensors))
 
 
 class ProductRows:
@@ -276,10 +273,10 @@ class ProductRows:
     def _args(self, rows: Rows, **tensors: Tensor | None) -> PatchwiseArgs:
         folded = self._folded
         return PatchwiseArgs(
-            images=rows.images, height=rows.height, width=rows.width, relation=self._compared,
-            hidden=self._hidden.outputs, groups=len(folded.b2) // self._window.neighbours,
-            channels=self._outputs, threads=torch.get_num_threads(), w2=folded.w2, w2t=folded.w2t,
-            b2=folded.b2, **_common(self._window, self._affine, tensors))
+            relation=self._compared, hidden=self._hidden.outputs,
+            groups=len(folded.b2) // self._window.neighbours, channels=self._outputs,
+            w2=folded.w2, w2t=folded.w2t, b2=folded.b2,
+            **_common(rows, self._window, self._affine, tensors))
 
 
 def scalar_refusal(attention: LocalAttention) -> str | None:
@@ -350,9 +347,10 @@ class LocalRows:
                                 shift=self._affine.shift, **tensors)
 
 
-def _common(window: Window, affine: Affine,
+def _common(rows: Rows, window: Window, affine: Affine,
             tensors: dict[str, Tensor | None]) -> dict[str, int | Tensor | None]:
-    return {"footprint": window.footprint,
+    return {"images": rows.images, "height": rows.height, "width": rows.width,
+            "threads": torch.get_num_threads(), "footprint": window.footprint,
             "padding": PADDINGS[window.padding_mode],
             "scale": affine.scale, "shift": affine.shift, **tensors}
 

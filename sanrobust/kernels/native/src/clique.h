@@ -2,13 +2,14 @@
 #pragma once
 #include "bands.h"
 #include "tile.h"
+#include "window.h"
 
 namespace san::local {
 
 class Clique {
  public:
   explicit Clique(const DotsArgs &args)
-      : args_(args), reach_(args.footprint / 2), near_(args.footprint * args.footprint),
+      : args_(args), near_(args.footprint * args.footprint),
         relation_(args.relation), merged_(2 * args.relation + args.beside),
         patch_(static_cast<int>(round_up(relation_, kLanes))),
         columns_(static_cast<int>(round_up(near_, kLanes))), bands_(args, merged_, 0) {}
@@ -51,7 +52,7 @@ class Clique {
           };
           multiply(grad, near_, keys, patch_, near_, patch_, into(sums));
           multiply(turned, columns_, queries, patch_, near_, patch_, into(sums + near_ * patch_));
-          each_near(y, x, [&](int j, int64_t down, int64_t across) {
+          each_neighbour(args_, y, x, [&](int j, int64_t down, int64_t across) {
             float *to = bands_.collected(band, down) + across * merged_;
             for (int c = 0; c < relation_; c++) {
               to[c] += sums[j * patch_ + c];
@@ -81,7 +82,7 @@ class Clique {
   // Writes the channels of a pixel's neighbours, from `at` on, to place(j, channel).
   template <class Place>
   void read(int64_t image, int64_t y, int64_t x, int at, const Place &place) const {
-    each_near(y, x, [&](int j, int64_t down, int64_t across) {
+    each_neighbour(args_, y, x, [&](int j, int64_t down, int64_t across) {
       const float *from = args_.qkv + ((image * args_.height + down) * args_.width + across) *
                                           merged_ + at;
       for (int c = 0; c < relation_; c++) place(j, c) = from[c];
@@ -90,20 +91,8 @@ class Clique {
     });
   }
 
-  template <class Inside, class Outside>
-  void each_near(int64_t y, int64_t x, const Inside &inside, const Outside &outside) const {
-    for (int j = 0; j < near_; j++) {
-      const int64_t down = y + j / args_.footprint - reach_;
-      const int64_t across = x + j % args_.footprint - reach_;
-      const bool beyond =
-          down < 0 || down >= args_.height || across < 0 || across >= args_.width;
-      if (beyond && args_.padding == kZeros) outside(j);
-      else inside(j, reflect(down, args_.height), reflect(across, args_.width));
-    }
-  }
-
   const DotsArgs &args_;
-  const int reach_, near_, relation_, merged_, patch_, columns_;
+  const int near_, relation_, merged_, patch_, columns_;
   const Bands bands_;
 };
 

@@ -88,12 +88,9 @@ class Dots : Told, Backward<1> {
   template <class Inside, class Outside>
   void each_pair(const Run &run, const Inside &inside, const Outside &outside) const {
     for (int m = 0; m < run.count; m++)
-      for (int j = 0; j < near_; j++) {
-        const int64_t y = run.y + j / footprint_ - reach_, x = run.x + m + j % footprint_ - reach_;
-        const bool beyond = y < 0 || y >= height_ || x < 0 || x >= width_;
-        if (beyond && !reflected_) outside(m, j);
-        else inside(m, j, reflect(y, height_), reflect(x, width_));
-      }
+      each_neighbour(dots_, run.y, run.x + m,
+                     [&](int j, int64_t y, int64_t x) { inside(m, j, y, x); },
+                     [&](int j) { outside(m, j); });
   }
 
   const DotsArgs &dots_;

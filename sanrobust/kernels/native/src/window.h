@@ -25,6 +25,19 @@ struct Clip {
         end(static_cast<int>(std::min<int64_t>(2 * reach + 1, side - i + reach))) {}
 };
 
+// Calls inside(j, row, column) for each neighbour j of a pixel, outside(j) where it has none.
+template <class Args, class Inside, class Outside>
+inline void each_neighbour(const Args &args, int64_t y, int64_t x, const Inside &inside,
+                           const Outside &outside) {
+  const int reach = args.footprint / 2;
+  for (int j = 0; j < args.footprint * args.footprint; j++) {
+    const int64_t down = y + j / args.footprint - reach, across = x + j % args.footprint - reach;
+    const bool beyond = down < 0 || down >= args.height || across < 0 || across >= args.width;
+    if (beyond && args.padding != kReflect) outside(j);
+    else inside(j, reflect(down, args.height), reflect(across, args.width));
+  }
+}
+
 // Groups: floats of a pixel's neighbour in what is folded, [neighbour][Groups].
 template <int Groups> class Window {
  protected:
