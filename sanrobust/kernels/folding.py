@@ -114,7 +114,7 @@ def refusal(mapping: nn.Module, maps: Tensor | None = None,
     if any(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks
            or each._backward_pre_hooks for each in mapping.modules()):
         return "hooks on the mapping want to see what passes through it"
-    layers = _layers(mapping)
+    layers = layers_of(mapping)
     if any(norm.training or norm.running_mean is None for norm in (layers.norm, layers.norm2)):
         return "the mapping normalises by the statistics of the batch"
     if torch.is_grad_enabled() and any(each.requires_grad for each in mapping.parameters()):
@@ -122,9 +122,15 @@ def refusal(mapping: nn.Module, maps: Tensor | None = None,
     return _misfit(layers, maps, channels)
 
 
+def fits(mapping: nn.Module, maps: Tensor, channels: int) -> bool:
+    """Whether ``mapping`` has the layers that are folded, for ``channels`` and of the maps' dtype.
+    """
+    return _is_mapping(mapping) and _misfit(layers_of(mapping), maps, channels) is None
+
+
 def shares(mapping: nn.Module, value: Tensor, neighbours: int) -> bool:
     """Whether the weights that ``mapping`` makes for ``neighbours`` at once divide ``value``."""
-    weights = _layers(mapping).linear2.weight.shape[0]
+    weights = layers_of(mapping).linear2.weight.shape[0]
     groups, rest = divmod(weights, neighbours)
     return rest == 0 and value.shape[1] % groups == 0
 
@@ -134,7 +140,7 @@ def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fold
 
     ``refusal`` must have returned None.
     """
-    layers = _layers(mapping)
+    layers = layers_of(mapping)
 
     def fold() -> FoldedPairwise:
         scale, shift = affine(layers.norm)
@@ -156,7 +162,7 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
     ``refusal`` must have returned None. Without the query, which then is among the keys, its
     channels are of no weight.
     """
-    layers = _layers(mapping)
+    layers = layers_of(mapping)
 
     def fold() -> FoldedPatchwise:
         scale, shift = affine(layers.norm)
@@ -200,13 +206,13 @@ def fold_products(mapping: nn.Module, neighbours: int, dtype: torch.dtype) -> Fo
     """Fold a mapping of products to weights of K2 ``neighbours``; ``refusal`` must have returned
     None.
     """
-    layers = _layers(mapping)
+    layers = layers_of(mapping)
     scale, shift = affine(layers.norm)
     w2, b2 = _weights(layers, neighbours)
     return FoldedProducts(scale, shift, *_hidden(layers), *_both(w2, dtype), b2.to(dtype))
 
 
-def _kept(fold: Callable[[], Folded], mapping: nn.Module, layers: _Layers, kind: str) -> Folded:
+def _kept(fold: Callable[[], Folded], mapping: nn.Module, layers: Layers, kind: str) -> Folded:
     return foldcache.kept(fold, mapping, layers.tensors(),
                           f"{kind} {layers.norm.eps} {layers.norm2.eps}")
 
@@ -227,8 +233,12 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """The layers of a mapping that have numbers."""
+class Layers:
+    """The layers of a mapping that have numbers.
+
+    Attributes:
+        norm, linear, norm2, linear2: in their order.
+    """
 
     norm: nn.BatchNorm2d
     linear: nn.Conv2d
@@ -243,11 +253,11 @@ class _Layers:
                   for each in (linear.weight, linear.bias))]
 
 
-def _layers(mapping: nn.Module) -> _Layers:
-    """Name the layers of what ``_is_mapping``."""
+def layers_of(mapping: nn.Module) -> Layers:
+    """Name the layers of a mapping that `fits`."""
     assert isinstance(mapping, nn.Sequential)
     norm, _, linear, norm2, _, linear2 = mapping
-    return _Layers(*cast(Any, (norm, linear, norm2, linear2)))
+    return Layers(*cast(Any, (norm, linear, norm2, linear2)))
 
 
 def _is_mapping(mapping: nn.Module) -> bool:
@@ -258,12 +268,12 @@ def _is_mapping(mapping: nn.Module) -> bool:
     kinds = 2 * ((nn.BatchNorm2d,), (nn.ReLU,), (nn.Conv2d, PointwiseConv2d))
     if not all(type(layer) in kind for layer, kind in zip(mapping, kinds)):
         return False
-    layers = _layers(mapping)
+    layers = layers_of(mapping)
     return all(linear.kernel_size == linear.stride == (1, 1) and linear.groups == 1
                and linear.padding == (0, 0) for linear in (layers.linear, layers.linear2))
 
 
-def _misfit(layers: _Layers, maps: Tensor | None, channels: int | None) -> str | None:
+def _misfit(layers: Layers, maps: Tensor | None, channels: int | None) -> str | None:
     hidden, inputs = layers.linear.weight.shape[:2]
     fitting = (inputs, hidden, hidden, inputs if channels is None else channels)
     if fitting != (layers.norm.num_features, layers.norm2.num_features,
@@ -289,14 +299,14 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.bias.double()
 
 
-def _hidden(layers: _Layers) -> tuple[Tensor, Tensor]:
+def _hidden(layers: Layers) -> tuple[Tensor, Tensor]:
     """Weight and bias of the hidden layer, its normalisation folded in."""
     scale, shift = affine(layers.norm2)
     return (layers.linear.weight.flatten(1).double() * scale[:, None],
             _bias(layers.linear) * scale + shift)
 
 
-def _weights(layers: _Layers, count: int) -> tuple[Tensor, Tensor]:
+def _weights(layers: Layers, count: int) -> tuple[Tensor, Tensor]:
     """Weight and bias of the last layer, its rows neighbour by neighbour for ``count`` of them."""
     weight = layers.linear2.weight.flatten(1)
     by_neighbour = weight.view(-1, count, weight.shape[1]).transpose(0, 1).flatten(0, 1)

@@ -99,7 +99,7 @@ def neighbours(maps: Tensor, *, footprint: int, stride: int = 1, dilation: int =
 
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                        mapping: nn.Module, *, footprint: int,
-                       padding_mode: PaddingMode = "reflect",
+                       padding_mode: PaddingMode = "reflect", affine: bool = False,
                        backend: str | None = None) -> Tensor:
     """Attend with weights from pairs of positions (equation 2, subtraction relation).
 
@@ -111,6 +111,8 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
         value: (B, O, H, W), O a multiple of M.
         position: encoded coordinates (1, P, H, W).
         mapping: maps relations (B, R + P, K2, L) to weights (B, M, K2, L).
+        affine: whether the position stays affine in the coordinates whatever it is made of becomes,
+            as a 1x1 convolution of them does. Its gradient then may come at its corners alone.
 
     Returns (B, O, H, W).
     """
@@ -120,7 +122,7 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     _require_shape("position", position, (1, position.shape[1], *query.shape[2:]))
     call = Call("pairwise_attention", (query, key, value, position), window, mapping)
     return choose(call, backend=backend).pairwise_attention(
-        query, key, value, position, mapping, window)
+        query, key, value, position, mapping, window, affine=affine)
 
 
 def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module, *,
@@ -178,12 +180,15 @@ def local_weights(query: Tensor, key: Tensor | None, embedding: Tensor | None = 
                                    backend=choose(call, backend=backend).name)
 
 
-def norm_relu(norm: nn.Module, features: Tensor, *, backend: str | None = None) -> Tensor:
+def norm_relu(norm: nn.Module, features: Tensor, *, pooled: bool = False,
+              backend: str | None = None) -> Tensor:
     """Return the ReLU of a normalisation of ``features`` (B, C, ...).
 
-    In training one kernel makes both, where there is one, and moves the running statistics.
+    Where ``pooled`` it returns its maxima over squares of 2x2 pixels of (B, C, H, W). In training
+    one kernel makes it all, where there is one, and moves the running statistics.
     """
-    return reference.norm_relu(norm, features, backend=_of_training(norm, features, backend))
+    return reference.norm_relu(norm, features, pooled=pooled,
+                               backend=_of_training(norm, features, backend))
 
 
 def mapped(mapping: nn.Module, relation: Tensor, *, backend: str | None = None) -> Tensor:

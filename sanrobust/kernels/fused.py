@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sanrobust.kernels import folding, ops, reference
+from sanrobust.kernels import batch_mapping, folding, ops, reference
 from sanrobust.kernels.calls import Call
 from sanrobust.kernels.plain import Window
 
@@ -14,8 +14,9 @@ class FusedBackend:
     """A backend of elementary and fused kernels, those of the kernel set of its ``name``.
 
     Attention runs fused, forward and backward with respect to the maps, where its mapping can be
-    folded. Where it cannot, as in training (batch statistics, gradients of weights), attention
-    is composed of the elementary kernels with the mapping in torch between them.
+    folded; in training, where a kernel set learns mappings, with the gradients of these too. Where
+    neither is so, attention is composed of the elementary kernels with the mapping in torch
+    between them.
 
     Attributes:
         name: what users type to ask for it.
@@ -76,9 +77,16 @@ class FusedBackend:
         return reference.neighbours(maps, window)
 
     def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                           mapping: nn.Module, window: Window) -> Tensor:
-        """Compute as ``reference.pairwise_attention``, fused where the mapping can be folded."""
+                           mapping: nn.Module, window: Window, *, affine: bool = False) -> Tensor:
+        """Compute as ``reference.pairwise_attention``, fused where the mapping can be folded.
+
+        In training it is fused where the position is ``affine``.
+        """
         relation = query.shape[1]
+        if affine and batch_mapping.takes_pairwise(mapping, query, position, window, self.name) \
+                and folding.shares(mapping, value, 1):
+            return batch_mapping.pairwise_attention(query, key, value, position, mapping, window,
+                                                    backend=self.name)
         tracked = torch.is_grad_enabled() and position.requires_grad
         if (tracked or folding.refusal(mapping, query, relation + position.shape[1]) is not None
                 or not folding.shares(mapping, value, 1)):
@@ -92,6 +100,10 @@ class FusedBackend:
                             window: Window) -> Tensor:
         """Compute as ``reference.patchwise_attention``, fused where the mapping can be folded."""
         relation = query.shape[1]
+        if batch_mapping.takes_patchwise(mapping, query, window, self.name) \
+                and folding.shares(mapping, value, window.neighbours):
+            return batch_mapping.patchwise_attention(query, key, value, mapping, window,
+                                                     backend=self.name)
         if (folding.refusal(mapping, query, relation * (1 + window.neighbours)) is not None
                 or not folding.shares(mapping, value, window.neighbours)):
             return reference.patchwise_attention(query, key, value, mapping, window,

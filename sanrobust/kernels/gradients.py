@@ -34,7 +34,7 @@ def _aggregation_gradient(ctx: Any, grad: Tensor) -> Gradients:
     needs = ctx.needs_input_grad[:2]
     grads = torch.ops.sanrobust.aggregation_backward(grad, *ctx.saved_tensors, *ctx.settings,
                                                      *needs)
-    return (*_wanted(grads, needs), *[None] * _SETTINGS)
+    return (*wanted(grads, needs), *[None] * _SETTINGS)
 
 
 def _aggregation_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
@@ -119,7 +119,7 @@ def _pairwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
     query, key, value, position, *matrices = ctx.saved_tensors
     grads = torch.ops.sanrobust.pairwise_attention_backward(
         grad, query, key, value, position, matrices, *ctx.settings)
-    return (*_wanted(grads, ctx.needs_input_grad), None, [None] * ctx.matrices, *[None] * 3)
+    return (*wanted(grads, ctx.needs_input_grad), None, [None] * ctx.matrices, *[None] * 3)
 
 
 def _patchwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -133,7 +133,7 @@ def _patchwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
     query, key, value, *matrices = ctx.saved_tensors
     grads = torch.ops.sanrobust.patchwise_attention_backward(
         grad, query, key, value, matrices, *ctx.settings)
-    return (*_wanted(grads, ctx.needs_input_grad), [None] * ctx.matrices, *[None] * 3)
+    return (*wanted(grads, ctx.needs_input_grad), [None] * ctx.matrices, *[None] * 3)
 
 
 def _local_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -147,29 +147,33 @@ def _local_gradient(ctx: Any, grad: Tensor) -> Gradients:
         from sanrobust.kernels import reference  # composed of these very operators
         heads, footprint, padding_mode, _ = ctx.settings
         window = Window(footprint, padding_mode=padding_mode)
-        return (*_again(ctx, grad, lambda query, key, value, embedding: reference.local_attention(
+        return (*again(ctx, grad, lambda query, key, value, embedding: reference.local_attention(
             query, key, value, embedding, heads, window)), *[None] * 4)
     grads = torch.ops.sanrobust.local_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
+    return (*wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
 
 
-def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, *ctx.settings = inputs
-    stats = output[1]
-    ctx.mark_non_differentiable(stats)
-    ctx.save_for_backward(x, weight, bias, stats)
+    _, *found = output
+    ctx.mark_non_differentiable(*found)
+    ctx.save_for_backward(x, weight, bias, *found)
 
 
-def _norm_gradient(ctx: Any, grad: Tensor, of_stats: Tensor) -> Gradients:
+def _norm_gradient(ctx: Any, grad: Tensor, *of_found: Tensor) -> Gradients:
     if torch.is_grad_enabled():
-        eps, _ = ctx.settings
-        return (*_again(ctx, grad, lambda x, weight, bias, _: F.relu(F.batch_norm(
-            x, None, None, weight, bias, training=True, eps=eps))), None, None)
+        eps, pooled, _ = ctx.settings
+
+        def plain(x: Tensor, weight: Tensor, bias: Tensor, *found: Tensor) -> Tensor:
+            made = F.relu(F.batch_norm(x, None, None, weight, bias, training=True, eps=eps))
+            return F.max_pool2d(made, 2) if pooled else made
+
+        return (*again(ctx, grad, plain), *[None] * len(ctx.settings))
     grads = torch.ops.sanrobust.norm_relu_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return (*_wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
+    return (*wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
 
 
-def _again(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> Gradients:
+def again(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> Gradients:
     """The gradients by a formula of torch, for somebody who will differentiate them again."""
     tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
     wanted = [each for each, need in zip(tensors, needs) if need]
@@ -177,7 +181,7 @@ def _again(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> Gradients:
     return tuple(next(found) if need else None for need in needs[:-len(ctx.settings)])
 
 
-def _wanted(grads: tuple[Tensor, ...], needs: tuple[Any, ...]) -> Gradients:
+def wanted(grads: tuple[Tensor, ...], needs: tuple[Any, ...]) -> Gradients:
     return tuple(grad if need else None for grad, need in zip(grads, needs))
 
 
@@ -191,6 +195,11 @@ def _require_frozen(ctx: Any, maps: int) -> None:
 
 def _needed(need: Any) -> bool:
     return any(need) if isinstance(need, (list, tuple)) else bool(need)
+
+
+def refuse_second_derivative(operator: Any) -> None:
+    """Let a custom operator say, where its derivative is asked for, that it has none."""
+    operator.register_autograd(_second_derivative, setup_context=_nothing_to_keep)
 
 
 def _nothing_to_keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -216,4 +225,4 @@ operators.local_attention.register_autograd(_local_gradient, setup_context=_loca
 operators.norm_relu.register_autograd(_norm_gradient, setup_context=_norm_setup)
 for each in (operators.pairwise_attention_backward, operators.patchwise_attention_backward,
              operators.local_attention_backward, operators.norm_relu_backward):
-    each.register_autograd(_second_derivative, setup_context=_nothing_to_keep)
+    refuse_second_derivative(each)

@@ -6,7 +6,7 @@ Letters are those of ``plain``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -95,14 +95,73 @@ class LocalKernels(Kernels, Protocol):
 class NormKernels(Kernels, Protocol):
     """A kernel set with the normalisation of training and the ReLU behind it as one operator."""
 
-    def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor,
-                  eps: float) -> tuple[Tensor, Tensor]:
-        """Return what becomes of (B, C, ...), and float64 mean and biased variance (2, C)."""
+    def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float,
+                  pooled: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what becomes of (B, C, ...), float64 mean and biased variance (2, C), and codes.
+
+        Where ``pooled`` of (B, C, H, W) the maxima of squares of 2x2 are made; the codes then
+        tell backward where they were, and are empty otherwise.
+        """
         ...
 
     def norm_relu_backward(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
-                           stats: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+                           stats: Tensor, codes: Tensor, eps: float,
+                           pooled: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of ``x``, weight and bias."""
+        ...
+
+
+@runtime_checkable
+class LearningKernels(FusedKernels, Protocol):
+    """A kernel set that trains the mappings of attention.
+
+    ``backward`` methods return the gradients of their tensors in the order of these.
+    """
+
+    def pairwise_learning(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                          matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients of query, key, value, w1, w2 and the table."""
+        ...
+
+    def pairwise_moments(self, query: Tensor, key: Tensor, w1: Tensor, table: Tensor,
+                         window: Window) -> Tensor:
+        """Return mean and biased variance (2, D) of the first layer over all pairs, in float64.
+
+        The layer is w1 relu(query_i - key_j) + table[displacement of j], table (K2 + 1, D).
+        """
+        ...
+
+    def pairwise_moments_backward(self, slope: Tensor, query: Tensor, key: Tensor, w1: Tensor,
+                                  table: Tensor, window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients of query, key, w1 and the table.
+
+        That of each pair's layer is slope[0] + slope[1] * (layer - slope[2]), ``slope`` (3, D).
+        """
+        ...
+
+    def patch_hidden(self, query: Tensor, key: Tensor, key_scale: Tensor, key_shift: Tensor,
+                     w1: Tensor, window: Window) -> Tensor:
+        """Return the hidden layer (B, D, H, W) of patchwise attention before its normalisation.
+
+        It is w1 [relu(query_i), relu(key_j * key_scale[j] + key_shift[j]) for every neighbour j],
+        with (K2, R) scales and shifts.
+        """
+        ...
+
+    def patch_hidden_backward(self, grad: Tensor, query: Tensor, key: Tensor, key_scale: Tensor,
+                              key_shift: Tensor, w1: Tensor,
+                              window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients."""
+        ...
+
+    def patch_weighted(self, hidden: Tensor, value: Tensor, w2: Tensor, b2: Tensor,
+                       window: Window) -> Tensor:
+        """Attend with the weights b2 + w2 hidden, neighbour by neighbour; hidden is positive."""
+        ...
+
+    def patch_weighted_backward(self, grad: Tensor, hidden: Tensor, value: Tensor, w2: Tensor,
+                                b2: Tensor, window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients."""
         ...
 
 
@@ -134,29 +193,32 @@ def kernels(backend: str) -> Kernels:
 
 def fused_kernels(backend: str) -> FusedKernels:
     """Return the kernel set of ``backend``; raises BackendError when it does not attend itself."""
-    found = kernels(backend)
-    if not isinstance(found, FusedKernels):
-        raise _composed(backend)
+    found: FusedKernels = _offering(FusedKernels, backend)
     return found
 
 
 def local_kernels(backend: str) -> LocalKernels:
     """As `fused_kernels`, of scalar attention."""
-    found = kernels(backend)
-    if not isinstance(found, LocalKernels):
-        raise _composed(backend)
+    found: LocalKernels = _offering(LocalKernels, backend)
     return found
 
 
 def norm_kernels(backend: str) -> NormKernels:
     """As `fused_kernels`, of normalisation."""
-    found = kernels(backend)
-    if not isinstance(found, NormKernels):
-        raise _composed(backend)
+    found: NormKernels = _offering(NormKernels, backend)
     return found
 
 
-def _composed(backend: str) -> BackendError:
-    return BackendError("fused attention must run on a backend with fused kernels",
-                        seen=f"backend {backend} composes it of elementary operators",
-                        hint="call sanrobust.kernels.functional instead of torch.ops")
+def learning_kernels(backend: str) -> LearningKernels:
+    """As `fused_kernels`, of mappings that are trained."""
+    found: LearningKernels = _offering(LearningKernels, backend)
+    return found
+
+
+def _offering(protocol: Any, backend: str) -> Any:
+    found = kernels(backend)
+    if not isinstance(found, protocol):
+        raise BackendError("a fused operator must run on a backend that has it",
+                           seen=f"backend {backend} composes it of elementary operators",
+                           hint="call sanrobust.kernels.functional instead of torch.ops")
+    return found

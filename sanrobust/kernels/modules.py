@@ -134,7 +134,8 @@ class PairwiseAttention(VectorAttention):
             return self._summed(self._weigh(query), query, key, value)
         return functional.pairwise_attention(
             query, fused(key), value, self._encoded(query), self.conv_w,
-            footprint=self.window.footprint, padding_mode=self.window.padding_mode)
+            footprint=self.window.footprint, padding_mode=self.window.padding_mode,
+            affine=self.design.position == "none" or type(self.conv_p) is nn.Conv2d)
 
     def attention_weights(self, features: Tensor) -> Tensor:
         """Return the weights (B, M, K2, H * W) that ``forward`` uses; they sum to 1 over K2."""

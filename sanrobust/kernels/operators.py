@@ -17,7 +17,7 @@ from torch.library import custom_op
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, accumulator
 from sanrobust.kernels.kernelset import (fused_kernels, kernels, local_kernels,
                                          norm_kernels)
-from sanrobust.kernels.plain import PaddingMode, Window
+from sanrobust.kernels.plain import PaddingMode, Window, pooled_shape
 from sanrobust.kernels.position import PositionCode, position_table
 
 
@@ -207,27 +207,32 @@ def _(grad: Tensor, query: Tensor, key: Tensor | None, value: Tensor, embedding:
 
 
 @custom_op("sanrobust::norm_relu", mutates_args=(),
-           schema="(Tensor x, Tensor weight, Tensor bias, float eps, str backend) "
-                  "-> (Tensor, Tensor)")
-def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
-              backend: str) -> tuple[Tensor, Tensor]:
-    return norm_kernels(backend).norm_relu(x, weight, bias, eps)
+           schema="(Tensor x, Tensor weight, Tensor bias, float eps, bool pooled, str backend) "
+                  "-> (Tensor, Tensor, Tensor)")
+def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: bool,
+              backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return norm_kernels(backend).norm_relu(x, weight, bias, eps, pooled)
 
 
 @norm_relu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(2, x.shape[1], dtype=torch.float64)
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pooled: bool,
+      backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    shape = pooled_shape(x.shape) if pooled else tuple(x.shape)
+    return (x.new_empty(shape), x.new_empty(2, x.shape[1], dtype=torch.float64),
+            x.new_empty(shape if pooled else (0,), dtype=torch.uint8))
 
 
 @custom_op("sanrobust::norm_relu_backward", mutates_args=(),
-           schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor stats, float eps, "
-                  "str backend) -> (Tensor, Tensor, Tensor)")
+           schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor stats, "
+                  "Tensor codes, float eps, bool pooled, str backend) -> (Tensor, Tensor, Tensor)")
 def norm_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor,
-                       eps: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return norm_kernels(backend).norm_relu_backward(grad, x, weight, bias, stats, eps)
+                       codes: Tensor, eps: float, pooled: bool,
+                       backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return norm_kernels(backend).norm_relu_backward(grad, x, weight, bias, stats, codes, eps,
+                                                    pooled)
 
 
 @norm_relu_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, eps: float,
-      backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, codes: Tensor,
+      eps: float, pooled: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)

@@ -69,19 +69,27 @@ def local_attention(query: Tensor, key: Tensor | None, value: Tensor, embedding:
     return attended
 
 
-def norm_relu(norm: nn.BatchNorm2d, features: Tensor, *, backend: str) -> Tensor:
+def norm_relu(norm: nn.BatchNorm2d, features: Tensor, *, pooled: bool, backend: str) -> Tensor:
     """Normalise (B, C, ...) by the statistics of the batch, and ReLU, by the kernels of
-    ``backend``; moves the running statistics as torch does.
+    ``backend``; moves the running statistics as torch does. Maxima of 2x2 where ``pooled``.
     """
     normalised: Tensor
-    normalised, stats = torch.ops.sanrobust.norm_relu(features, norm.weight, norm.bias, norm.eps,
-                                                      backend)
-    with torch.no_grad():
-        _move(norm, stats, features.numel() // features.shape[1])
+    normalised, stats, _ = torch.ops.sanrobust.norm_relu(features, norm.weight, norm.bias,
+                                                         norm.eps, pooled, backend)
+    move(norm, stats, features.numel() // features.shape[1])
     return normalised
 
 
-def _move(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
+def by_batch(norm: nn.Module) -> bool:
+    """Whether ``norm`` normalises by the statistics of the batch as torch's own class does."""
+    return (type(norm) is nn.BatchNorm2d and norm.training and norm.weight is not None
+            and norm.bias is not None and norm.eps > 0
+            and (norm.running_mean is None or norm.num_batches_tracked is not None))
+
+
+@torch.no_grad()
+def move(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
+    """Move the running statistics towards mean and biased variance (2, C) of ``count`` values."""
     if norm.running_mean is None or norm.running_var is None:
         return
     assert norm.num_batches_tracked is not None

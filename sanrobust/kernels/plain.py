@@ -9,7 +9,7 @@ order of ``torch.nn.functional.unfold``. Arguments are checked in ``functional``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +59,11 @@ def pad(maps: Tensor, window: Window) -> Tensor:
     if window.padding_mode == "reflect":
         return reflected(maps, window.padding)
     return F.pad(maps, (window.padding,) * 4)
+
+
+def pooled_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of maps (B, C, H, W) of one value for each whole square of 2x2 pixels."""
+    return (*shape[:2], shape[2] // 2, shape[3] // 2)
 
 
 def neighbours(maps: Tensor, window: Window) -> Tensor:

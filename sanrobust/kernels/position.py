@@ -74,20 +74,28 @@ def place_table(position: Tensor, code: PositionCode, dtype: torch.dtype) -> Ten
     return _hidden(places, code).to(dtype).contiguous()
 
 
+def displacement_table(slopes: Tensor, code: PositionCode, window: Window) -> Tensor:
+    """Return what each displacement adds (K2 + 1, D); the last row is never read.
+
+    ``slopes`` (2, P) are those of an affine position; torch can differentiate by all arguments.
+    """
+    return _hidden(_displacements(window, slopes) @ -slopes, code)
+
+
 def _hidden(places: Tensor, code: PositionCode) -> Tensor:
     return torch.relu(places * code.scale + code.shift) @ code.weight.t() + code.bias
 
 
 def _computed(position: Tensor, code: PositionCode, window: Window, dtype: torch.dtype) -> Tensor:
     place = position[0].double()
-    slopes = None
+    found = None
     if window.padding_mode == "reflect" and _may_look(position):
-        slopes = _slopes(place, torch.finfo(position.dtype).eps)
-    if slopes is None:
-        differences = _differences(place, window)
+        found = slopes(place, torch.finfo(position.dtype).eps)
+    if found is None:
+        table = _hidden(_differences(place, window), code)
     else:
-        differences = _displacements(window, place) @ -slopes
-    return _hidden(differences, code).to(dtype).contiguous()
+        table = displacement_table(found, code, window).unsqueeze(0)
+    return table.to(dtype).contiguous()
 
 
 def _may_look(position: Tensor) -> bool:
@@ -95,8 +103,8 @@ def _may_look(position: Tensor) -> bool:
     return not (position.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _slopes(place: Tensor, eps: float) -> Tensor | None:
-    """Return (2, P), the change of ``place`` (P, H, W) per row and per column; None: not affine."""
+def slopes(place: Tensor, eps: float) -> Tensor | None:
+    """Return (2, P), the change of ``place`` (P, H, W) per row and column; None: not affine."""
     if not len(place):
         return place.new_zeros(2, 0)
     height, width = place.shape[-2:]
@@ -112,12 +120,12 @@ def _slopes(place: Tensor, eps: float) -> Tensor | None:
 
 
 def _displacements(window: Window, like: Tensor) -> Tensor:
-    """Rows (1, K2 + 1, 2) of each neighbour; the last one, never read under reflection, is 0."""
+    """Steps (K2 + 1, 2) to each neighbour; the last one, never read under reflection, is 0."""
     steps = torch.arange(window.footprint, dtype=like.dtype, device=like.device)
     steps = steps - window.footprint // 2
     rows, columns = torch.meshgrid(steps, steps, indexing="ij")
     around = torch.stack((rows.flatten(), columns.flatten()), 1)
-    return torch.cat((around, around.new_zeros(1, 2))).unsqueeze(0)
+    return torch.cat((around, around.new_zeros(1, 2)))
 
 
 def _differences(place: Tensor, window: Window) -> Tensor:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.kernels import ops
+from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.kernelset import KERNELS, NormKernels, kernels
 from sanrobust.kernels.plain import Window as Window
 from sanrobust.kernels.plain import neighbours as neighbours
 
 NAME = "reference"
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Values of one relation tensor kept at a time where images are independent. On a CPU, larger
 # blocks go back to the system after each operator and are paged in again; elsewhere the bound is
@@ -47,7 +47,8 @@ def dot_product(query: Tensor, key: Tensor, groups: int, window: Window) -> Tens
 
 
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                       mapping: nn.Module, window: Window, *, backend: str = NAME) -> Tensor:
+                       mapping: nn.Module, window: Window, *, affine: bool = False,
+                       backend: str = NAME) -> Tensor:
     """Softmax over neighbours of mapping([query_i - key_j, position_i - position_j])."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -111,25 +112,30 @@ def _offset_logits(query: Tensor, embedding: Tensor, heads: int, window: Window)
     return (down.unsqueeze(3) + across.unsqueeze(2)).flatten(2, 3)
 
 
-def norm_relu(norm: nn.Module, features: Tensor, *, backend: str = NAME) -> Tensor:
-    """Normalise (B, C, ...) and ReLU; in training one operator where ``backend`` has such a kernel.
+def norm_relu(norm: nn.Module, features: Tensor, *, pooled: bool = False,
+              backend: str = NAME) -> Tensor:
+    """Normalise (B, C, ...) and ReLU, then, where ``pooled``, take the maxima of 2x2 pixels.
+
+    In training it is one operator where ``backend`` has such a kernel.
     """
-    if _is_one_operator(norm, features, backend):
+    # A map without a whole square is for torch to refuse.
+    if _is_one_operator(norm, features, backend) and not (pooled and min(features.shape[2:]) < 2):
         assert isinstance(norm, nn.BatchNorm2d)
-        return ops.norm_relu(norm, features, backend=backend)
-    return F.relu(norm(features), inplace=True)
+        return ops.norm_relu(norm, features, pooled=pooled, backend=backend)
+    made = F.relu(norm(features), inplace=True)
+    return F.max_pool2d(made, 2) if pooled else made
 
 
 def mapped(mapping: nn.Module, relation: Tensor, *, backend: str = NAME) -> Tensor:
     """Return what ``mapping`` makes of a relation, its normalisations joined with their ReLUs."""
-    if type(mapping) is not nn.Sequential or not mapping.training or _is_watched(mapping):
+    if type(mapping) is not nn.Sequential or not mapping.training or is_watched(mapping):
         made: Tensor = mapping(relation)
         return made
     layers = list(mapping)
     while layers:
         layer = layers.pop(0)
         if isinstance(layer, nn.BatchNorm2d) and layers and type(layers[0]) is nn.ReLU \
-                and not _is_watched(layers[0]):
+                and not is_watched(layers[0]):
             layers.pop(0)
             relation = norm_relu(layer, relation, backend=backend)
         else:
@@ -139,19 +145,13 @@ def mapped(mapping: nn.Module, relation: Tensor, *, backend: str = NAME) -> Tens
 
 def _is_one_operator(norm: nn.Module, features: Tensor, backend: str) -> bool:
     # The compiler joins them by itself, and one value has no variance, which torch refuses.
-    if type(norm) is not nn.BatchNorm2d or not norm.training or _is_watched(norm) \
-            or norm.weight is None or norm.bias is None or norm.eps <= 0 \
-            or (norm.running_mean is not None and norm.num_batches_tracked is None):
+    if not ops.by_batch(norm) or is_watched(norm):
         return False
+    assert isinstance(norm, nn.BatchNorm2d)
     return (not torch.compiler.is_compiling() and features.dim() == 4
             and features.dtype == norm.weight.dtype and features.device == norm.weight.device
             and features.numel() > features.shape[1] == norm.num_features
             and backend in KERNELS.names() and isinstance(kernels(backend), NormKernels))
-
-
-def _is_watched(module: nn.Module) -> bool:
-    everywhere = (getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-    return any(everywhere) or any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...],

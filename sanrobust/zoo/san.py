@@ -76,16 +76,17 @@ class San(nn.Module):
         Raises ModelError when an image is smaller than the attention footprints allow.
         """
         require_large_enough(images, self.smallest_input)
-        features = norm_relu(self.bn_in, self.conv_in(images))
-        for stage, pooled in enumerate(self.config.pools):
-            features = self._stage(stage, F.max_pool2d(features, 2) if pooled else features)
+        first, *pools = *self.config.pools, False
+        features = norm_relu(self.bn_in, self.conv_in(images), pooled=first)
+        for stage, pooled in enumerate(pools):
+            features = self._stage(stage, features, pooled=pooled)
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
         return logits
 
-    def _stage(self, stage: int, features: Tensor) -> Tensor:
+    def _stage(self, stage: int, features: Tensor, *, pooled: bool) -> Tensor:
         projected = self.get_submodule(f"conv{stage}")(features)
         attended = self.get_submodule(f"layer{stage}")(projected)
-        return norm_relu(self.get_submodule(f"bn{stage}"), attended)
+        return norm_relu(self.get_submodule(f"bn{stage}"), attended, pooled=pooled)
 
 
 def _attention(design: AttentionConfig, channels: int, footprint: int

@@ -25,7 +25,8 @@ SIGNS_PER_WORD = 16
 HINT = "call sanrobust.kernels.functional, or use backend='reference'"
 
 _ELEMENTS = {FLOAT: torch.float32, DOUBLE: torch.float64}
-_OTHER_DTYPES = {"stats": torch.float64, "codes": torch.uint8, "pool_codes": torch.uint8,
+_OTHER_DTYPES = {"stats": torch.float64, "moments": torch.float64, "codes": torch.uint8,
+                 "pool_codes": torch.uint8,
                  "signs": torch.int16, "in_signs": torch.int16, "out_signs": torch.int16}
 
 
@@ -128,7 +129,8 @@ class PairwiseArgs(Arguments):
 
     _fields_ = [*_SHAPE, *_fields(c_int32, "table_per_pixel table_by_place delta mapping"),
                 *_fields(c_void_p, "qkv w1 w1t w2 w2t table offset w_mid w_mid_t b_mid scale shift "
-                                   "y out alpha signs grad grad_qkv")]
+                                   "y out alpha signs grad grad_qkv grad_w1t grad_w2t grad_table "
+                                   "moments slope")]
 
     def elements(self) -> dict[str, int]:
         """Return how many elements each tensor must have."""
@@ -147,15 +149,17 @@ class PairwiseArgs(Arguments):
             w_mid_t=middle * hidden, b_mid=middle, scale=self.channels, shift=self.channels,
             y=values, out=values, alpha=pixels * around * self.groups,
             signs=pixels * around * pair_words(self.hidden, self.delta, self.mapping),
-            grad=values, grad_qkv=rows)
+            grad=values, grad_qkv=rows, grad_w1t=first, grad_w2t=second,
+            grad_table=tables * hidden, moments=2 * hidden, slope=3 * hidden)
 
 
 class PatchwiseArgs(Arguments):
     """Arguments of the patchwise operator."""
 
-    _fields_ = [*_SHAPE,
+    _fields_ = [*_SHAPE, *_fields(c_int32, "hidden_alone unused"),
                 *_fields(c_void_p, "qkv key_scale key_shift w1 w1t b1 w2 w2t b2 scale shift y out "
-                                   "h grad grad_qkv grad_h")]
+                                   "h grad grad_qkv grad_h grad_w1t grad_key_scale grad_key_shift "
+                                   "grad_w2t grad_b2")]
 
     def elements(self) -> dict[str, int]:
         """Return how many elements each tensor must have."""
@@ -163,12 +167,14 @@ class PatchwiseArgs(Arguments):
         first, weights = self.hidden * (1 + around) * self.relation, around * self.groups
         pixels = self.images * self.height * self.width
         rows, values = pixels * (2 * self.relation + self.channels), pixels * self.channels
+        keys, hidden = around * self.relation, pixels * self.hidden
         return dict(
-            qkv=rows, key_scale=around * self.relation, key_shift=around * self.relation,
-            w1=first, w1t=first, b1=self.hidden, w2=weights * self.hidden,
-            w2t=weights * self.hidden, b2=weights, scale=self.channels, shift=self.channels,
-            y=values, out=values, h=pixels * self.hidden, grad=values, grad_qkv=rows,
-            grad_h=pixels * self.hidden)
+            qkv=rows, key_scale=keys, key_shift=keys, w1=first, w1t=first, b1=self.hidden,
+            w2=weights * self.hidden, w2t=weights * self.hidden, b2=weights, scale=self.channels,
+            shift=self.channels, y=values, out=values, h=hidden,
+            grad=hidden if self.hidden_alone else values, grad_qkv=rows, grad_h=hidden,
+            grad_w1t=first, grad_key_scale=keys, grad_key_shift=keys,
+            grad_w2t=weights * self.hidden, grad_b2=weights)
 
 
 class LocalArgs(Arguments):
@@ -350,20 +356,25 @@ class NormArgs(Arguments):
     """Arguments of a normalisation by the statistics of the batch, with its ReLU."""
 
     _fields_ = [*_fields(c_int64, "images pixels"),
-                *_fields(c_int32, "channels element threads unused"), ("eps", c_double),
-                *_fields(c_void_p, "x weight bias stats y grad grad_x grad_weight grad_bias")]
+                *_fields(c_int32, "channels element threads pool_width"), ("eps", c_double),
+                *_fields(c_void_p, "x weight bias stats y grad grad_x grad_weight grad_bias "
+                                   "codes")]
 
     def elements(self) -> dict[str, int]:
         """Return how many elements each tensor must have."""
-        values = self.images * self.channels * self.pixels
+        maps = self.images * self.channels
+        values, made = maps * self.pixels, maps * self.pixels
+        if self.pool_width:
+            made = maps * (self.pixels // self.pool_width // 2) * (self.pool_width // 2)
         return dict(x=values, weight=self.channels, bias=self.channels, stats=2 * self.channels,
-                    y=values, grad=values, grad_x=values, grad_weight=self.channels,
-                    grad_bias=self.channels)
+                    y=made, grad=made, grad_x=values, grad_weight=self.channels,
+                    grad_bias=self.channels, codes=made if self.pool_width else 0)
 
 
 # Which struct a kernel of ``api.h`` reads.
 STRUCTS: dict[str, type[Arguments]] = {
     **{f"sanrobust_pairwise_{each}": PairwiseArgs for each in ("tuned", "forward", "backward")},
+    **{f"sanrobust_moments_{each}": PairwiseArgs for each in ("forward", "backward")},
     **{f"sanrobust_patchwise_{each}": PatchwiseArgs for each in ("tuned", "forward", "backward")},
     "sanrobust_dots_forward": DotsArgs, "sanrobust_dots_backward": DotsArgs,
     **{f"sanrobust_local_{each}": LocalArgs for each in ("tuned", "forward", "backward")},

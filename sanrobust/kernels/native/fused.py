@@ -64,15 +64,20 @@ class AttentionCall:
         self._require_maps(query, key, value)
         attended = value.new_empty(value.shape)
         if value.numel():
-            rows = _rows(query, key, value)
+            rows = rows_of(query, key, value)
             out = value.new_empty(len(rows), value.shape[1])
             self._run("forward", self._args(query, value), qkv=rows, out=out)
-            _planar(out, attended)
+            planar(out, attended)
         return attended
 
     def backward(self, grad: Tensor, query: Tensor, key: Tensor,
                  value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of query, key and value for that of the attended values."""
+        return self._gradients(grad, query, key, value, {})
+
+    def _gradients(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                   learned: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same; adds to ``learned`` the gradients of matrices that it names."""
         self._require_maps(query, key, value)
         element_of(grad, value)
         require(grad.shape == value.shape, grad, value)
@@ -80,25 +85,30 @@ class AttentionCall:
                  value.new_empty(value.shape))
         if value.numel():
             args = self._args(query, value)
-            kind = self._library.query(f"sanrobust_{self.operator}_tuned", self.struct(**args))
+            kind = self._library.query(f"sanrobust_{self.operator}_tuned",
+                                       self.struct(**args, **learned))
             for part in self._parts(args, kind):
                 maps = [each[part] for each in (query, key, value)]
-                self._backward(kind, grad[part], maps, [each[part] for each in grads])
+                self._backward(kind, grad[part], maps, [each[part] for each in grads], learned)
         return grads
 
-    def _backward(self, kind: int, grad: Tensor, maps: list[Tensor],
-                  grads: list[Tensor]) -> None:
+    def _backward(self, kind: int, grad: Tensor, maps: list[Tensor], grads: list[Tensor],
+                  learned: dict[str, Tensor]) -> None:
         """Repeat the forward pass of a few images as far as needed, and go back through it."""
         query, _, value = maps
         args = self._args(query, value)
-        rows = _rows(*maps)
+        rows = rows_of(*maps)
         kept = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype)
                 in self.kept(kind, len(rows), value.shape[1]).items()}
         if kept:
             self._run("forward", args, qkv=rows, **kept)
         grad_rows = torch.empty_like(rows)
-        self._run("backward", args, qkv=rows, grad=_rows(grad), grad_qkv=grad_rows, **kept)
-        _planar(grad_rows, *grads)
+        sums = {name: torch.empty_like(each) for name, each in learned.items()}
+        self._run("backward", args, qkv=rows, grad=rows_of(grad), grad_qkv=grad_rows, **kept,
+                  **sums)
+        planar(grad_rows, *grads)
+        for name, each in sums.items():
+            learned[name] += each
 
     def _parts(self, args: dict[str, int], kind: int) -> Iterator[slice]:
         """Cut the batch so that what is kept of one part stays small."""
@@ -141,6 +151,14 @@ class PairwiseCall(AttentionCall):
 
     def __init__(self, found: Library, matrices: PairwiseMatrices, window: Window) -> None:
         super().__init__(found, vars(matrices), window)
+
+    def learn(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of query, key, value, w1, w2 and the table."""
+        learned = {f"grad_{name}": torch.zeros_like(self._matrices[name])
+                   for name in ("w1t", "w2t", "table")}
+        of_maps = self._gradients(grad, query, key, value, learned)
+        return (*of_maps, learned["grad_w1t"].t().contiguous(),
+                learned["grad_w2t"].t().contiguous(), learned["grad_table"])
 
     def settings(self) -> dict[str, int]:
         """Return M and D, and whether there is a table for each pixel."""
@@ -219,10 +237,10 @@ class LocalCall:
         self._require(query, key, value)
         attended = value.new_empty(value.shape)
         if value.numel():
-            rows = _rows(*_present(query, key, value))
+            rows = rows_of(*_present(query, key, value))
             out = value.new_empty(len(rows), value.shape[1])
             self._run("forward", query, key, value, qkv=rows, out=out)
-            _planar(out, attended)
+            planar(out, attended)
         return attended
 
     def backward(self, grad: Tensor, query: Tensor, key: Tensor | None,
@@ -238,13 +256,13 @@ class LocalCall:
                                       for each in (query, key, value))
         to_embedding = query.new_zeros(0 if self._embedding is None else self._embedding.shape)
         if value.numel():
-            rows = _rows(*_present(query, key, value))
+            rows = rows_of(*_present(query, key, value))
             result = torch.empty_like(rows)
             offset = None if self._embedding is None else rows.new_empty(
                 len(rows), 2, self._window.footprint, self._heads)
-            self._run("backward", query, key, value, qkv=rows, grad=_rows(grad), grad_qkv=result,
+            self._run("backward", query, key, value, qkv=rows, grad=rows_of(grad), grad_qkv=result,
                       grad_offset=offset)
-            _planar(result, *_present(to_query, None if key is None else to_key, to_value))
+            planar(result, *_present(to_query, None if key is None else to_key, to_value))
             if offset is not None:
                 to_embedding = self._embedded(offset, rows[:, :query.shape[1]])
         return to_query, to_key, to_value, to_embedding
@@ -283,17 +301,17 @@ def _present(*tensors: Tensor | None) -> list[Tensor]:
     return [each for each in tensors if each is not None]
 
 
-def _rows(*maps: Tensor) -> Tensor:
-    """Maps (B, C, H, W) side by side as rows (B * H * W, sum of C)."""
+def rows_of(*maps: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return maps (B, C, H, W) side by side as rows (B * H * W, sum of C)."""
     images, _, height, width = maps[0].shape
     channels = [each.shape[1] for each in maps]
-    rows = maps[0].new_empty(images * height * width, sum(channels))
+    rows = maps[0].new_empty(images * height * width, sum(channels)) if out is None else out
     for part, each in zip(_as_maps(rows, channels, maps[0]), maps):
         part.copy_(each)
     return rows
 
 
-def _planar(rows: Tensor, *maps: Tensor) -> None:
+def planar(rows: Tensor, *maps: Tensor) -> None:
     """Write rows (B * H * W, sum of C) into the maps (B, C, H, W) that lie in them side by side."""
     for part, each in zip(_as_maps(rows, [each.shape[1] for each in maps], maps[0]), maps):
         each.copy_(part)
@@ -302,5 +320,5 @@ def _planar(rows: Tensor, *maps: Tensor) -> None:
 def _as_maps(rows: Tensor, channels: list[int], like: Tensor) -> tuple[Tensor, ...]:
     """View rows as maps (B, C, H, W) of the given channels."""
     images, _, height, width = like.shape
-    planar = rows.view(images, height, width, -1).permute(0, 3, 1, 2)
-    return torch.split(planar, channels, 1)
+    maps = torch.unflatten(rows, 0, (images, height, width)).permute(0, 3, 1, 2)
+    return torch.split(maps, channels, 1)

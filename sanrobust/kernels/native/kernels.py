@@ -15,7 +15,8 @@ from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs,
 from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_settings,
                                              require_weight, require_window)
 from sanrobust.kernels.native.fused import LocalCall, PairwiseCall, PatchwiseCall
-from sanrobust.kernels.plain import Window
+from sanrobust.kernels.native.learning import HiddenCall, MomentsCall, WeightsCall
+from sanrobust.kernels.plain import Window, pooled_shape
 
 
 class NativeKernels:
@@ -83,6 +84,21 @@ class NativeKernels:
         """Return the gradients of the maps."""
         return PairwiseCall(self._library, matrices, window).backward(grad, query, key, value)
 
+    def pairwise_learning(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                          matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients of the maps, of w1, w2 and the table."""
+        return PairwiseCall(self._library, matrices, window).learn(grad, query, key, value)
+
+    def pairwise_moments(self, query: Tensor, key: Tensor, w1: Tensor, table: Tensor,
+                         window: Window) -> Tensor:
+        """Measure the hidden layer before its normalisation."""
+        return MomentsCall(self._library, w1, table, window).forward(query, key)
+
+    def pairwise_moments_backward(self, slope: Tensor, query: Tensor, key: Tensor, w1: Tensor,
+                                  table: Tensor, window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients of query, key, w1 and the table."""
+        return MomentsCall(self._library, w1, table, window).backward(slope, query, key)
+
     def patchwise(self, query: Tensor, key: Tensor, value: Tensor, matrices: PatchwiseMatrices,
                   window: Window) -> Tensor:
         """Attend with the mapped patches."""
@@ -93,6 +109,28 @@ class NativeKernels:
                            window: Window) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of the maps."""
         return PatchwiseCall(self._library, matrices, window).backward(grad, query, key, value)
+
+    def patch_hidden(self, query: Tensor, key: Tensor, key_scale: Tensor, key_shift: Tensor,
+                     w1: Tensor, window: Window) -> Tensor:
+        """Return the hidden layer before its normalisation."""
+        return HiddenCall(self._library, key_scale, key_shift, w1, window).forward(query, key)
+
+    def patch_hidden_backward(self, grad: Tensor, query: Tensor, key: Tensor, key_scale: Tensor,
+                              key_shift: Tensor, w1: Tensor,
+                              window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients of all tensors."""
+        call = HiddenCall(self._library, key_scale, key_shift, w1, window)
+        return call.backward(grad, query, key)
+
+    def patch_weighted(self, hidden: Tensor, value: Tensor, w2: Tensor, b2: Tensor,
+                       window: Window) -> Tensor:
+        """Attend with weights of the hidden layer."""
+        return WeightsCall(self._library, w2, b2, window).forward(hidden, value)
+
+    def patch_weighted_backward(self, grad: Tensor, hidden: Tensor, value: Tensor, w2: Tensor,
+                                b2: Tensor, window: Window) -> tuple[Tensor, ...]:
+        """Return the gradients of all tensors."""
+        return WeightsCall(self._library, w2, b2, window).backward(grad, hidden, value)
 
     def local(self, query: Tensor, key: Tensor | None, value: Tensor, embedding: Tensor | None,
               heads: int, window: Window) -> Tensor:
@@ -106,29 +144,34 @@ class NativeKernels:
         call = LocalCall(self._library, embedding, heads, window)
         return call.backward(grad, query, key, value)
 
-    def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor,
-                  eps: float) -> tuple[Tensor, Tensor]:
+    def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float,
+                  pooled: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise by the statistics of the batch."""
-        y, stats = x.new_empty(x.shape), x.new_empty(2, x.shape[1], dtype=torch.float64)
-        self._norm("forward", eps, x=x, weight=weight, bias=bias, stats=stats, y=y)
-        return y, stats
+        shape = pooled_shape(x.shape) if pooled else x.shape
+        y, stats = x.new_empty(shape), x.new_empty(2, x.shape[1], dtype=torch.float64)
+        codes = x.new_empty(shape if pooled else 0, dtype=torch.uint8)
+        self._norm("forward", eps, pooled, x=x, weight=weight, bias=bias, stats=stats, y=y,
+                   codes=codes)
+        return y, stats, codes
 
     def norm_relu_backward(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
-                           stats: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+                           stats: Tensor, codes: Tensor, eps: float,
+                           pooled: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of the values, weight and bias."""
-        require(grad.shape == x.shape, grad, x)
+        require(grad.shape == (pooled_shape(x.shape) if pooled else x.shape), grad, x)
         grads = x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)
         names = ("grad_x", "grad_weight", "grad_bias")
-        self._norm("backward", eps, x=x, weight=weight, bias=bias, stats=stats, grad=grad,
-                   **dict(zip(names, grads)))
+        self._norm("backward", eps, pooled, x=x, weight=weight, bias=bias, stats=stats, grad=grad,
+                   codes=codes, **dict(zip(names, grads)))
         return grads
 
-    def _norm(self, direction: str, eps: float, **tensors: Tensor) -> None:
+    def _norm(self, direction: str, eps: float, pooled: bool, **tensors: Tensor) -> None:
         held = {name: dense(each) for name, each in tensors.items()}
         x = held["x"]
         require(x.dim() >= 2 and x.numel() > 0, x)
         self._library.call(f"sanrobust_norm_{direction}", NormArgs(
             images=len(x), pixels=x[0, 0].numel(), channels=x.shape[1], eps=eps,
+            pool_width=x.shape[3] if pooled else 0,
             element=element_of(x, held["weight"], held["bias"]),
             threads=torch.get_num_threads(), **held))
 

@@ -16,13 +16,15 @@ enum Kernel : int { kGeneric = 0, kTuned = 1, kPlanar = 2 };
 
 Kernel kernel_for(const PairwiseArgs &args) {
   if (args.element != kFloat) return kGeneric;
-  return san::planar_takes(args) ? kPlanar : san::pairwise_takes(args) ? kTuned : kGeneric;
+  const bool learns = args.grad_table || args.moments;
+  if (!learns && san::planar_takes(args)) return kPlanar;
+  return san::pairwise_takes(args) ? kTuned : kGeneric;
 }
 
 Kernel kernel_for(const PatchwiseArgs &args) {
   if (args.element != kFloat) return kGeneric;
-  const bool hidden_is_given = !args.w1 && args.h;
-  if (!hidden_is_given && san::planar_takes(args)) return kPlanar;
+  const bool in_halves = (!args.w1 && args.h) || args.hidden_alone;
+  if (!in_halves && san::planar_takes(args)) return kPlanar;
   return san::patchwise_takes(args) ? kTuned : kGeneric;
 }
 
@@ -36,12 +38,20 @@ bool is_complete(const LocalArgs &args) {
   return !args.embedding || args.relation % (2 * args.groups) == 0;
 }
 
+// Whether an operator is one whose mapping can be trained.
+bool learns(const PairwiseArgs &args) {
+  return args.delta == kSubtraction && args.mapping == kLRL && !args.table_per_pixel &&
+         !args.table_by_place &&
+         (args.moments || (args.grad_w1t && args.grad_table && (args.slope || args.grad_w2t)));
+}
+
 bool is_complete(const PairwiseArgs &args) {
   if (args.delta < kSubtraction || args.delta > kConcatenation) return false;
   if (args.mapping < kLRL || args.mapping > kLRLRL) return false;
   if (args.mapping == kL && args.hidden != args.groups) return false;
   if (args.delta == kConcatenation && args.hidden > args.relation) return false;
   if ((args.delta == kHadamard || args.delta == kDot) && !args.offset) return false;
+  if ((args.grad_table || args.moments || args.slope) && !learns(args)) return false;
   return args.mapping != kLRLRL || (args.w_mid && args.w_mid_t && args.b_mid);
 }
 
@@ -72,8 +82,24 @@ int backward(const PairwiseArgs &args) {
   }
 }
 
+int moments_forward(const PairwiseArgs &args) {
+  if (!args.moments || !is_complete(args)) return kUnsupported;
+  return kernel_for(args) == kTuned ? san::pairwise_moments(args) : san::generic_moments(args);
+}
+
+int moments_backward(const PairwiseArgs &args) {
+  if (!args.slope || !is_complete(args)) return kUnsupported;
+  return kernel_for(args) == kTuned ? san::pairwise_backward(args)
+                                    : san::generic_moments_backward(args);
+}
+
 // The first product with what it reads, or the hidden layer in its place.
 bool is_complete(const PatchwiseArgs &args, bool backward) {
+  if (!args.grad_w1t != !args.grad_key_scale || !args.grad_w1t != !args.grad_key_shift ||
+      !args.grad_w2t != !args.grad_b2 || (args.grad_w1t && !args.hidden_alone) ||
+      (args.grad_w2t && args.w1))
+    return false;
+  if (args.hidden_alone && (!args.w1 || !(backward ? args.grad : args.h))) return false;
   if (args.w1) return args.w1t && args.b1 && args.key_scale && args.key_shift;
   return args.h && (args.grad_h || !backward);
 }
@@ -129,6 +155,10 @@ int sanrobust_patchwise_tuned(const PatchwiseArgs *args) { return kernel_for(*ar
 
 int sanrobust_pairwise_forward(const PairwiseArgs *args) { return guarded(forward, args); }
 int sanrobust_pairwise_backward(const PairwiseArgs *args) { return guarded(backward, args); }
+int sanrobust_moments_forward(const PairwiseArgs *args) { return guarded(moments_forward, args); }
+int sanrobust_moments_backward(const PairwiseArgs *args) {
+  return guarded(moments_backward, args);
+}
 int sanrobust_patchwise_forward(const PatchwiseArgs *args) { return guarded(forward, args); }
 int sanrobust_patchwise_backward(const PatchwiseArgs *args) { return guarded(backward, args); }
 

@@ -51,16 +51,25 @@ struct PairwiseArgs {
                              // each hidden layer, then, with kDot, [K2] of t
   const void *grad;          // backward: gradient of out (of y without scale) [pixels][channels]
   void *grad_qkv;            // backward: [pixels][2 * relation + channels]
+  void *grad_w1t;            // backward, or null: the gradients of w1t, w2t and of one table for all
+  void *grad_w2t;            // pixels, of kLRL by kSubtraction
+  void *grad_table;
+  double *moments;           // moments_forward: [2][hidden], the mean and variance of first
+  const void *slope;         // moments_backward: [3][hidden], the gradient of each pair's first is
+                             // slope[0] + slope[1] * (first - slope[2])
 };
 
 // a = [relu(query_i), relu(key_j * key_scale + key_shift) for every j]; h = relu(b1 + w1 a);
 // weight[j] = b2[j] + w2[j] h; y[c] = sum over j of weight[j][c % groups] value_j[c].
 // A neighbour outside the map (padding zeros) has key 0 and value 0. Without w1, h is given before its
-// relu, query and key are not read, and have the gradient 0.
+// relu, query and key are not read, and have the gradient 0. The other half alone: with hidden_alone
+// forward makes h before its relu and nothing else, and backward is given its gradient; values are
+// not read, and have the gradient 0.
 struct PatchwiseArgs {
   int64_t images, height, width;
   int32_t relation, hidden, groups, channels;
   int32_t footprint, padding, element, threads;
+  int32_t hidden_alone, unused;
   const void *qkv;           // [pixels][2 * relation + channels]
   const void *key_scale;     // [K2][relation]
   const void *key_shift;     // [K2][relation]
@@ -77,6 +86,9 @@ struct PatchwiseArgs {
   const void *grad;
   void *grad_qkv;
   void *grad_h;              // backward without w1: the gradient of h
+  void *grad_w1t;            // backward of hidden_alone, or null: gradients of the parameters
+  void *grad_key_scale, *grad_key_shift;
+  void *grad_w2t, *grad_b2;  // backward without w1, or null
 };
 
 // product[j] = query_i . key_j, or of a clique product[j][k] = query_j . key_k for all neighbours j
@@ -187,10 +199,11 @@ struct RepeatArgs {
 };
 
 // y = relu((x - mean) / sqrt(variance + eps) * weight + bias) by the statistics of each channel over
-// images and pixels, and its gradients. Planar: [images][channels][pixels].
+// images and pixels, and its gradients. Planar: [images][channels][pixels]. With a pool_width, that of
+// the maps, y is the maximum over 2x2 pixels, of whole squares alone.
 struct NormArgs {
   int64_t images, pixels;
-  int32_t channels, element, threads, unused;
+  int32_t channels, element, threads, pool_width;
   double eps;
   const void *x;
   const void *weight, *bias; // [channels]
@@ -199,6 +212,7 @@ struct NormArgs {
   const void *grad;          // backward: gradient of y
   void *grad_x;
   void *grad_weight, *grad_bias;  // [channels]
+  uint8_t *codes;            // pooled, as y: which of the four won, 4: none was positive
 };
 
 // Whether backward, with scale, reads off `out` where the relu was open, and not off `y`.
@@ -212,6 +226,8 @@ int sanrobust_pairwise_tuned(const PairwiseArgs *);    // 1: the tuned kernels t
 int sanrobust_patchwise_tuned(const PatchwiseArgs *);
 int sanrobust_pairwise_forward(const PairwiseArgs *);
 int sanrobust_pairwise_backward(const PairwiseArgs *); // tuned: y, alpha, signs of the forward pass
+int sanrobust_moments_forward(const PairwiseArgs *);   // of first over all pairs: reads neither
+int sanrobust_moments_backward(const PairwiseArgs *);  // values nor w2
 int sanrobust_patchwise_forward(const PatchwiseArgs *);
 int sanrobust_patchwise_backward(const PatchwiseArgs *);   // tuned: h of the forward pass
 int sanrobust_local_tuned(const LocalArgs *);

@@ -1,6 +1,7 @@
 // Bands of rows that a backward pass computes side by side. What a band adds to rows of others it
 // keeps to itself, in its halo; those rows are summed up in the end, in the order of the bands.
 #pragma once
+#include "learned.h"
 #include "pointwise.h"
 #include "tasks.h"
 
@@ -9,6 +10,7 @@ namespace san {
 struct Band {
   int64_t image, first, end;  // its own rows
   float *halo;
+  float *learned;  // its sums of the gradients of parameters, or null
 };
 
 // Rows of `merged` floats a pixel; those from `spread` on belong to what reaches other rows.
@@ -23,13 +25,17 @@ class Bands {
 
   // Runs body(band, memory of `floats` floats) for each band, its halo zero before and, unless
   // `adds`, its rows.
-  template <class Body> void run(size_t floats, const Body &body, bool adds = false) const {
+  // Sums over all bands, if any, are those of `learned`.
+  template <class Body>
+  void run(size_t floats, const Body &body, bool adds = false,
+           Learned<float> *learned = nullptr) const {
     for (int64_t first = 0; first < images_; first += kImages) {
       const int64_t images = std::min(images_ - first, kImages), tasks = images * count_;
       float *halos = scratch<float>(1, static_cast<size_t>(tasks * halo_));
       share_tasks(tasks, threads_, floats, [&](int64_t task, float *memory) {
         const int64_t band = task % count_;
-        const Band one{first + task / count_, start(band), start(band + 1), halos + task * halo_};
+        const Band one{first + task / count_, start(band), start(band + 1), halos + task * halo_,
+                       learned ? learned->of(task) : nullptr};
         if (!adds)
           std::fill_n(collected(one, one.first), (one.end - one.first) * width_ * merged_, 0.0f);
         std::fill_n(one.halo, halo_, 0.0f);
@@ -39,8 +45,13 @@ class Bands {
         parallel_for(images * height_, threads_, [&](int64_t row) {
           add_halos(first, row / height_, row % height_, halos);
         });
+      if (learned) learned->add(tasks);
     }
+    if (learned) learned->write();
   }
+
+  // How many bands are computed before their sums are added up.
+  int64_t tasks() const { return std::min(images_, kImages) * count_; }
 
   // The row's gradient: in the result or, outside the band, in its halo.
   float *collected(const Band &band, int64_t y) const {
@@ -52,7 +63,7 @@ class Bands {
 
  private:
   // Images whose halos are kept at a time: a bound on memory, not a matter of numbers.
-  static constexpr int64_t kImages = 32;
+  static constexpr int64_t kImages = 16;
 
   int64_t start(int64_t band) const { return height_ * band / count_; }
 

@@ -6,6 +6,8 @@ namespace san {
 
 int generic_forward(const PairwiseArgs &);
 int generic_backward(const PairwiseArgs &);
+int generic_moments(const PairwiseArgs &);
+int generic_moments_backward(const PairwiseArgs &);
 int generic_forward(const PatchwiseArgs &);
 int generic_backward(const PatchwiseArgs &);
 int generic_forward(const LocalArgs &);

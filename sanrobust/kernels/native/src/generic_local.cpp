@@ -33,7 +33,9 @@ template <class T> class Local {
     normalise(shape_, weight);
   }
 
-  void unweigh(const Tile<T> &tile, const T *weight, T *grad_weight, T *memory) const {
+  std::vector<typename Learned<T>::Gradient> gradients(const LocalArgs &) const { return {}; }
+
+  void unweigh(const Tile<T> &tile, const T *weight, T *grad_weight, T *memory, T *) const {
     T *grad_offset = memory, *grad_query = memory + offsets() * lanes;
     const Vector<T> inside = tile.inside();
     unnormalise(shape_, weight, grad_weight);

@@ -88,7 +88,8 @@ template <class T> class Pairwise {
 
   Pairwise(const PairwiseArgs &args, const std::vector<Grid> &bands)
       : shape_(args), delta_(args.delta), mapping_(args.mapping),
-        by_place_(args.table_by_place != 0), w1_(typed<T>(args.w1)), w1t_(typed<T>(args.w1t)), w2_(typed<T>(args.w2)), w2t_(typed<T>(args.w2t)),
+        by_place_(args.table_by_place != 0), learns_(args.grad_table != nullptr),
+        w1_(typed<T>(args.w1)), w1t_(typed<T>(args.w1t)), w2_(typed<T>(args.w2)), w2t_(typed<T>(args.w2t)),
         table_(typed<T>(args.table)), offset_(typed<T>(args.offset)),
         w_mid_(typed<T>(args.w_mid)), w_mid_t_(typed<T>(args.w_mid_t)),
         b_mid_(typed<T>(args.b_mid)), bands_(bands) {
@@ -126,7 +127,15 @@ template <class T> class Pairwise {
     normalise(shape_, weight);
   }
 
-  void unweigh(const Tile<T> &tile, const T *weight, T *grad_weight, T *memory) const {
+  // The parameters' gradients that are wanted.
+  std::vector<typename Learned<T>::Gradient> gradients(const PairwiseArgs &args) const {
+    const int64_t hidden = shape_.hidden;
+    return {{args.grad_w1t, compared() * hidden},
+            {args.grad_table, (shape_.neighbours + 1) * hidden},
+            {args.grad_w2t, hidden * shape_.groups}};
+  }
+
+  void unweigh(const Tile<T> &tile, const T *weight, T *grad_weight, T *memory, T *sums) const {
     const int width = shape_.hidden * lanes;
     T *grad_relation = memory, *grad_query = memory + shape_.relation * lanes;
     T *hidden = memory + 2 * shape_.relation * lanes;
@@ -146,11 +155,42 @@ template <class T> class Pairwise {
           mask(first, hidden, shape_.hidden);
         }
       }
-      if (delta_ != kConcatenation)
-        product(grad_relation, first, w1_, shape_.hidden, compared(), From::kZero);
-      unrelate(tile, tile.grid.offset[j], delta_ == kConcatenation ? first : grad_relation,
-               inside, grad_query);
+      if (learns_) {
+        learn(displacements_[&tile.grid - bands_.data()], tile, j, first, grad_relation, sums);
+        add_products(sums + first_sums() * lanes, hidden, shape_.hidden,
+                     grad_weight + j * shape_.groups * lanes, shape_.groups);
+      }
+      back(tile, tile.grid.offset[j], first, inside, grad_relation, grad_query);
     }
+    for (int r = 0; r < shape_.relation; r++)
+      tile.add(r, tile.grid.centre(), get(grad_query + r * lanes));
+  }
+
+  // Calls body(first layer of all lanes, neighbour) for each.
+  template <class Body>
+  void each_first(const Tile<T> &tile, T *memory, const Body &body) const {
+    T *first = memory + 2 * shape_.relation * lanes;
+    for (int j = 0; j < shape_.neighbours; j++) {
+      start(displacements_[&tile.grid - bands_.data()], tile.index, j, first);
+      relate(tile, tile.grid.offset[j], memory, first);
+      body(first, j);
+    }
+  }
+
+  // The gradients of a tile where each pair's first layer has slope[0] + slope[1] (it - slope[2]).
+  void unmeasure(const Tile<T> &tile, const T *slope, T *memory, T *sums) const {
+    T *relation = memory, *grad_query = memory + shape_.relation * lanes;
+    const Vector<T> inside = tile.inside();
+    const int hidden = shape_.hidden;
+    std::fill(grad_query, grad_query + shape_.relation * lanes, T(0));
+    each_first(tile, memory, [&](T *first, int j) {
+      for (int m = 0; m < hidden; m++) {
+        const Vector<T> value = get(first + m * lanes) - slope[2 * hidden + m];
+        put(first + m * lanes, where_positive<T>(inside, value * slope[hidden + m] + slope[m]));
+      }
+      learn(displacements_[&tile.grid - bands_.data()], tile, j, first, relation, sums);
+      back(tile, tile.grid.offset[j], first, inside, relation, grad_query);
+    });
     for (int r = 0; r < shape_.relation; r++)
       tile.add(r, tile.grid.centre(), get(grad_query + r * lanes));
   }
@@ -178,6 +218,46 @@ template <class T> class Pairwise {
     return sum;
   }
 
+  int64_t first_sums() const {
+    return (compared() + shape_.neighbours + 1) * static_cast<int64_t>(shape_.hidden);
+  }
+
+  // Adds the products of the relation with the first layer's gradient to the sums of w1t, and that
+  // gradient to those of the table.
+  void learn(const Displacements &displaced, const Tile<T> &tile, int j, const T *first,
+             T *relation, T *sums) const {
+    compare(tile, tile.grid.offset[j], relation);
+    add_products(sums, relation, compared(), first, shape_.hidden);
+    T *table = sums + compared() * shape_.hidden * lanes;
+    T *nominal = table + j * shape_.hidden * lanes;
+    for (int i = 0; i < shape_.hidden * lanes; i += lanes)
+      put(nominal + i, get(nominal + i) + get(first + i));
+    displaced.each(tile.index, j, [&](const Displacements::Entry &entry) {
+      T *other = table + entry.row * shape_.hidden * lanes;
+      for (int i = entry.lane; i < shape_.hidden * lanes; i += lanes) {
+        nominal[i] -= first[i];
+        other[i] += first[i];
+      }
+    });
+  }
+
+  // From the gradient of the first layer to those of query and key.
+  void back(const Tile<T> &tile, int64_t offset, const T *first, const Vector<T> &inside,
+            T *grad_relation, T *grad_query) const {
+    if (delta_ != kConcatenation)
+      product(grad_relation, first, w1_, shape_.hidden, compared(), From::kZero);
+    unrelate(tile, offset, delta_ == kConcatenation ? first : grad_relation, inside, grad_query);
+  }
+
+  // The relation, of all but a concatenation.
+  void compare(const Tile<T> &tile, int64_t offset, T *relation) const {
+    for (int r = 0; r < compared(); r++)
+      put(relation + r * lanes,
+          rectified<T>(delta_ == kDot        ? dot(tile, offset)
+                       : delta_ == kHadamard ? scaled(tile, r, offset)
+                                             : difference(tile, r, offset)));
+  }
+
   // Adds to the first layer what the relation gives.
   void relate(const Tile<T> &tile, int64_t offset, T *relation, T *first) const {
     if (delta_ == kConcatenation) {
@@ -185,11 +265,7 @@ template <class T> class Pairwise {
         put(first + m * lanes, get(first + m * lanes) + difference(tile, m, offset));
       return;
     }
-    for (int r = 0; r < compared(); r++)
-      put(relation + r * lanes,
-          rectified<T>(delta_ == kDot        ? dot(tile, offset)
-                       : delta_ == kHadamard ? scaled(tile, r, offset)
-                                             : difference(tile, r, offset)));
+    compare(tile, offset, relation);
     product(first, relation, w1t_, compared(), shape_.hidden, From::kOut);
   }
 
@@ -229,14 +305,74 @@ template <class T> class Pairwise {
 
   Shape shape_;
   const int delta_, mapping_;
-  const bool by_place_;
+  const bool by_place_, learns_;
   const T *w1_, *w1t_, *w2_, *w2t_, *table_, *offset_, *w_mid_, *w_mid_t_, *b_mid_;
   const std::vector<Grid> &bands_;
   std::vector<Displacements> displacements_;
 };
 
+// Sums of the distance of first layers from one that occurs, and of its square, by tasks.
+template <class T> int measure(const PairwiseArgs &args) {
+  const Shape shape(args);
+  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
+  const Pairwise<T> weighing(args, bands);
+  const int hidden = shape.hidden;
+  const int64_t tasks = shape.images * static_cast<int64_t>(bands.size());
+  const size_t values = weighing.scratch_values(false);
+  std::vector<double> sums(tasks * 2 * hidden);
+  std::vector<T> centre(hidden);
+  each_tile<T>(args, shape, bands, 1, values, [&](int64_t, const Tile<T> &tile, T *memory) {
+    if (tile.index == 0)
+      weighing.each_first(tile, memory, [&](const T *first, int) {
+        for (int m = 0; m < hidden; m++) centre[m] = first[m * lanes_of<T>];
+      });
+  });
+  each_tile<T>(args, shape, bands, tasks, values, [&](int64_t task, const Tile<T> &tile,
+                                                      T *memory) {
+    const Vector<T> inside = tile.inside();
+    double *own = sums.data() + task * 2 * hidden;
+    weighing.each_first(tile, memory, [&](const T *first, int) {
+      for (int m = 0; m < hidden; m++) {
+        const Vector<T> distance =
+            where_positive<T>(inside, get(first + m * lanes_of<T>) - centre[m]);
+        for (int lane = 0; lane < lanes_of<T>; lane++) {
+          own[m] += distance[lane];
+          own[hidden + m] += static_cast<double>(distance[lane]) * distance[lane];
+        }
+      }
+    });
+  });
+  const int64_t pixels = shape.height * shape.width;
+  const double pairs = static_cast<double>(shape.images * pixels) * shape.neighbours;
+  for (int m = 0; m < hidden; m++) {
+    double sum = 0, square = 0;
+    for (int64_t task = 0; task < tasks; task++)
+      sum += sums[task * 2 * hidden + m], square += sums[(task * 2 + 1) * hidden + m];
+    args.moments[m] = centre[m] + sum / pairs;
+    args.moments[hidden + m] = std::max(0.0, square / pairs - sum / pairs * (sum / pairs));
+  }
+  return kOk;
+}
+
+template <class T> int unmeasure(const PairwiseArgs &args) {
+  const Shape shape(args);
+  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
+  const Pairwise<T> weighing(args, bands);
+  scatter<T>(args, shape, bands, weighing.scratch_values(false), weighing.gradients(args),
+             [&](const Tile<T> &tile, T *memory, T *sums) {
+               weighing.unmeasure(tile, typed<T>(args.slope), memory, sums);
+             });
+  return kOk;
+}
+
 }  // namespace
 
+int generic_moments(const PairwiseArgs &args) {
+  return args.element == kDouble ? measure<double>(args) : measure<float>(args);
+}
+int generic_moments_backward(const PairwiseArgs &args) {
+  return args.element == kDouble ? unmeasure<double>(args) : unmeasure<float>(args);
+}
 int generic_forward(const PairwiseArgs &args) {
   return args.element == kDouble ? forward<Pairwise<double>>(args)
                                  : forward<Pairwise<float>>(args);

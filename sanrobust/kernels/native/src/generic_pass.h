@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lanewise.h"
+#include "learned.h"
 
 namespace san::lanewise {
 
@@ -176,33 +177,41 @@ template <class T> struct Ends {
   const bool out_is_kept;
 };
 
+// Calls body(task, tile, memory of `values` values) for every tile of the first tasks, which are the
+// bands of one image after another.
+template <class T, class Args, class Body>
+void each_tile(const Args &args, const Shape &shape, const std::vector<Grid> &bands, int64_t tasks,
+               size_t values, const Body &body) {
+  const int64_t pixels = shape.height * shape.width, count = bands.size();
+  const size_t planes = shape.all() * largest_plane(bands);
+  Workspaces<T> spaces(std::min<int64_t>(tasks, shape.threads), planes + values);
+  parallel_for(tasks, shape.threads, [&](int64_t task) {
+    const int64_t image = task / count, space = spaces.take();
+    const Grid &grid = bands[task % count];
+    T *plane = spaces.at(space);
+    spread(typed<T>(args.qkv) + image * pixels * shape.all(), shape.all(), grid, plane);
+    for (int64_t index = 0; index < grid.tiles(); index++)
+      body(task, Tile<T>{grid, index, image * pixels, plane, nullptr}, plane + planes);
+    spaces.give_back(space);
+  });
+}
+
 template <class Operator, class Args> int forward(const Args &args) {
   using T = typename Operator::Element;
   const Shape shape(args);
   const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
   const Operator weighing(args, bands);
   const Ends<T> ends(args);
-  const T *qkv = typed<T>(args.qkv);
-  const int64_t pixels = shape.height * shape.width;
-  const int64_t tasks = shape.images * static_cast<int64_t>(bands.size());
-  const size_t planes = shape.all() * largest_plane(bands);
   const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
   const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
-  Workspaces<T> spaces(std::min<int64_t>(tasks, shape.threads),
-                       planes + weights + sums + weighing.scratch_values(false));
-  parallel_for(tasks, shape.threads, [&](int64_t task) {
-    const int64_t image = task / bands.size(), space = spaces.take();
-    const Grid &grid = bands[task % bands.size()];
-    T *plane = spaces.at(space), *weight = plane + planes, *sum = weight + weights;
-    spread(qkv + image * pixels * shape.all(), shape.all(), grid, plane);
-    for (int64_t index = 0; index < grid.tiles(); index++) {
-      const Tile<T> tile{grid, index, image * pixels, plane, nullptr};
-      weighing.weigh(tile, weight, sum + sums);
-      aggregate(tile, shape, weight, sum);
-      ends.write(tile, shape.channels, sum);
-    }
-    spaces.give_back(space);
-  });
+  each_tile<T>(args, shape, bands, shape.images * static_cast<int64_t>(bands.size()),
+               weights + sums + weighing.scratch_values(false),
+               [&](int64_t, const Tile<T> &tile, T *weight) {
+                 T *sum = weight + weights;
+                 weighing.weigh(tile, weight, sum + sums);
+                 aggregate(tile, shape, weight, sum);
+                 ends.write(tile, shape.channels, sum);
+               });
   return kOk;
 }
 
@@ -220,45 +229,69 @@ void fold(const Shape &shape, const std::vector<Grid> &bands, const T *grads, si
   });
 }
 
-template <class Operator, class Args> int backward(const Args &args) {
-  using T = typename Operator::Element;
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Operator weighing(args, bands);
-  const Ends<T> ends(args);
+// Calls body(tile, memory, sums) for every tile of all images, which adds to the tile's gradients
+// and to the sums over pairs, a vector each; then folds the gradients into rows.
+template <class T, class Args, class Body>
+void scatter(const Args &args, const Shape &shape, const std::vector<Grid> &bands, size_t values,
+             std::vector<typename Learned<T>::Gradient> gradients, const Body &body) {
   const int64_t pixels = shape.height * shape.width, count = bands.size();
   const size_t planes = shape.all() * largest_plane(bands);
-  const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
-  const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
   // A few images at a time, so that the gradient planes stay small.
   const int64_t some = std::min<int64_t>(shape.images, (4 * shape.threads + count - 1) / count);
   T *grads = scratch<T>(1, some * count * planes);
-  Workspaces<T> spaces(std::min<int64_t>(some * count, shape.threads),
-                       planes + 2 * weights + sums + weighing.scratch_values(true));
+  Learned<T> learned(std::move(gradients), some * count);
+  const size_t sums = learned.size() * lanes_of<T>;
+  Workspaces<T> spaces(std::min<int64_t>(some * count, shape.threads), planes + sums + values);
   for (int64_t first = 0; first < shape.images; first += some) {
     const int64_t images = std::min(some, shape.images - first);
     const T *qkv = typed<T>(args.qkv) + first * pixels * shape.all();
     parallel_for(images * count, shape.threads, [&](int64_t task) {
       const int64_t image = task / count, space = spaces.take();
       const Grid &grid = bands[task % count];
-      T *plane = spaces.at(space), *weight = plane + planes, *grad_weight = weight + weights;
-      T *grad = grad_weight + weights, *memory = grad + sums;
-      T *grad_planes = grads + task * planes;
+      T *plane = spaces.at(space), *sum = plane + planes, *grad_planes = grads + task * planes;
       spread(qkv + image * pixels * shape.all(), shape.all(), grid, plane);
       std::fill(grad_planes, grad_planes + shape.all() * grid.plane, T(0));
-      for (int64_t index = 0; index < grid.tiles(); index++) {
-        const Tile<T> tile{grid, index, (first + image) * pixels, plane, grad_planes};
-        weighing.weigh(tile, weight, memory);
-        ends.read(tile, shape.channels, grad);
-        unaggregate(tile, shape, grad, weight, grad_weight);
-        weighing.unweigh(tile, weight, grad_weight, memory);
-      }
+      std::fill(sum, sum + sums, T(0));
+      for (int64_t index = 0; index < grid.tiles(); index++)
+        body(Tile<T>{grid, index, (first + image) * pixels, plane, grad_planes}, sum + sums, sum);
+      for (int64_t i = 0; i < learned.size(); i++)
+        for (int lane = 0; lane < lanes_of<T>; lane++)
+          learned.of(task)[i] += sum[i * lanes_of<T> + lane];
       spaces.give_back(space);
     });
+    learned.add(images * count);
     fold(shape, bands, grads, planes, images,
          typed<T>(args.grad_qkv) + first * pixels * shape.all());
   }
+  learned.write();
+}
+
+template <class Operator, class Args> int backward(const Args &args) {
+  using T = typename Operator::Element;
+  const Shape shape(args);
+  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
+  const Operator weighing(args, bands);
+  const Ends<T> ends(args);
+  const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
+  const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
+  scatter<T>(args, shape, bands, 2 * weights + sums + weighing.scratch_values(true),
+             weighing.gradients(args), [&](const Tile<T> &tile, T *weight, T *learned) {
+               T *grad_weight = weight + weights, *grad = grad_weight + weights;
+               T *memory = grad + sums;
+               weighing.weigh(tile, weight, memory);
+               ends.read(tile, shape.channels, grad);
+               unaggregate(tile, shape, grad, weight, grad_weight);
+               weighing.unweigh(tile, weight, grad_weight, memory, learned);
+             });
   return kOk;
+}
+
+// Adds the products of `rows` vectors with `columns` vectors to vectors of sums, row by row.
+template <class T>
+void add_products(T *sums, const T *left, int rows, const T *right, int columns) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < columns; c++, sums += lanes_of<T>)
+      put(sums, get(sums) + get(left + r * lanes_of<T>) * get(right + c * lanes_of<T>));
 }
 
 }  // namespace san::lanewise

@@ -49,6 +49,7 @@ template <class T> class Channel {
     double *mean = args_.stats + channel_, *variance = mean + args_.channels;
     measure(mean, variance);
     const Affine map = affine();
+    if (args_.pool_width) return pool(map);
     each_block([&](const Block &block) {
       block.each_run([&](int64_t at, int64_t count) {
         const T *x = in(args_.x) + at;
@@ -66,7 +67,11 @@ template <class T> class Channel {
     const double mean = args_.stats[channel_];
     const T centre = static_cast<T>(mean);
     double sum = 0, product = 0;  // of the gradient behind the ReLU, and of it by x - mean
-    each_block([&](const Block &block) {
+    if (args_.pool_width) each_winner([&](T x, T grad, T *) {
+      sum += grad;
+      product += grad * static_cast<double>(x - centre);
+    });
+    else each_block([&](const Block &block) {
       Sum<T> sums, products;
       block.each_run([&](int64_t at, int64_t count) {
         const T *x = in(args_.x) + at, *grad = in(args_.grad) + at;
@@ -92,11 +97,14 @@ template <class T> class Channel {
         T *to = static_cast<T *>(args_.grad_x) + at;
         each<T>(count, [&](int64_t i, auto kind) {
           using V = decltype(kind);
-          const V v = read<V>(x + i), g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
+          const V v = read<V>(x + i);
+          V g{};
+          if (!args_.pool_width) g = gated<V>(v * map.scale + map.shift, read<V>(grad + i));
           write<V>(to + i, g * map.scale - (v * by_x + constant));
         });
       });
     });
+    if (args_.pool_width) each_winner([&](T, T grad, T *to) { *to += grad * map.scale; });
   }
 
  private:
@@ -112,6 +120,53 @@ template <class T> class Channel {
     const double exact = inverse * in(args_.weight)[channel_];
     return {inverse, exact, static_cast<T>(exact),
             static_cast<T>(in(args_.bias)[channel_] - mean * exact)};
+  }
+
+  // Calls body(first square in y, its first pixel in x) for each row of squares.
+  template <class Body> void each_row(const Body &body) const {
+    const int64_t width = args_.pool_width, rows = args_.pixels / width / 2;
+    for (int64_t image = 0; image < args_.images; image++)
+      for (int64_t row = 0; row < rows; row++) {
+        const int64_t map = image * args_.channels + channel_;
+        body((map * rows + row) * (width / 2), map * args_.pixels + 2 * row * width);
+      }
+  }
+
+  void pool(const Affine &map) const {
+    const int64_t width = args_.pool_width;
+    each_row([&](int64_t to, int64_t from) {
+      const T *upper = in(args_.x) + from, *lower = upper + width;
+      T *y = static_cast<T *>(args_.y) + to;
+      uint8_t *codes = args_.codes + to;
+      for (int64_t i = 0; i < width / 2; i++) {
+        // The first of the largest, and NaN before any number, as torch has it.
+        T most = upper[2 * i] * map.scale + map.shift, winner = 0;
+        const auto meet = [&](T x, T k) {
+          const T v = x * map.scale + map.shift;
+          const bool more = (v > most) | (v != v);
+          most = more ? v : most;
+          winner = more ? k : winner;
+        };
+        meet(upper[2 * i + 1], 1);
+        meet(lower[2 * i], 2);
+        meet(lower[2 * i + 1], 3);
+        y[i] = 0 > most ? T(0) : most;
+        codes[i] = static_cast<uint8_t>(most > 0 ? winner : T(4));
+      }
+    });
+  }
+
+  // Calls body(value of x, gradient, place of its gradient) for the winner of every square.
+  template <class Body> void each_winner(const Body &body) const {
+    const int64_t width = args_.pool_width;
+    each_row([&](int64_t to, int64_t from) {
+      for (int64_t i = 0; i < width / 2; i++) {
+        const int code = args_.codes[to + i];
+        if (code > 3) continue;
+        const int64_t at = from + 2 * i + code % 2 + (code > 1 ? width : 0);
+        body(in(args_.x)[at], in(args_.grad)[to + i], static_cast<T *>(args_.grad_x) + at);
+      }
+    });
   }
 
   static const T *in(const void *p) { return static_cast<const T *>(p); }
@@ -180,6 +235,7 @@ template <class T> void run(const NormArgs &args, bool backward) {
 
 int run(const NormArgs *args, bool backward) {
   if (args->images < 1 || args->pixels < 1) return kUnsupported;
+  if (args->pool_width && (args->pixels % args->pool_width || !args->codes)) return kUnsupported;
   if (args->element == kDouble) run<double>(*args, backward);
   else run<float>(*args, backward);
   return kOk;

@@ -4,6 +4,7 @@
 #if defined(SAN_RELATION)
 #include "pairwise_backward.h"
 #include "pairwise_forward.h"
+#include "pairwise_moments.h"
 
 namespace san {
 
@@ -13,7 +14,11 @@ template <int Width> void pairwise_forward_of(const PairwiseArgs &args) {
 template <int Width> void pairwise_backward_of(const PairwiseArgs &args) {
   PairwiseBackward<Width>(args).run();
 }
+template <int Width> void pairwise_moments_of(const PairwiseArgs &args) {
+  PairwiseMoments<Width>(args).run();
+}
 template void pairwise_forward_of<SAN_RELATION>(const PairwiseArgs &);
+template void pairwise_moments_of<SAN_RELATION>(const PairwiseArgs &);
 template void pairwise_backward_of<SAN_RELATION>(const PairwiseArgs &);
 
 }  // namespace san
@@ -29,31 +34,36 @@ static int width_of(const PairwiseArgs &args) { return 2 * args.groups; }
 bool pairwise_takes(const PairwiseArgs &args) {
   const int width = width_of(args);
   const bool sized = width == 16 || width == 32 || width == 64 || width == 128;
+  const bool learns = args.grad_table || args.moments;
   return sized && args.element == kFloat && args.relation % width == 0 && args.relation > 0 &&
-         args.relation <= kMostParts * width && args.channels == 8 * args.groups &&
+         args.relation <= (learns ? 1 : kMostParts) * width &&
+         (args.channels == 8 * args.groups || args.moments || args.slope) &&
          args.hidden == (args.mapping == kL ? args.groups : width) &&
          args.footprint % 2 == 1 && args.footprint >= 3 && args.footprint <= 11 &&
          (args.padding == kReflect || args.padding == kZeros);
 }
 
-int pairwise_forward(const PairwiseArgs &args) {
+// Calls body(integral_constant of the width).
+template <class Body> static int with_width(const PairwiseArgs &args, const Body &body) {
   switch (width_of(args)) {
-    case 16: pairwise_forward_of<16>(args); return kOk;
-    case 32: pairwise_forward_of<32>(args); return kOk;
-    case 64: pairwise_forward_of<64>(args); return kOk;
-    case 128: pairwise_forward_of<128>(args); return kOk;
+    case 16: body(std::integral_constant<int, 16>()); return kOk;
+    case 32: body(std::integral_constant<int, 32>()); return kOk;
+    case 64: body(std::integral_constant<int, 64>()); return kOk;
+    case 128: body(std::integral_constant<int, 128>()); return kOk;
     default: return kUnsupported;
   }
 }
 
+int pairwise_forward(const PairwiseArgs &args) {
+  return with_width(args, [&](auto width) { pairwise_forward_of<decltype(width)::value>(args); });
+}
+
 int pairwise_backward(const PairwiseArgs &args) {
-  switch (width_of(args)) {
-    case 16: pairwise_backward_of<16>(args); return kOk;
-    case 32: pairwise_backward_of<32>(args); return kOk;
-    case 64: pairwise_backward_of<64>(args); return kOk;
-    case 128: pairwise_backward_of<128>(args); return kOk;
-    default: return kUnsupported;
-  }
+  return with_width(args, [&](auto width) { pairwise_backward_of<decltype(width)::value>(args); });
+}
+
+int pairwise_moments(const PairwiseArgs &args) {
+  return with_width(args, [&](auto width) { pairwise_moments_of<decltype(width)::value>(args); });
 }
 
 }  // namespace san

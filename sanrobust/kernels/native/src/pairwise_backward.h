@@ -1,21 +1,27 @@
 // The gradients of pairwise attention.
 #pragma once
-#include "pairwise_map.h"
+#include "learned.h"
+#include "pairwise_layer.h"
 
 namespace san {
 
 // Needs no products but those of the gradient: forward kept the attention weights and which
 // hidden units were positive. Gradients of keys and values are scattered into the rows of a band;
 // what falls outside the band waits in its halo until all bands are done.
-template <int Width> class PairwiseBackward : PairwiseMap<Width> {
+//
+// Where the mapping is trained, too, its products are made once more for the gradients of its
+// matrices. And of the moments of the first layer that is all there is, with gradients that the
+// layer itself gives in place of those of the logits.
+template <int Width> class PairwiseBackward : PairwiseLayer<Width> {
+  using Base = PairwiseLayer<Width>;
   using Map = PairwiseMap<Width>;
   using Shape = PairwiseShape<Width>;
-  using Map::args_;
-  using Map::height_;
-  using Map::reach_;
-  using Map::relation_;
-  using Map::step_;
-  using Map::width_;
+  using Base::args_;
+  using Base::height_;
+  using Base::reach_;
+  using Base::relation_;
+  using Base::step_;
+  using Base::width_;
   static constexpr int kGroups = Shape::kGroups, kChannels = Shape::kChannels;
   static constexpr int kLane = Shape::kLane, kGroupLane = Shape::kGroupLane;
   // Neighbouring pixels treated together, so that a value and its gradient are loaded once for
@@ -24,7 +30,7 @@ template <int Width> class PairwiseBackward : PairwiseMap<Width> {
 
  public:
   explicit PairwiseBackward(const PairwiseArgs &args)
-      : Map(args), bands_(bands(args)), row_(args.width * this->step_),
+      : Base(args), bands_(bands(args)), row_(args.width * this->step_),
         grad_qkv_(static_cast<float *>(args.grad_qkv)) {}
 
   void run() const {
@@ -33,16 +39,23 @@ template <int Width> class PairwiseBackward : PairwiseMap<Width> {
     const int64_t most = (8 * static_cast<int64_t>(args_.threads) + bands_ - 1) / bands_;
     const int64_t together = std::max<int64_t>(1, std::min(args_.images, most));
     float *halos = scratch<float>(0, static_cast<size_t>(together * bands_ * halo));
+    Learned<float> learned({{args_.grad_w1t, Width * Width},
+                            {args_.grad_w2t, Width * kGroups},
+                            {args_.grad_table, (this->positions_ + 1) * Width}},
+                           together * bands_);
     for (int64_t image = 0; image < args_.images; image += together) {
       const int64_t tasks = std::min(together, args_.images - image) * bands_;
       parallel_for(tasks, args_.threads, [&](int64_t task) {
-        band(image + task / bands_, static_cast<int>(task % bands_), halos + task * halo);
+        band(image + task / bands_, static_cast<int>(task % bands_), halos + task * halo,
+             learned ? learned.of(task) : nullptr);
       });
       if (halo)
         parallel_for(tasks, args_.threads, [&](int64_t task) {
           join(image + task / bands_, static_cast<int>(task % bands_), halos + task * halo, halo);
         });
+      learned.add(tasks);
     }
+    learned.write();
   }
 
  private:
@@ -51,6 +64,7 @@ template <int Width> class PairwiseBackward : PairwiseMap<Width> {
     int64_t image;
     int y, x, count;
     const Reach *row;
+    float *learned;                     // the sums of gradients of w1t, w2t and table, or null
     float *target[2 * kMostReach + 1];  // gradient of each row in reach, at column 0
     alignas(64) float grad[kStrip * kChannels];   // of y
     alignas(64) float inner[kStrip * kGroups];    // sum over a group's channels of grad * y
@@ -73,9 +87,10 @@ template <int Width> class PairwiseBackward : PairwiseMap<Width> {
     return grad_qkv_ + (image * height_ + y) * row_;
   }
 
-  void band(int64_t image, int band, float *halo) const {
+  void band(int64_t image, int band, float *halo, float *learned) const {
     Strip strip;
     strip.image = image;
+    strip.learned = learned;
     int cleared = std::max(0, start(band) - reach_);
     for (int y = start(band); y < start(band + 1); y++) {
       strip.y = y;
@@ -110,14 +125,16 @@ template <int Width> class PairwiseBackward : PairwiseMap<Width> {
   }
 
   void treat(Strip &strip) const {
-    for (int i = 0; i < strip.count; i++) start_pixel(strip, i);
-    for (int s = 0; s < kGroups; s += kGroupLane) values(strip, s);
+    if (!args_.slope) {
+      for (int i = 0; i < strip.count; i++) start_pixel(strip, i);
+      for (int s = 0; s < kGroups; s += kGroupLane) values(strip, s);
+    }
     Keys keys;
     memset(keys.nowhere, 0, static_cast<size_t>(relation_) * 4);
     for (int i = 0; i < strip.count; i++) {
       if (i > 0 && this->follows(strip.x + i)) shift(keys);
       else find(keys, strip, strip.x + i);
-      relations(strip, i, keys);
+      strip.learned ? learn(strip, i, keys) : relations(strip, i, keys);
     }
   }
 
@@ -270,6 +287,55 @@ template <int Width> class PairwiseBackward : PairwiseMap<Width> {
                                    logit(strip, i) + first * kGroups, signs, first, sum);
     });
     memcpy(grad_qkv_ + place * step_, sum, static_cast<size_t>(relation_) * 4);
+  }
+
+  // The same, with the gradients of the mapping's matrices.
+  void learn(Strip &strip, int i, const Keys &keys) const {
+    const int64_t place = index(strip, i);
+    const float *query = this->qkv_ + place * step_, *logits = logit(strip, i);
+    alignas(64) float t[kMostNeighbours * Width], h[kMostNeighbours * Width];
+    alignas(64) float slope[kMostNeighbours * Width];
+    memset(grad_qkv_ + place * step_, 0, static_cast<size_t>(relation_) * 4);
+    typename Base::Window window;
+    Map::find(window, strip.image, strip.y, strip.x + i);
+    each_block<Shape::kRows>(keys.count, [&](int first, auto rows) {
+      constexpr int count = decltype(rows)::value;
+      float *own = slope + first * Width;
+      this->template layer<count, Width>(query, window, first, t + first * Width,
+                                         h + first * Width, nullptr);
+      if (args_.slope)
+        moment_slope<count>(h + first * Width, window.times + first, own);
+      else
+        hidden<count>(logits + first * kGroups, kGroups, args_.w2, kGroups, 0, this->signs(place),
+                      first, own);
+      spread<kSubtraction, count>(own, query, keys.key + first, keys.target + first,
+                                  grad_qkv_ + place * step_);
+    });
+    float *sums = strip.learned;
+    add_products<Width, Width>(t, Width, slope, Width, keys.count, sums, Width);
+    sums += Width * Width;
+    if (!args_.slope) {
+      add_products<Width, kGroups>(h, Width, logits, kGroups, keys.count, sums, kGroups);
+      sums += Width * kGroups;
+    }
+    for (int n = 0; n < keys.count; n++) {
+      float *entry = sums + (window.table[n] - static_cast<const float *>(args_.table));
+      for (int c = 0; c < Width; c += kLane)
+        store<kLane>(entry + c, load<kLane>(entry + c) + load<kLane>(slope + n * Width + c));
+    }
+  }
+
+  // The gradient of some pairs' first layer that its moments have.
+  template <int Rows>
+  SAN_INLINE void moment_slope(const float *h, const float *times, float *slope) const {
+    const float *at = static_cast<const float *>(args_.slope);
+    for (int c = 0; c < Width; c += kLane) {
+      const Vec<kLane> constant = load<kLane>(at + c), factor = load<kLane>(at + Width + c);
+      const Vec<kLane> centre = load<kLane>(at + 2 * Width + c);
+      SAN_UNROLL for (int m = 0; m < Rows; m++)
+        store<kLane>(slope + m * Width + c,
+                     (constant + factor * (load<kLane>(h + m * Width + c) - centre)) * times[m]);
+    }
   }
 
   template <int Rows>

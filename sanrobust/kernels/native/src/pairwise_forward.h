@@ -1,22 +1,20 @@
 // The output of pairwise attention.
 #pragma once
-#include <limits>
-
-#include "pairwise_map.h"
+#include "pairwise_layer.h"
 
 namespace san {
 
-template <int Width> class PairwiseForward : PairwiseMap<Width> {
-  using Map = PairwiseMap<Width>;
+template <int Width> class PairwiseForward : PairwiseLayer<Width> {
+  using Base = PairwiseLayer<Width>;
   using Shape = PairwiseShape<Width>;
-  using Window = typename Map::Window;
-  using Map::args_;
+  using Window = typename Base::Window;
+  using Base::args_;
   static constexpr int kGroups = Shape::kGroups, kChannels = Shape::kChannels;
   static constexpr int kLane = Shape::kLane, kGroupLane = Shape::kGroupLane;
 
  public:
   explicit PairwiseForward(const PairwiseArgs &args)
-      : Map(args), past_caches_(past_caches(args)) {}
+      : Base(args), past_caches_(past_caches(args)) {}
 
   void run() const {
     const int64_t pixels = args_.images * args_.height * args_.width;
@@ -45,7 +43,7 @@ template <int Width> class PairwiseForward : PairwiseMap<Width> {
 
   void attend(const Window &window, int64_t pixel) const {
     alignas(64) float weight[kMostNeighbours * kGroups], top[kGroups], inverse[kGroups];
-    std::fill(top, top + kGroups, -std::numeric_limits<float>::infinity());
+    std::fill(top, top + kGroups, Base::kNone);
     const float *query = this->qkv_ + pixel * this->step_;
     uint16_t *signs = this->signs(pixel);
     each_block<Shape::kRows>(window.count, [&](int first, auto rows) {
@@ -64,7 +62,7 @@ template <int Width> class PairwiseForward : PairwiseMap<Width> {
   SAN_INLINE void logits(const float *query, const Window &window, int first, float *out,
                          float *top, uint16_t *signs) const {
     alignas(64) float t[Rows * Width], h[Rows * Width];
-    layer<Rows, Width>(query, window, first, t, h, signs);
+    this->template layer<Rows, Width>(query, window, first, t, h, signs);
     if (signs) keep_signs<Rows>(h, signs + first * Shape::kSignWords);
     if (this->layers_ == 2) {
       product<Rows, Width>(
@@ -96,108 +94,12 @@ template <int Width> class PairwiseForward : PairwiseMap<Width> {
   SAN_INLINE void linear(const float *query, const Window &window, int first, float *out,
                          float *top, uint16_t *signs) const {
     alignas(64) float t[Rows * Width];
-    layer<Rows, kGroups>(query, window, first, t, out, signs);
+    this->template layer<Rows, kGroups>(query, window, first, t, out, signs);
     for (int s = 0; s < kGroups; s += kGroupLane) {
       Vec<kGroupLane> most = load<kGroupLane>(top + s);
       for (int m = 0; m < Rows; m++)
         most = at_least<kGroupLane>(most, load<kGroupLane>(out + m * kGroups + s));
       store<kGroupLane>(top + s, most);
-    }
-  }
-
-  // What the first layer's values are raised to: 0 where a relu follows, for it is not the last.
-  template <int Columns> static SAN_INLINE Vec<lanes_for(Columns)> lowest() {
-    const float none = -std::numeric_limits<float>::infinity();
-    return splat<lanes_for(Columns)>(Columns == Width ? 0.0f : none);
-  }
-
-  // The first layer of some pairs. Of a relation wider than the layer one part after another is
-  // multiplied, and added to what there is.
-  template <int Rows, int Columns>
-  SAN_INLINE void layer(const float *query, const Window &window, int first, float *t, float *out,
-                        uint16_t *signs) const {
-    constexpr int lane = lanes_for(Columns);
-    const float *const *key = window.key + first, *const *start = window.table + first;
-    if (args_.delta == kConcatenation) return add_halves<Rows, Columns>(query, key, start, out);
-    if (args_.delta == kDot) {
-      dots<Rows>(query, key, t);
-      if (signs)
-        for (int m = 0; m < Rows; m++)
-          signs[this->layer_signs(this->layers_) + first + m] = t[m] > 0;
-      return add_dots<Rows, Columns>(t, start, out);
-    }
-    const float *begun[Rows];
-    for (int part = 0; part < this->relation_; part += Width) {
-      compare<Rows>(query + part, key, part, t);
-      const bool whole = part + Width == this->relation_;
-      const Vec<lane> floor =
-          whole ? lowest<Columns>() : splat<lane>(-std::numeric_limits<float>::infinity());
-      product<Rows, Columns>(
-          t, Width, static_cast<const float *>(args_.w1t) + part * Columns, Columns, Width,
-          [&](int m, int c) { return load<lane>(start[m] + c); },
-          [&](int m, int c, Vec<lane> sum) {
-            store<lane>(out + m * Columns + c, at_least<lane>(floor, sum));
-          });
-      if (whole) break;
-      for (int m = 0; m < Rows; m++) begun[m] = out + m * Columns;
-      start = begun;
-    }
-  }
-
-  template <int Rows, int Columns>
-  static SAN_INLINE void add_halves(const float *query, const float *const *key,
-                                    const float *const *start, float *out) {
-    constexpr int lane = lanes_for(Columns);
-    for (int c = 0; c < Columns; c += lane) {
-      const Vec<lane> own = load<lane>(query + c);
-      SAN_UNROLL for (int m = 0; m < Rows; m++) {
-        const Vec<lane> sum = load<lane>(start[m] + c) + (own - load<lane>(key[m] + c));
-        store<lane>(out + m * Columns + c, at_least<lane>(lowest<Columns>(), sum));
-      }
-    }
-  }
-
-  template <int Rows, int Columns>
-  SAN_INLINE void add_dots(const float *t, const float *const *start, float *out) const {
-    constexpr int lane = lanes_for(Columns);
-    for (int c = 0; c < Columns; c += lane) {
-      const Vec<lane> weight = load<lane>(static_cast<const float *>(args_.w1t) + c);
-      SAN_UNROLL for (int m = 0; m < Rows; m++) {
-        const Vec<lane> sum = load<lane>(start[m] + c) + weight * t[m];
-        store<lane>(out + m * Columns + c, at_least<lane>(lowest<Columns>(), sum));
-      }
-    }
-  }
-
-  // What the relation compares channel by channel: Width channels from `part` on.
-  template <int Rows>
-  SAN_INLINE void compare(const float *query, const float *const *key, int part, float *t) const {
-    for (int r = 0; r < Width; r += kLane) {
-      const Vec<kLane> own = load<kLane>(query + r);
-      if (args_.delta == kHadamard) {
-        const Vec<kLane> offset = load<kLane>(static_cast<const float *>(args_.offset) + part + r);
-        SAN_UNROLL for (int m = 0; m < Rows; m++)
-          store<kLane>(t + m * Width + r,
-                       relu<kLane>(own * load<kLane>(key[m] + part + r) + offset));
-      } else {
-        SAN_UNROLL for (int m = 0; m < Rows; m++)
-          store<kLane>(t + m * Width + r, relu<kLane>(own - load<kLane>(key[m] + part + r)));
-      }
-    }
-  }
-
-  // The only number that a dot product leaves of each pair.
-  template <int Rows>
-  SAN_INLINE void dots(const float *query, const float *const *key, float *t) const {
-    const float offset = *static_cast<const float *>(args_.offset);
-    Vec<kLane> sum[Rows] = {};
-    for (int r = 0; r < this->relation_; r += kLane) {
-      const Vec<kLane> own = load<kLane>(query + r);
-      SAN_UNROLL for (int m = 0; m < Rows; m++) sum[m] += own * load<kLane>(key[m] + r);
-    }
-    SAN_UNROLL for (int m = 0; m < Rows; m++) {
-      const float found = lanes_sum<kLane>(sum[m]) + offset;
-      t[m] = 0.0f > found ? 0.0f : found;
     }
   }
 

@@ -86,7 +86,7 @@ template <int Width> class PairwiseMap : protected PairwiseShape<Width> {
   explicit PairwiseMap(const PairwiseArgs &args)
       : args_(args), width_(static_cast<int>(args.width)), height_(static_cast<int>(args.height)),
         reach_(args.footprint / 2), positions_(args.footprint * args.footprint),
-        relation_(args.relation), step_(2 * args.relation + Shape::kChannels),
+        relation_(args.relation), step_(2 * args.relation + args.channels),
         layers_(args.mapping == kL ? 0 : args.mapping == kLRL ? 1 : 2),
         rows_(reaches(args.height, args.footprint, args.padding)),
         columns_(reaches(args.width, args.footprint, args.padding)),

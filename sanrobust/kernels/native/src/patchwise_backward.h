@@ -11,9 +11,16 @@ template <int Relation> class Backward : Map<Relation> {
 
   void run() const {
     const size_t weights = this->weights_size();
+    const int64_t keys = near_ * Relation, logits = near_ * kGroups;
+    Learned<float> learned({{args_.grad_w1t, (Relation + keys) * kHidden},
+                            {args_.grad_key_scale, keys},
+                            {args_.grad_key_shift, keys},
+                            {args_.grad_w2t, kHidden * logits},
+                            {args_.grad_b2, logits}},
+                           bands_.tasks());
     bands_.run(2 * weights + kRows * kChannels, [&](const Band &band, float *memory) {
       compute(Work{band, memory, memory + weights, memory + 2 * weights});
-    });
+    }, false, learned ? &learned : nullptr);
   }
 
  private:
@@ -48,6 +55,10 @@ template <int Relation> class Backward : Map<Relation> {
     alignas(64) float slope[Rows * kHidden];
     Run run[kRows];
     const int runs = this->runs(pixel, Rows, run);
+    if (args_.hidden_alone) {
+      memcpy(slope, Base::pointer(args_.grad) + pixel * kHidden, sizeof slope);
+      return unhide<Rows>(work, pixel, run, slope);
+    }
     alignas(64) float given[Rows * kHidden];
     const float *hidden = given;
     if (args_.w1) hidden = Base::pointer(args_.h) + pixel * kHidden;
@@ -59,12 +70,43 @@ template <int Relation> class Backward : Map<Relation> {
       value_gradient(work, run[i]);
     }
     hidden_gradient<Rows>(work.slopes, hidden, slope);
+    if (args_.grad_w2t) learn_weights(work, hidden, Rows);
     if (!args_.w1) {
       memcpy(Base::pointer(args_.grad_h) + pixel * kHidden, slope, sizeof slope);
       return;
     }
+    unhide<Rows>(work, pixel, run, slope);
+  }
+
+  // From the gradient of the hidden layer to those of queries and keys, and of what made it.
+  template <int Rows>
+  void unhide(const Work &work, int64_t pixel, const Run *run, const float *slope) const {
+    alignas(64) float panel[Rows * kPanelRow];
+    const auto learn = [&](int part) {
+      if (args_.grad_w1t)
+        add_products<Relation, kHidden>(panel, kPanelRow, slope, kHidden, Rows,
+                                        work.band.learned + part * Relation * kHidden, kHidden);
+    };
     query_gradient<Rows>(pixel, slope);
-    for (int n = 0; n < near_; n++) key_gradient<Rows>(work, run, n, slope);
+    if (args_.grad_w1t) this->template fill_queries<Rows>(pixel, panel);
+    learn(0);
+    for (int n = 0; n < near_; n++) {
+      key_gradient<Rows>(work, run, n, slope);
+      if (args_.grad_w1t) this->template fill<Rows>(run, n, panel);
+      learn(1 + n);
+    }
+  }
+
+  // Adds to the sums of w2t and b2 what a tile's weights pass to them.
+  void learn_weights(const Work &work, const float *hidden, int rows) const {
+    const int64_t row = near_ * kGroups;
+    float *w2t = work.band.learned, *b2 = w2t + kHidden * row;
+    for (int c = 0; c < row; c += kGroups)
+      add_products<kHidden, kGroups>(hidden, kHidden, work.slopes + c, row, rows, w2t + c, row);
+    for (int m = 0; m < rows; m++)
+      for (int c = 0; c < row; c += kGroupLanes)
+        store<kGroupLanes>(b2 + c, load<kGroupLanes>(b2 + c) +
+                                       load<kGroupLanes>(work.slopes + m * row + c));
   }
 
   // The gradient of y, behind the epilogue's relu.
@@ -206,7 +248,7 @@ template <int Relation> class Backward : Map<Relation> {
   // The gradients of the keys of neighbour `near`; a key outside the map has none.
   template <int Rows>
   void key_gradient(const Work &work, const Run *run, int near, const float *slope) const {
-    alignas(64) float outside[Relation] = {};
+    alignas(64) float outside[Relation] = {}, nowhere[Relation] = {};
     const float *key[Rows];
     float *grad[Rows];
     this->template each_line<Rows>(run, near, [&](const Run &line, int64_t y, int64_t x) {
@@ -215,18 +257,27 @@ template <int Relation> class Backward : Map<Relation> {
       this->each_column(
           line, y, x,
           [&](int m, int64_t at) { key[m] = keys + at * kMerged, grad[m] = grads + at * kMerged; },
-          [&](int m) { key[m] = grad[m] = outside; });
+          [&](int m) { key[m] = outside, grad[m] = nowhere; });
     });
     const float *scales = Base::pointer(args_.key_scale) + near * Relation;
     const float *shifts = Base::pointer(args_.key_shift) + near * Relation;
+    float *of_scale = nullptr, *of_shift = nullptr;
+    if (args_.grad_w1t) {
+      of_scale = work.band.learned + (1 + near_) * Relation * kHidden + near * Relation;
+      of_shift = of_scale + near_ * Relation;
+    }
     Base::template multiply<Rows, Relation>(
         slope, kHidden, Base::pointer(args_.w1) + (1 + near) * Relation, (1 + near_) * Relation,
         kHidden, Nothing<Relation>(), [&](int m, int c, Vec<kRelationLanes> sum) {
           const auto scale = load<kRelationLanes>(scales + c);
-          const auto gate = load<kRelationLanes>(key[m] + c) * scale +
-                            load<kRelationLanes>(shifts + c);
+          const auto own = load<kRelationLanes>(key[m] + c);
+          const auto gate = own * scale + load<kRelationLanes>(shifts + c);
           store<kRelationLanes>(grad[m] + c, load<kRelationLanes>(grad[m] + c) +
                                                  keep_positive<kRelationLanes>(sum * scale, gate));
+          if (!args_.grad_w1t) return;
+          const auto passed = keep_positive<kRelationLanes>(sum, gate);
+          store<kRelationLanes>(of_shift + c, load<kRelationLanes>(of_shift + c) + passed);
+          store<kRelationLanes>(of_scale + c, load<kRelationLanes>(of_scale + c) + passed * own);
         });
   }
 

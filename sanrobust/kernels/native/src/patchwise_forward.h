@@ -55,11 +55,7 @@ template <int Relation> class Forward : Map<Relation> {
   template <int Rows> void hide(int64_t pixel, const Run *run, float *hidden) const {
     alignas(64) float panel[Rows * kPanelRow];
     const float *w1t = Base::pointer(args_.w1t), *b1 = Base::pointer(args_.b1);
-    for (int m = 0; m < Rows; m++)
-      for (int r = 0; r < Relation; r += kRelationLanes)
-        store<kRelationLanes>(panel + m * kPanelRow + r,
-                              relu<kRelationLanes>(load<kRelationLanes>(
-                                  qkv_ + (pixel + m) * kMerged + r)));
+    this->template fill_queries<Rows>(pixel, panel);
     Base::template multiply<Rows, kHidden>(
         panel, kPanelRow, w1t, kHidden, Relation,
         [&](int, int c) { return load<kGroupLanes>(b1 + c); },
@@ -70,7 +66,7 @@ template <int Relation> class Forward : Map<Relation> {
     const int panels = (near_ + most - 1) / most;
     for (int p = 0; p < panels; p++) {
       const int first = near_ * p / panels, end = near_ * (p + 1) / panels;
-      for (int n = first; n < end; n++) fill<Rows>(run, n, panel + (n - first) * Relation);
+      for (int n = first; n < end; n++) this->template fill<Rows>(run, n, panel + (n - first) * Relation);
       Base::template multiply<Rows, kHidden>(
           panel, kPanelRow, w1t + (1 + first) * Relation * kHidden, kHidden,
           (end - first) * Relation, Nothing<kHidden>(),
@@ -79,31 +75,9 @@ template <int Relation> class Forward : Map<Relation> {
             store<kGroupLanes>(to, load<kGroupLanes>(to) + sum);
           });
     }
+    if (args_.hidden_alone) return;
     for (int i = 0; i < Rows * kHidden; i += kGroupLanes)
       store<kGroupLanes>(hidden + i, relu<kGroupLanes>(load<kGroupLanes>(hidden + i)));
-  }
-
-  // A column of blocks of the panel: the keys of one neighbour, normalised, behind a relu.
-  template <int Rows> SAN_INLINE void fill(const Run *run, int near, float *panel) const {
-    constexpr int lanes = kRelationLanes, vectors = Relation / lanes;
-    static const float outside[Relation] = {};
-    const float *scales = Base::pointer(args_.key_scale) + near * Relation;
-    const float *shifts = Base::pointer(args_.key_shift) + near * Relation;
-    Vec<lanes> scale[vectors], shift[vectors];
-    SAN_UNROLL for (int v = 0; v < vectors; v++) {
-      scale[v] = load<lanes>(scales + v * lanes);
-      shift[v] = load<lanes>(shifts + v * lanes);
-    }
-    const auto put = [&](int m, const float *key) __attribute__((always_inline)) {
-      SAN_UNROLL for (int v = 0; v < vectors; v++)
-        store<lanes>(panel + m * kPanelRow + v * lanes,
-                     relu<lanes>(load<lanes>(key + v * lanes) * scale[v] + shift[v]));
-    };
-    this->template each_line<Rows>(run, near, [&](const Run &line, int64_t y, int64_t x) {
-      const float *keys = this->keys_of(line, y);
-      this->each_column(line, y, x, [&](int m, int64_t column) { put(m, keys + column * kMerged); },
-                        [&](int m) { put(m, outside); });
-    });
   }
 
   // The output of pixels m.. of a run from their folded weights.

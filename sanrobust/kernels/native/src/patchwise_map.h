@@ -146,6 +146,38 @@ class Map : protected Sizes<Relation>, protected Window<Sizes<Relation>::kGroups
         [&](int m, int c, Vec<lanes> sum) { store<lanes>(weights + m * row + first + c, sum); });
   }
 
+  // The queries of a tile behind their relu, kPanelRow apart.
+  template <int Rows> SAN_INLINE void fill_queries(int64_t pixel, float *panel) const {
+    for (int m = 0; m < Rows; m++)
+      for (int r = 0; r < Relation; r += kRelationLanes)
+        store<kRelationLanes>(panel + m * kPanelRow + r,
+                              relu<kRelationLanes>(load<kRelationLanes>(
+                                  qkv_ + (pixel + m) * kMerged + r)));
+  }
+
+  // A column of blocks of the panel: the keys of one neighbour, normalised, behind a relu.
+  template <int Rows> SAN_INLINE void fill(const Run *run, int near, float *panel) const {
+    constexpr int lanes = kRelationLanes, vectors = Relation / lanes;
+    static const float outside[Relation] = {};
+    const float *scales = pointer(args_.key_scale) + near * Relation;
+    const float *shifts = pointer(args_.key_shift) + near * Relation;
+    Vec<lanes> scale[vectors], shift[vectors];
+    SAN_UNROLL for (int v = 0; v < vectors; v++) {
+      scale[v] = load<lanes>(scales + v * lanes);
+      shift[v] = load<lanes>(shifts + v * lanes);
+    }
+    const auto put = [&](int m, const float *key) __attribute__((always_inline)) {
+      SAN_UNROLL for (int v = 0; v < vectors; v++)
+        store<lanes>(panel + m * kPanelRow + v * lanes,
+                     relu<lanes>(load<lanes>(key + v * lanes) * scale[v] + shift[v]));
+    };
+    each_line<Rows>(run, near, [&](const Run &line, int64_t y, int64_t x) {
+      const float *keys = keys_of(line, y);
+      each_column(line, y, x, [&](int m, int64_t column) { put(m, keys + column * kMerged); },
+                        [&](int m) { put(m, outside); });
+    });
+  }
+
   template <class Body> SAN_INLINE void each_together(int64_t end, const Body &body) const {
     On::template each_together<kTogether>(end, body);
   }
