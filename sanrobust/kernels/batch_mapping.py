@@ -12,6 +12,7 @@ Source: Ioffe and Szegedy, ICML 2015, for the statistics.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     layers = folding.layers_of(mapping)
     relation, dtype = query.shape[1], query.dtype
     pairs = query[:, 0].numel() * window.neighbours
+    # Neighbouring positions differ little: their squares would cancel in float32.
+    exact = position.double()
     moments = torch.cat([_Moments.apply(*maps, window)
-                         for maps in ((query, key), (position, position))], 1)
+                         for maps in ((query, key), (exact, exact))], 1)
     scale, shift = _affine(layers.norm, moments, pairs)
     own_scale, own_shift = (each[:relation, None, None].to(dtype) for each in (scale, shift))
     query, key = torch.addcmul(own_shift, query, own_scale), key * own_scale
@@ -117,6 +120,7 @@ def _shifted_moments(key: Tensor, window: Window) -> Tensor:
     return torch.stack((first + centre, second - first.square())).flatten(1)
 
 
+@lru_cache(maxsize=64)
 def _shifts(side: int, window: Window, device: torch.device) -> Tensor:
     """For each step along a side (K, side), the share of positions that see a pixel by it."""
     return _padded_eye(side, window, device).unfold(1, side, 1).sum(-1).t() / side
@@ -134,9 +138,9 @@ def _slopes(position: Tensor) -> Tensor | None:
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and biased variance (2, C) of query_i - key_j over all pairs, in float64.
+    """Mean and biased variance (2, C) of query_i - key_j over all pairs, returned in float64.
 
-    Its gradients are formulas of the same sums over windows, so that nothing is kept in float64.
+    Its gradients are formulas of the same sums over windows.
     """
 
     @staticmethod
@@ -152,39 +156,42 @@ class _Moments(torch.autograd.Function):
             moments = _moments(query, key, ctx.window)
             return (*torch.autograd.grad(moments, (query, key), grad, create_graph=True), None)
         sums = _Sums(query, key, ctx.window)
-        of_mean, of_square = grad[:, :, None, None]
+        of_mean, of_square = grad[:, :, None, None].to(query.dtype)
         positions = sums.query[:, 0].numel()
-        of_query = of_mean / positions + of_square * (2 / positions) * (sums.query - sums.around())
-        of_key = (2 * of_square * sums.key - of_mean) * sums.share \
+        of_query = of_mean / positions + of_square * (2 / positions) \
+            * (sums.query - sums.gap - sums.around())
+        of_key = (2 * of_square * (sums.key + sums.gap) - of_mean) * sums.share \
             - of_square * (2 / positions) * sums.seen()
-        return of_query.to(query.dtype), of_key.to(key.dtype), None
+        return of_query, of_key, None
 
 
 def _moments(query: Tensor, key: Tensor, window: Window) -> Tensor:
     sums = _Sums(query, key, window)
     square = (sums.query * (sums.query - 2 * sums.around())).mean((0, 2, 3)) \
-        + (sums.key.square() * sums.share).sum((0, 2, 3))
-    return torch.stack((sums.mean, square))
+        + (sums.key.square() * sums.share).sum((0, 2, 3)) - sums.gap.flatten().square()
+    return torch.stack((sums.mean, square.double()))
 
 
 class _Sums:
-    """Queries and keys in float64 less their means, so that the squares that cancel are small.
+    """Queries and keys less their means, so that the squares that cancel are small.
 
     Attributes:
-        query, key: less the mean over pairs.
-        mean: of query_i - key_j.
+        query, key: less their means.
+        gap: the mean of query_i - key_j over all pairs of these (C, 1, 1).
+        mean: that of query_i - key_j as they were given (C,), in float64.
         share: of all pairs, those that a pixel is the neighbour of (H, W).
     """
 
     def __init__(self, query: Tensor, key: Tensor, window: Window) -> None:
-        self._down, self._across = (_windows(side, window, query.device)
+        self._down, self._across = (_windows(side, window, query.device).to(query.dtype)
                                     for side in query.shape[2:])
-        query, key = query.double(), key.double()
         self.share = self._down.sum(0)[:, None] * self._across.sum(0) / len(query)
-        means = query.mean((0, 2, 3)), (key * self.share).sum((0, 2, 3))
-        self.mean = means[0] - means[1]
-        self.query, self.key = (each - mean.detach()[:, None, None]
-                                for each, mean in zip((query, key), means))
+        centres = [each.detach().mean((0, 2, 3)) for each in (query, key)]
+        self.query, self.key = (each - centre[:, None, None]
+                                for each, centre in zip((query, key), centres))
+        gap = self.query.mean((0, 2, 3)) - (self.key * self.share).sum((0, 2, 3))
+        self.gap = gap[:, None, None]
+        self.mean = centres[0].double() - centres[1].double() + gap.double()
 
     def around(self) -> Tensor:
         """Return the mean of the keys that each position sees."""
@@ -195,6 +202,7 @@ class _Sums:
         return self._down.t() @ self.query @ self._across * self.key[0, 0].numel()
 
 
+@lru_cache(maxsize=64)
 def _windows(side: int, window: Window, device: torch.device) -> Tensor:
     """How often each pixel of a side (second axis) is a neighbour of each position, as a share of
     all pairs.

@@ -10,14 +10,16 @@ these names are missing: conv1 is phi and psi, or all three.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sanrobust.design import PAIRWISE, PATCHWISE, AttentionConfig, Mapping, Position
 from sanrobust.errors import UsageError
 from sanrobust.kernels import functional, reference, relations
+from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.mappings import (RelationLayer, pairwise_mapping, patchwise_mapping,
                                         widest)
 from sanrobust.kernels.plain import PaddingMode
@@ -76,9 +78,18 @@ class VectorAttention(nn.Module):
         query = self.conv1(features)
         return query, self.conv2(features) if self.design.transforms == 3 else query
 
-    def _values(self, features: Tensor, query: Tensor) -> Tensor:
-        value: Tensor = self.conv3(features) if self.design.transforms >= 2 else query
-        return value
+    def _projected(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value; in training by one product, so that one gradient returns."""
+        query, key, value = projections = self.projections()
+        distinct = list(dict.fromkeys(projections))
+        if self.training and not any(type(each) is not nn.Conv2d or is_watched(each)
+                                     or each.bias is None for each in distinct):
+            made = F.conv2d(features, torch.cat([each.weight for each in distinct]),
+                            torch.cat([cast(Tensor, each.bias) for each in distinct]))
+            maps = dict(zip(distinct, made.split([len(each.weight) for each in distinct], 1)))
+        else:
+            maps = {each: each(features) for each in distinct}
+        return maps[query], maps[key], maps[value]
 
     def _summed(self, weigh: Weigh, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Sum the values (B, O, H, W) under the weights that ``weigh`` makes, slice by slice."""
@@ -128,8 +139,8 @@ class PairwiseAttention(VectorAttention):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
-        query, key = self.compared(features)
-        value, fused = self._values(features, query), self.relation.relation.fused
+        query, key, value = self._projected(features)
+        fused = self.relation.relation.fused
         if fused is None or self.design.position == "absolute":
             return self._summed(self._weigh(query), query, key, value)
         return functional.pairwise_attention(
@@ -192,8 +203,8 @@ class PatchwiseAttention(VectorAttention):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
-        query, key = self.compared(features)
-        value, fused = self._values(features, query), self.relation.relation.fused
+        query, key, value = self._projected(features)
+        fused = self.relation.relation.fused
         if fused is None or self.relation.sizes.shared:
             return self._summed(self._weigh, query, key, value)
         return functional.patchwise_attention(
