@@ -74,7 +74,8 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     w1 = weight[:, :relation].contiguous()
     hidden = torch.ops.sanrobust.pair_moments(query, key, table, w1, window.footprint, backend)
     scale, shift = (each.to(dtype) for each in _affine(layers.norm2, hidden, pairs))
-    attended: Tensor = torch.ops.sanrobust.learned_pairwise(
+    attended: Tensor
+    attended, *_ = torch.ops.sanrobust.learned_pairwise(
         query, key, torch.addcmul(shift, table, scale), w1 * scale[:, None], value,
         layers.linear2.weight.flatten(1), position.shape[1], window.footprint, backend)
     bias = layers.linear2.bias

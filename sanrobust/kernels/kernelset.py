@@ -5,7 +5,7 @@ Letters are those of ``plain``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -118,8 +118,14 @@ class LearningKernels(FusedKernels, Protocol):
     ``backward`` methods return the gradients of their tensors in the order of these.
     """
 
-    def pairwise_learning(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
-                          matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:
+    def pairwise_learned(self, query: Tensor, key: Tensor, value: Tensor,
+                         matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:
+        """As ``pairwise``; returns the values and three tensors for the backward pass."""
+        ...
+
+    def pairwise_learned_backward(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                                  matrices: PairwiseMatrices, kept: Sequence[Tensor],
+                                  window: Window) -> tuple[Tensor, ...]:
         """Return the gradients of query, key, value, w1, w2 and the table."""
         ...
 

@@ -8,6 +8,7 @@ alone, as what lies outside the map has no displacement. Letters are those of ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -28,28 +29,34 @@ Shape = tuple[int, ...]
 
 
 @custom_op("sanrobust::learned_pairwise", mutates_args=(),
-           schema=f"({_LAYER}, Tensor value, Tensor w2, SymInt placed, {_SETTINGS}) -> Tensor")
+           schema=f"({_LAYER}, Tensor value, Tensor w2, SymInt placed, {_SETTINGS}) "
+                  "-> (Tensor, Tensor, Tensor, Tensor)")
 def learned_pairwise(query: Tensor, key: Tensor, table: Tensor, w1: Tensor, value: Tensor,
-                     w2: Tensor, placed: int, footprint: int, backend: str) -> Tensor:
-    return learning_kernels(backend).pairwise(query, key, value, _matrices(table, w1, w2),
-                                              Window(footprint))
+                     w2: Tensor, placed: int, footprint: int,
+                     backend: str) -> tuple[Tensor, ...]:
+    return learning_kernels(backend).pairwise_learned(
+        query, key, value, _matrices(table, w1, w2), Window(footprint))
 
 
 @learned_pairwise.register_fake
 def _(query: Tensor, key: Tensor, table: Tensor, w1: Tensor, value: Tensor, w2: Tensor,
-      placed: int, footprint: int, backend: str) -> Tensor:
-    return value.new_empty(value.shape)
+      placed: int, footprint: int, backend: str) -> tuple[Tensor, ...]:
+    # How much is kept is for the kernels to say.
+    kept = (torch.library.get_ctx().new_dynamic_size() for _ in range(3))
+    y, alpha, signs = (value.new_empty(size) for size in kept)
+    return value.new_empty(value.shape), y, alpha, signs.to(torch.int16)
 
 
 @custom_op("sanrobust::learned_pairwise_backward", mutates_args=(),
-           schema=f"(Tensor grad, {_LAYER}, Tensor value, Tensor w2, SymInt placed, {_SETTINGS}) "
+           schema=f"(Tensor grad, {_LAYER}, Tensor value, Tensor w2, Tensor[] kept, "
+                  f"SymInt placed, {_SETTINGS}) "
                   "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
 def learned_pairwise_backward(grad: Tensor, query: Tensor, key: Tensor, table: Tensor, w1: Tensor,
-                              value: Tensor, w2: Tensor, placed: int, footprint: int,
-                              backend: str) -> tuple[Tensor, ...]:
+                              value: Tensor, w2: Tensor, kept: Sequence[Tensor], placed: int,
+                              footprint: int, backend: str) -> tuple[Tensor, ...]:
     of_query, of_key, of_value, of_w1, of_w2, of_table = learning_kernels(
-        backend).pairwise_learning(grad, query, key, value, _matrices(table, w1, w2),
-                                   Window(footprint))
+        backend).pairwise_learned_backward(grad, query, key, value, _matrices(table, w1, w2),
+                                           kept, Window(footprint))
     return of_query, of_key, of_table[0], of_w1, of_value, of_w2
 
 
@@ -89,10 +96,12 @@ def _matrices(table: Tensor, w1: Tensor, w2: Tensor) -> PairwiseMatrices:
     return PairwiseMatrices(w1, w1.t().contiguous(), w2, w2.t().contiguous(), table.unsqueeze(0))
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, placed, footprint, backend = inputs
+    _, *kept = output
     ctx.settings = placed, footprint, backend
-    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(*tensors, *kept)
 
 
 def _moments_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -101,13 +110,14 @@ def _moments_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors, output)
 
 
-def _pairwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
+def _pairwise_gradient(ctx: Any, grad: Tensor, *of_kept: Tensor) -> Gradients:
     window = Window(ctx.settings[1])
     if torch.is_grad_enabled():
-        grads = again(ctx, grad, lambda *tensors: _attended(window, *tensors))
+        grads = again(ctx, grad, lambda *tensors: _attended(window, *tensors[:6]))
     else:
+        *tensors, y, alpha, signs = ctx.saved_tensors
         grads = wanted(torch.ops.sanrobust.learned_pairwise_backward(
-            grad, *ctx.saved_tensors, *ctx.settings), ctx.needs_input_grad)
+            grad, *tensors, [y, alpha, signs], *ctx.settings), ctx.needs_input_grad)
     return (*grads, *[None] * len(ctx.settings))
 
 

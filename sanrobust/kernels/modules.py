@@ -86,7 +86,8 @@ class VectorAttention(nn.Module):
                                      or each.bias is None for each in distinct):
             made = F.conv2d(features, torch.cat([each.weight for each in distinct]),
                             torch.cat([cast(Tensor, each.bias) for each in distinct]))
-            maps = dict(zip(distinct, made.split([len(each.weight) for each in distinct], 1)))
+            maps = dict(zip(distinct, torch.split(made, [len(each.weight) for each in distinct],
+                                                  1)))
         else:
             maps = {each: each(features) for each in distinct}
         return maps[query], maps[key], maps[value]

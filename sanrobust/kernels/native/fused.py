@@ -73,11 +73,6 @@ class AttentionCall:
     def backward(self, grad: Tensor, query: Tensor, key: Tensor,
                  value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of query, key and value for that of the attended values."""
-        return self._gradients(grad, query, key, value, {})
-
-    def _gradients(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
-                   learned: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The same; adds to ``learned`` the gradients of matrices that it names."""
         self._require_maps(query, key, value)
         element_of(grad, value)
         require(grad.shape == value.shape, grad, value)
@@ -85,15 +80,14 @@ class AttentionCall:
                  value.new_empty(value.shape))
         if value.numel():
             args = self._args(query, value)
-            kind = self._library.query(f"sanrobust_{self.operator}_tuned",
-                                       self.struct(**args, **learned))
+            kind = self._library.query(f"sanrobust_{self.operator}_tuned", self.struct(**args))
             for part in self._parts(args, kind):
                 maps = [each[part] for each in (query, key, value)]
-                self._backward(kind, grad[part], maps, [each[part] for each in grads], learned)
+                self._backward(kind, grad[part], maps, [each[part] for each in grads])
         return grads
 
-    def _backward(self, kind: int, grad: Tensor, maps: list[Tensor], grads: list[Tensor],
-                  learned: dict[str, Tensor]) -> None:
+    def _backward(self, kind: int, grad: Tensor, maps: list[Tensor],
+                  grads: list[Tensor]) -> None:
         """Repeat the forward pass of a few images as far as needed, and go back through it."""
         query, _, value = maps
         args = self._args(query, value)
@@ -103,12 +97,8 @@ class AttentionCall:
         if kept:
             self._run("forward", args, qkv=rows, **kept)
         grad_rows = torch.empty_like(rows)
-        sums = {name: torch.empty_like(each) for name, each in learned.items()}
-        self._run("backward", args, qkv=rows, grad=rows_of(grad), grad_qkv=grad_rows, **kept,
-                  **sums)
+        self._run("backward", args, qkv=rows, grad=rows_of(grad), grad_qkv=grad_rows, **kept)
         planar(grad_rows, *grads)
-        for name, each in sums.items():
-            learned[name] += each
 
     def _parts(self, args: dict[str, int], kind: int) -> Iterator[slice]:
         """Cut the batch so that what is kept of one part stays small."""
@@ -152,13 +142,55 @@ class PairwiseCall(AttentionCall):
     def __init__(self, found: Library, matrices: PairwiseMatrices, window: Window) -> None:
         super().__init__(found, vars(matrices), window)
 
-    def learn(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Return the attended values and y, alpha and signs (``PairwiseArgs``) for `learn`.
+
+        Of shapes whose backward pass computes everything anew, the last three are empty.
+        """
+        self._require_maps(query, key, value)
+        kept = self.kept_for(query, value)
+        if value.numel() == 0 or not kept["y"].numel():
+            return (self.forward(query, key, value), *kept.values())
+        self._run("forward", self._args(query, value), qkv=rows_of(query, key, value), **kept)
+        attended = value.new_empty(value.shape)
+        planar(kept["y"], attended)
+        return (attended, *kept.values())
+
+    def learn(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+              *kept: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of query, key, value, w1, w2 and the table."""
-        learned = {f"grad_{name}": torch.zeros_like(self._matrices[name])
-                   for name in ("w1t", "w2t", "table")}
-        of_maps = self._gradients(grad, query, key, value, learned)
-        return (*of_maps, learned["grad_w1t"].t().contiguous(),
-                learned["grad_w2t"].t().contiguous(), learned["grad_table"])
+        self._require_maps(query, key, value)
+        wanted = self.kept_for(query, value)
+        require(grad.shape == value.shape and [each.shape for each in kept]
+                == [each.shape for each in wanted.values()], grad, value, *kept)
+        held = {name: dense(each) for name, each in zip(wanted, kept) if each.numel()}
+        grads = [torch.empty_like(each, memory_format=torch.contiguous_format)
+                 for each in (query, key, value)]
+        learned = self._learned()
+        if value.numel():
+            rows = rows_of(query, key, value)
+            grad_rows = torch.empty_like(rows)
+            self._run("backward", self._args(query, value), qkv=rows, grad=rows_of(grad),
+                      grad_qkv=grad_rows, **held, **learned)
+            planar(grad_rows, *grads)
+        of_w1t, of_w2t, of_table = learned.values()
+        return (*grads, of_w1t.t().contiguous(), of_w2t.t().contiguous(), of_table)
+
+    def kept_for(self, query: Tensor, value: Tensor) -> dict[str, Tensor]:
+        """Return memory for what `learn` reads of the forward pass, by its names."""
+        args = self._args(query, value)
+        kind = self._library.query(f"sanrobust_{self.operator}_tuned",
+                                   self.struct(**args, **self._learned()))
+        shapes = self.kept(kind, query[:, 0].numel(), value.shape[1])
+        found = {name: value.new_empty(shape, dtype=dtype)
+                 for name, (shape, dtype) in shapes.items()}
+        return found or dict(y=value.new_empty(0), alpha=value.new_empty(0),
+                             signs=value.new_empty(0, dtype=torch.int16))
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The gradients of the matrices, 0 so far."""
+        return {f"grad_{name}": torch.zeros_like(self._matrices[name])
+                for name in ("w1t", "w2t", "table")}
 
     def settings(self) -> dict[str, int]:
         """Return M and D, and whether there is a table for each pixel."""

@@ -5,6 +5,8 @@ The elementary kernels take maps as they are; ``fused`` brings them into rows fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -84,10 +86,17 @@ class NativeKernels:
         """Return the gradients of the maps."""
         return PairwiseCall(self._library, matrices, window).backward(grad, query, key, value)
 
-    def pairwise_learning(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
-                          matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:
+    def pairwise_learned(self, query: Tensor, key: Tensor, value: Tensor,
+                         matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:
+        """Attend, and keep what the gradients need."""
+        return PairwiseCall(self._library, matrices, window).attend(query, key, value)
+
+    def pairwise_learned_backward(self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                                  matrices: PairwiseMatrices, kept: Sequence[Tensor],
+                                  window: Window) -> tuple[Tensor, ...]:
         """Return the gradients of the maps, of w1, w2 and the table."""
-        return PairwiseCall(self._library, matrices, window).learn(grad, query, key, value)
+        call = PairwiseCall(self._library, matrices, window)
+        return call.learn(grad, query, key, value, *kept)
 
     def pairwise_moments(self, query: Tensor, key: Tensor, w1: Tensor, table: Tensor,
                          window: Window) -> Tensor:
