@@ -12,14 +12,15 @@ has the name given and BackendError when the backend insisted on cannot compute 
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import cast, get_args
 
 from torch import Tensor, nn
 
 from sanrobust.errors import UsageError
-from sanrobust.kernels import reference
+from sanrobust.kernels import learned_stem, reference
 from sanrobust.kernels.backends import choose
 from sanrobust.kernels.calls import Call
+from sanrobust.kernels.kernelset import KERNELS
 from sanrobust.kernels.plain import PaddingMode, Window
 
 
@@ -189,6 +190,19 @@ def norm_relu(norm: nn.Module, features: Tensor, *, pooled: bool = False,
     """
     return reference.norm_relu(norm, features, pooled=pooled,
                                backend=_of_training(norm, features, backend))
+
+
+def stem(conv: nn.Module, norm: nn.Module, images: Tensor, *, pooled: bool,
+         backend: str | None = None) -> Tensor:
+    """Return `norm_relu` of a convolution of ``images`` (B, 3, H, W).
+
+    In training one kernel makes it all where it is 1x1 and pooled and the images need no gradient.
+    """
+    name = _of_training(norm, images, backend)
+    if pooled and name in KERNELS.names() and learned_stem.takes(conv, norm, images, name):
+        return learned_stem.stem(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm), images,
+                                 backend=name)
+    return norm_relu(norm, conv(images), pooled=pooled, backend=backend)
 
 
 def mapped(mapping: nn.Module, relation: Tensor, *, backend: str | None = None) -> Tensor:

@@ -113,10 +113,22 @@ class NormKernels(Kernels, Protocol):
 
 @runtime_checkable
 class LearningKernels(FusedKernels, Protocol):
-    """A kernel set that trains the mappings of attention.
+    """A kernel set that trains the mappings of attention, and a network's first layer.
 
     ``backward`` methods return the gradients of their tensors in the order of these.
     """
+
+    def learned_stem(self, pixels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maxima over 2x2 of relu(weight pixels + bias), float32, and their places.
+
+        Of pixels (B, 3, H, W), weight (C, 3) and bias (C,): (B, C, H // 2, W // 2).
+        """
+        ...
+
+    def learned_stem_backward(self, grad: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor,
+                              codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of weight and bias."""
+        ...
 
     def pairwise_learned(self, query: Tensor, key: Tensor, value: Tensor,
                          matrices: PairwiseMatrices, window: Window) -> tuple[Tensor, ...]:

@@ -174,9 +174,11 @@ def _pairwise_flops(query: Shape, key: Shape, table: Shape, w1: Shape, value: Sh
 
 
 @register_flop_formula(torch.ops.sanrobust.learned_pairwise_backward)
-def _pairwise_backward_flops(grad: Shape, *shapes: Any, **kwargs: Any) -> int:
+def _pairwise_backward_flops(grad: Shape, query: Shape, key: Shape, table: Shape, w1: Shape,
+                             value: Shape, w2: Shape, kept: Sequence[Shape], placed: int,
+                             *settings: Any, **kwargs: Any) -> int:
     """Twice as much as forward."""
-    return 2 * _pairwise_flops(*shapes)
+    return 2 * _pairwise_flops(query, key, table, w1, value, w2, placed)
 
 
 @register_flop_formula(torch.ops.sanrobust.pair_moments)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sanrobust.design import AttentionConfig
 from sanrobust.errors import ModelError
-from sanrobust.kernels.functional import norm_relu
+from sanrobust.kernels.functional import norm_relu, stem
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.zoo.families.san import SanConfig
@@ -77,7 +77,7 @@ class San(nn.Module):
         """
         require_large_enough(images, self.smallest_input)
         first, *pools = *self.config.pools, False
-        features = norm_relu(self.bn_in, self.conv_in(images), pooled=first)
+        features = stem(self.conv_in, self.bn_in, images, pooled=first)
         for stage, pooled in enumerate(pools):
             features = self._stage(stage, features, pooled=pooled)
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))

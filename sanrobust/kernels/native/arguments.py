@@ -310,6 +310,20 @@ class StemArgs(Arguments):
                     codes=rows, grad=rows, grad_pixels=pixels)
 
 
+class LearnedStemArgs(Arguments):
+    """Arguments of the first layer in training."""
+
+    _fields_ = [*_fields(c_int64, "images height width"), *_fields(c_int32, "channels threads"),
+                *_fields(c_void_p, "pixels weight bias y codes grad grad_weight grad_bias")]
+
+    def elements(self) -> dict[str, int]:
+        """Return how many elements each tensor must have."""
+        made = self.images * self.channels * (self.height // 2) * (self.width // 2)
+        return dict(pixels=self.images * 3 * self.height * self.width, weight=3 * self.channels,
+                    bias=self.channels, y=made, codes=made, grad=made,
+                    grad_weight=3 * self.channels, grad_bias=self.channels)
+
+
 class UnpoolArgs(Arguments):
     """Arguments of the undoing of a maximum over 2x2 pixels."""
 
@@ -383,6 +397,7 @@ STRUCTS: dict[str, type[Arguments]] = {
     "sanrobust_pack": PackArgs, "sanrobust_gemm": GemmArgs, "sanrobust_unpool": UnpoolArgs,
     "sanrobust_stem_forward": StemArgs, "sanrobust_stem_backward": StemArgs,
     "sanrobust_head_forward": HeadArgs, "sanrobust_head_backward": HeadArgs,
+    **{f"sanrobust_learned_stem_{each}": LearnedStemArgs for each in ("forward", "backward")},
     "sanrobust_norm_forward": NormArgs, "sanrobust_norm_backward": NormArgs,
     "sanrobust_repeat_forward": RepeatArgs, "sanrobust_repeat_backward": RepeatArgs,
 }

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
 from sanrobust.kernels.native import library
-from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs, NormArgs,
-                                                SubtractionArgs, dense)
+from sanrobust.kernels.native.arguments import (AggregationArgs, ElementaryArgs,
+                                                LearnedStemArgs, NormArgs, SubtractionArgs, dense)
 from sanrobust.kernels.native.checks import (PADDINGS, element_of, require, require_settings,
                                              require_weight, require_window)
 from sanrobust.kernels.native.fused import LocalCall, PairwiseCall, PatchwiseCall
@@ -152,6 +152,32 @@ class NativeKernels:
         """Return the gradients of the maps and of the embedding."""
         call = LocalCall(self._library, embedding, heads, window)
         return call.backward(grad, query, key, value)
+
+    def learned_stem(self, pixels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled layer, and where its maxima were."""
+        shape = pooled_shape((len(pixels), len(weight), *pixels.shape[2:]))
+        y, codes = pixels.new_empty(shape), pixels.new_empty(shape, dtype=torch.uint8)
+        self._stem("forward", pixels, weight, bias, y=y, codes=codes)
+        return y, codes
+
+    def learned_stem_backward(self, grad: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor,
+                              codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of weight and bias."""
+        grads = torch.empty_like(weight), torch.empty_like(bias)
+        self._stem("backward", pixels, weight, bias, grad=grad, codes=codes,
+                   grad_weight=grads[0], grad_bias=grads[1])
+        return grads
+
+    def _stem(self, direction: str, pixels: Tensor, weight: Tensor, bias: Tensor,
+              **tensors: Tensor) -> None:
+        require(pixels.dim() == 4 and pixels.shape[1] == 3 and weight.shape == (len(bias), 3),
+                pixels, weight, bias)
+        held = {name: dense(each) for name, each in dict(
+            tensors, pixels=pixels, weight=weight, bias=bias).items()}
+        images, _, height, width = pixels.shape
+        self._library.call(f"sanrobust_learned_stem_{direction}", LearnedStemArgs(
+            images=images, height=height, width=width, channels=len(weight),
+            threads=torch.get_num_threads(), **held))
 
     def norm_relu(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float,
                   pooled: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -172,6 +172,19 @@ struct StemArgs {
   float *grad_pixels;        // backward: shape of pixels
 };
 
+// The same in training, pooled and planar: y = the maximum over 2x2 of relu(weight pixels + bias), of
+// whole squares, and the gradients of its parameters.
+struct LearnedStemArgs {
+  int64_t images, height, width;
+  int32_t channels, threads;
+  const float *pixels;       // [images][3][height][width]
+  const float *weight, *bias; // [channels][3], [channels]
+  float *y;                  // [images][channels][height / 2][width / 2]
+  uint8_t *codes;            // as y: winner 0..3, 4: none positive
+  const float *grad;         // backward: gradient of y
+  float *grad_weight, *grad_bias;
+};
+
 // Undo of affine, relu, 2x2 maximum: out[winner] = grad * scale, 0 elsewhere.
 struct UnpoolArgs { int64_t images, height, width; int32_t channels, threads; const float *grad; const uint8_t *codes; const float *scale; float *out; };
 
@@ -244,6 +257,8 @@ int sanrobust_pack(const PackArgs *);
 int sanrobust_gemm(const GemmArgs *);
 int sanrobust_stem_forward(const StemArgs *);
 int sanrobust_stem_backward(const StemArgs *);
+int sanrobust_learned_stem_forward(const LearnedStemArgs *);
+int sanrobust_learned_stem_backward(const LearnedStemArgs *);
 int sanrobust_unpool(const UnpoolArgs *);
 int sanrobust_head_forward(const HeadArgs *);
 int sanrobust_head_backward(const HeadArgs *);

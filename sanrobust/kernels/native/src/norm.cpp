@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "lanewise.h"
+#include "squares.h"
 
 namespace san {
 namespace {
@@ -139,32 +140,17 @@ template <class T> class Channel {
       T *y = static_cast<T *>(args_.y) + to;
       uint8_t *codes = args_.codes + to;
       each_square<lanes_of<T>>(width / 2, [&](int64_t i) __attribute__((always_inline)) {
-        // The first of the largest, and NaN before any number, as torch has it.
-        T most = upper[2 * i] * map.scale + map.shift, winner = 0;
-        const auto meet = [&](T x, T k) __attribute__((always_inline)) {
-          const T v = x * map.scale + map.shift;
-          const bool more = (v > most) | (v != v);
-          most = more ? v : most;
-          winner = more ? k : winner;
+        const auto made = [&](T x) __attribute__((always_inline)) {
+          return x * map.scale + map.shift;
         };
-        meet(upper[2 * i + 1], 1);
-        meet(lower[2 * i], 2);
-        meet(lower[2 * i + 1], 3);
-        y[i] = 0 > most ? T(0) : most;
-        codes[i] = static_cast<uint8_t>(most > 0 ? winner : T(4));
+        Winner<T> winner(made(upper[2 * i]));
+        winner.meet(made(upper[2 * i + 1]), 1);
+        winner.meet(made(lower[2 * i]), 2);
+        winner.meet(made(lower[2 * i + 1]), 3);
+        y[i] = winner.rectified();
+        codes[i] = winner.code();
       });
     });
-  }
-
-  // Calls body(i) for all i < count, by runs of a length that is known, the last of which overlaps
-  // the one before: the compiler's loops over a rest would take most of the time of narrow maps.
-  template <int Run, class Body> static SAN_INLINE void each_square(int64_t count, const Body &body) {
-    if constexpr (Run > 1)
-      if (count < Run) return each_square<Run / 2>(count, body);
-    for (int64_t first = 0; first < count; first += Run) {
-      const int64_t from = std::min(first, count - Run);
-      for (int i = 0; i < Run; i++) body(from + i);
-    }
   }
 
   // Calls body(value of x, gradient, place of its gradient) for the winner of every square.
