@@ -156,7 +156,7 @@ def _local_gradient(ctx: Any, grad: Tensor) -> Gradients:
 def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, *ctx.settings = inputs
     _, *found = output
-    ctx.mark_non_differentiable(*found)
+    keep_without_gradient(ctx, *found)
     ctx.save_for_backward(x, weight, bias, *found)
 
 
@@ -171,6 +171,12 @@ def _norm_gradient(ctx: Any, grad: Tensor, *of_found: Tensor) -> Gradients:
         return (*again(ctx, grad, plain), *[None] * len(ctx.settings))
     grads = torch.ops.sanrobust.norm_relu_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return (*wanted(grads, ctx.needs_input_grad), *[None] * len(ctx.settings))
+
+
+def keep_without_gradient(ctx: Any, *outputs: Tensor) -> None:
+    """Let outputs have no gradient, not one of zeros as large as they are."""
+    ctx.mark_non_differentiable(*outputs)
+    ctx.set_materialize_grads(False)
 
 
 def again(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> Gradients:

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sanrobust.kernels import plain
 from sanrobust.kernels.folding import PairwiseMatrices
-from sanrobust.kernels.gradients import Gradients, again, refuse_second_derivative, wanted
+from sanrobust.kernels.gradients import (Gradients, again, keep_without_gradient,
+                                         refuse_second_derivative, wanted)
 from sanrobust.kernels.kernelset import learning_kernels
 from sanrobust.kernels.plain import Window
 
@@ -100,7 +101,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     *tensors, placed, footprint, backend = inputs
     _, *kept = output
     ctx.settings = placed, footprint, backend
-    ctx.mark_non_differentiable(*kept)
+    keep_without_gradient(ctx, *kept)
     ctx.save_for_backward(*tensors, *kept)
 
 

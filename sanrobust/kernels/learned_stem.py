@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from sanrobust.kernels import ops
-from sanrobust.kernels.gradients import Gradients, again, refuse_second_derivative, wanted
+from sanrobust.kernels.gradients import (Gradients, again, keep_without_gradient,
+                                         refuse_second_derivative, wanted)
 from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.kernelset import LearningKernels, kernels, learning_kernels
 from sanrobust.kernels.plain import pooled_shape
@@ -86,7 +87,7 @@ def stem(conv: nn.Conv2d, norm: nn.BatchNorm2d, pixels: Tensor, *, backend: str)
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, backend = inputs
     ctx.settings = (backend,)
-    ctx.mark_non_differentiable(output[1])
+    keep_without_gradient(ctx, output[1])
     ctx.save_for_backward(*tensors, output[1])
 
 
