@@ -17,10 +17,11 @@ from elementary_calls import elementary
 from native_cases import Case, numbers, run_native, tuned_case
 
 from sanrobust.kernels import functional
+from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import build, library
 from sanrobust.kernels.native.backend import NativeBackend
 from sanrobust.kernels.native.kernels import NativeKernels
-from sanrobust.kernels.plain import Window
+from sanrobust.kernels.plain import PaddingMode, Window
 from sanrobust.zoo.build import build as build_network
 from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.folded import FoldedSan
@@ -54,8 +55,13 @@ def main() -> None:
             elementary(NativeKernels(), Window(3, stride, dilation, padding_mode))
     whole()
     for pixels in (3, 2500):
-        features = torch.rand(2, 5, 1, pixels, requires_grad=True)
-        functional.norm_relu(torch.nn.BatchNorm2d(5), features).sum().backward()
+        features = torch.rand(2, 5, 3, pixels, requires_grad=True)
+        for pooled in (False, True):
+            functional.norm_relu(torch.nn.BatchNorm2d(5), features, pooled=pooled).sum().backward()
+    for relation, padding_mode in product((4, WIDTH), ("reflect", "zeros")):
+        train(relation, padding_mode)
+    functional.stem(torch.nn.Conv2d(3, 5, 1, bias=False), torch.nn.BatchNorm2d(5),
+                    torch.rand(2, 3, 9, 150), pooled=True).sum().backward()
     print("clean")
 
 
@@ -64,7 +70,8 @@ def sources(folder: Path) -> Path:
     shutil.copytree(build.SOURCES, folder)
     text = '#include <cstdlib>\n#include "pairwise.h"\n#include "patchwise.h"\n'
     for kind, args in (("pairwise", "PairwiseArgs"), ("patchwise", "PatchwiseArgs")):
-        for leg, width in product(("forward", "backward"), set(WIDTHS) - {WIDTH}):
+        legs = ("forward", "backward", *(["moments"] if kind == "pairwise" else []))
+        for leg, width in product(legs, set(WIDTHS) - {WIDTH}):
             text += (f"template <> void san::{kind}_{leg}_of<{width}>(const {args} &) "
                      "{ abort(); }\n")
     (folder / "others.cpp").write_text(text)
@@ -74,6 +81,14 @@ def sources(folder: Path) -> Path:
 def attend(case: Case) -> None:
     """Forward and backward pass of one operator."""
     run_native(case, numbers(case), threads=THREADS)
+
+
+def train(relation: int, padding_mode: PaddingMode) -> None:
+    """A training step of both operators."""
+    for kind in (PairwiseAttention, PatchwiseAttention):
+        layer = kind(3, relation_channels=relation, value_channels=4 * relation,
+                     weight_groups=relation // 2, footprint=3, padding_mode=padding_mode)
+        layer(torch.rand(2, 3, 5, 13)).sum().backward()
 
 
 def scalar(channels: int, padding_mode: str) -> None:

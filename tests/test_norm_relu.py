@@ -38,21 +38,23 @@ def norm_of(channels: int, **settings: Any) -> nn.BatchNorm2d:
     return norm.train()
 
 
-def one_and_two(norm: nn.BatchNorm2d, features: Tensor, dtype: torch.dtype) -> Iterator[Made]:
+def one_and_two(norm: nn.BatchNorm2d, features: Tensor, dtype: torch.dtype,
+                pooled: bool = False) -> Iterator[Made]:
     """Yield what our kernel makes in ``dtype``, and what torch makes in float64."""
     torch.manual_seed(2)
-    grad = torch.randn(features.shape, dtype=torch.float64)
     for kind, make in ((dtype, functional.norm_relu), (torch.float64, two_operators)):
         own, given = deepcopy(norm).to(kind), features.to(kind).requires_grad_()
-        made = make(own, given)
+        made = make(own, given, pooled=pooled)  # type: ignore[operator]
+        grad = torch.randn(made.shape, generator=torch.Generator().manual_seed(2)).double()
         made.backward(grad.to(kind))
         yield {"y": made.detach(), "x.grad": given.grad, "weight.grad": own.weight.grad,
                "bias.grad": own.bias.grad, "mean": own.running_mean, "variance": own.running_var,
                "batches": own.num_batches_tracked}  # type: ignore[dict-item]
 
 
-def two_operators(norm: nn.BatchNorm2d, features: Tensor) -> Tensor:
-    return F.relu(norm(features))
+def two_operators(norm: nn.BatchNorm2d, features: Tensor, *, pooled: bool = False) -> Tensor:
+    made = F.relu(norm(features))
+    return F.max_pool2d(made, 2) if pooled else made
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -74,6 +76,30 @@ def test_one_kernel_makes_what_two_operators_of_torch_make(
             assert relative(found[name], each) < tolerance, name
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-6)])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 11), (2, 3, 2, 2), (2, 2, 41, 100), (4, 3, 14, 14),
+                                   (1, 2, 8, 56)], ids=str)
+def test_and_the_maxima_of_squares(shape: tuple[int, ...], dtype: torch.dtype,
+                                   tolerance: float) -> None:
+    torch.manual_seed(1)
+    found, wanted = one_and_two(norm_of(shape[1]), torch.randn(shape).double() * 2 + 0.5, dtype,
+                                pooled=True)
+    for name, each in wanted.items():
+        assert relative(found[name], each) < tolerance, name
+
+
+def test_a_map_without_a_square_is_for_torch_to_refuse() -> None:
+    with pytest.raises(RuntimeError, match="too small"):
+        functional.norm_relu(norm_of(3), torch.randn(2, 3, 1, 4).double(), pooled=True)
+
+
+def test_the_maximum_of_what_is_not_a_number_is_not_a_number() -> None:
+    features = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    features[0, 1, 2, 2] = torch.nan
+    made = functional.norm_relu(norm_of(3), features, pooled=True)
+    assert made[:, 1].isnan().all() and made[:, ::2].isfinite().all()
+
+
 def test_a_mean_far_from_zero_costs_no_digits() -> None:
     torch.manual_seed(3)
     features = (torch.randn(4, 2, 30, 30) + 1e4).double()
@@ -89,13 +115,15 @@ def test_a_channel_that_does_not_vary_is_its_bias() -> None:
     assert (made[0, :, 0, 0] - F.relu(norm.bias)).abs().max() < 1e-11
 
 
-def test_gradients_pass_gradcheck() -> None:
+@pytest.mark.parametrize("pooled", (False, True))
+def test_gradients_pass_gradcheck(pooled: bool) -> None:
     torch.manual_seed(4)
     norm = norm_of(3)
     features = torch.randn(2, 3, 2, 5, dtype=torch.float64, requires_grad=True)
 
     def make(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        made: Tensor = torch.ops.sanrobust.norm_relu(features, weight, bias, 1e-5, "native")[0]
+        made: Tensor
+        made, *_ = torch.ops.sanrobust.norm_relu(features, weight, bias, 1e-5, pooled, "native")
         return made
 
     assert gradcheck(make, (features, norm.weight, norm.bias))
@@ -126,16 +154,18 @@ def test_channels_of_one_large_value_have_no_variance(size: float) -> None:
     assert made.isfinite().all() and torch.equal(norm.running_var, torch.zeros(64))
 
 
-def test_the_operators_pass_opcheck() -> None:
+@pytest.mark.parametrize("pooled", (False, True))
+def test_the_operators_pass_opcheck(pooled: bool) -> None:
     norm = norm_of(3)
     features = torch.randn(2, 3, 2, 5, dtype=torch.float64)
     tensors = (norm.weight, norm.bias)
-    opcheck(torch.ops.sanrobust.norm_relu, (features.clone().requires_grad_(), *tensors, 1e-5,
-                                            "native"))
+    settings = 1e-5, pooled, "native"
+    opcheck(torch.ops.sanrobust.norm_relu, (features.clone().requires_grad_(), *tensors,
+                                            *settings))
     held = [each.detach() for each in tensors]
-    stats = torch.ops.sanrobust.norm_relu(features, *held, 1e-5, "native")[1]
+    y, *found = torch.ops.sanrobust.norm_relu(features, *held, *settings)
     opcheck(torch.ops.sanrobust.norm_relu_backward,
-            (torch.randn_like(features), features, *held, stats, 1e-5, "native"))
+            (torch.randn_like(y), features, *held, *found, *settings))
 
 
 @pytest.mark.parametrize("level", library.LEVELS)
@@ -226,11 +256,12 @@ def test_one_value_has_no_variance() -> None:
                                      {"stats": torch.zeros(2, 3)}], ids=str)
 def test_what_does_not_fit_is_refused(changed: dict[str, Tensor]) -> None:
     given = {"grad": torch.zeros(2, 3, 5), "x": torch.zeros(2, 3, 5), "weight": torch.zeros(3),
-             "bias": torch.zeros(3), "stats": torch.zeros(2, 3).double()} | changed
+             "bias": torch.zeros(3), "stats": torch.zeros(2, 3).double(),
+             "codes": torch.zeros(0, dtype=torch.uint8)} | changed
     with pytest.raises(UsageError):
-        torch.ops.sanrobust.norm_relu_backward(*given.values(), 1e-5, "native")
+        torch.ops.sanrobust.norm_relu_backward(*given.values(), 1e-5, False, "native")
     with pytest.raises(BackendError, match="fused"):
-        torch.ops.sanrobust.norm_relu_backward(*given.values(), 1e-5, "reference")
+        torch.ops.sanrobust.norm_relu_backward(*given.values(), 1e-5, False, "reference")
 
 
 def test_a_mapping_joins_each_norm_with_its_relu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,11 +154,13 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key = ctx.saved_tensors
         if torch.is_grad_enabled():
+            # Views, as both may be one tensor.
+            query, key = query.view_as(query), key.view_as(key)
             moments = _moments(query, key, ctx.window)
             return (*torch.autograd.grad(moments, (query, key), grad, create_graph=True), None)
         sums = _Sums(query, key, ctx.window)
         of_mean, of_square = grad[:, :, None, None].to(query.dtype)
-        positions = sums.query[:, 0].numel()
+        positions = len(query) * query.shape[2] * query.shape[3]
         of_query = of_mean / positions + of_square * (2 / positions) \
             * (sums.query - sums.gap - sums.around())
         of_key = (2 * of_square * (sums.key + sums.gap) - of_mean) * sums.share \
@@ -186,6 +188,7 @@ class _Sums:
     def __init__(self, query: Tensor, key: Tensor, window: Window) -> None:
         self._down, self._across = (_windows(side, window, query.device).to(query.dtype)
                                     for side in query.shape[2:])
+        self._positions = query.shape[2] * query.shape[3]
         self.share = self._down.sum(0)[:, None] * self._across.sum(0) / len(query)
         centres = [each.detach().mean((0, 2, 3)) for each in (query, key)]
         self.query, self.key = (each - centre[:, None, None]
@@ -196,11 +199,11 @@ class _Sums:
 
     def around(self) -> Tensor:
         """Return the mean of the keys that each position sees."""
-        return self._down @ self.key @ self._across.t() * self.key[0, 0].numel()
+        return self._down @ self.key @ self._across.t() * self._positions
 
     def seen(self) -> Tensor:
         """Return what each pixel has of the queries that see it, each as its mean over keys."""
-        return self._down.t() @ self.query @ self._across * self.key[0, 0].numel()
+        return self._down.t() @ self.query @ self._across * self._positions
 
 
 @lru_cache(maxsize=64)

@@ -160,7 +160,9 @@ def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     ctx.save_for_backward(x, weight, bias, *found)
 
 
-def _norm_gradient(ctx: Any, grad: Tensor, *of_found: Tensor) -> Gradients:
+def _norm_gradient(ctx: Any, grad: Tensor | None, *of_found: None) -> Gradients:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     if torch.is_grad_enabled():
         eps, pooled, _ = ctx.settings
 
@@ -181,8 +183,10 @@ def keep_without_gradient(ctx: Any, *outputs: Tensor) -> None:
 
 def again(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> Gradients:
     """The gradients by a formula of torch, for somebody who will differentiate them again."""
-    tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
-    wanted = [each for each, need in zip(tensors, needs) if need]
+    # Views, as some may be one tensor.
+    tensors = [each if each is None else each.view_as(each) for each in ctx.saved_tensors]
+    needs = ctx.needs_input_grad
+    wanted = [each for each, need in zip(tensors, needs) if need and each is not None]
     found = iter(torch.autograd.grad(plain(*tensors), wanted, grad, create_graph=True))
     return tuple(next(found) if need else None for need in needs[:-len(ctx.settings)])
 

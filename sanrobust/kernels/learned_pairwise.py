@@ -111,7 +111,9 @@ def _moments_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors, output)
 
 
-def _pairwise_gradient(ctx: Any, grad: Tensor, *of_kept: Tensor) -> Gradients:
+def _pairwise_gradient(ctx: Any, grad: Tensor | None, *of_kept: None) -> Gradients:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     window = Window(ctx.settings[1])
     if torch.is_grad_enabled():
         grads = again(ctx, grad, lambda *tensors: _attended(window, *tensors[:6]))

@@ -60,10 +60,10 @@ def takes(conv: nn.Module, norm: nn.Module, pixels: Tensor, backend: str) -> boo
             or not ops.by_batch(norm) or conv.bias is not None:
         return False
     assert isinstance(norm, nn.BatchNorm2d)
-    return bool(conv.weight.shape[1:] == (COLOURS, 1, 1) and conv.stride == (1, 1)
-            and conv.padding == (0, 0) and norm.num_features == len(conv.weight)
-            and pixels.shape[1:2] == (COLOURS,) and min(pixels.shape[2:]) >= 2 and len(pixels) > 0
-            and not (pixels.requires_grad and torch.is_grad_enabled())
+    fits = (conv.weight.shape[1:] == (COLOURS, 1, 1) and conv.stride == (1, 1)
+            and conv.padding == (0, 0) and norm.num_features == len(conv.weight))
+    return (fits and pixels.shape[1:2] == (COLOURS,) and min(pixels.shape[2:]) >= 2
+            and len(pixels) > 0 and not (pixels.requires_grad and torch.is_grad_enabled())
             and {pixels.dtype, conv.weight.dtype, norm.weight.dtype} == {torch.float32})
 
 
@@ -91,7 +91,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _gradient(ctx: Any, grad: Tensor, of_codes: Tensor) -> Gradients:
+def _gradient(ctx: Any, grad: Tensor | None, of_codes: None) -> Gradients:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     if torch.is_grad_enabled():
         return (*again(ctx, grad, _plain), None)
     grads = torch.ops.sanrobust.learned_stem_backward(grad, *ctx.saved_tensors, *ctx.settings)
