@@ -24,7 +24,7 @@ from sanrobust.zoo.forms import small_config
 NETWORK, FUSED, ELEMENTARY, TORCH, NONE = "network", "fused", "elementary", "torch", "-"
 MEANINGS = {
     NETWORK: "kernels for the whole network",
-    FUSED: "a kernel for all of an attention",
+    FUSED: "kernels for all of an attention",
     ELEMENTARY: "kernels for its sums and differences, the rest by torch",
     TORCH: "torch alone",
     NONE: "not at all",
@@ -34,8 +34,9 @@ ATTACK, TRAINING = "attack", "training"
 STEPS = (ATTACK, TRAINING)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMESPACE, _FUSED = "sanrobust", (
-    "pairwise_attention", "patchwise_attention", "local_attention")
-_BESIDE = "norm_relu"  # between attention layers too
+    "pairwise_attention", "patchwise_attention", "local_attention",
+    "learned_pairwise", "pair_moments", "patch_hidden", "patch_weighted")
+_BESIDE = ("norm_relu", "learned_stem")  # between attention layers too
 _CLASSES, _SIDE = 3, 32
 _WIDTH = max(map(len, MEANINGS)) + 2
 

@@ -242,7 +242,7 @@ def test_pairwise_matrices_have_as_many_elements_as_their_design_says(
                    groups=GROUPS, channels=CHANNELS, footprint=3, **changes)
     sizes = PairwiseArgs(**numbers).elements()
     for name, size in sizes.items():
-        dtype = torch.int16 if name == "signs" else torch.float32
+        dtype = {"signs": torch.int16, "moments": torch.float64}.get(name, torch.float32)
         PairwiseArgs(**numbers, **{name: torch.zeros(size, dtype=dtype)})
         for wrong in (size + 1, size - 1) if size else (1,):
             with pytest.raises(UsageError, match=f"{name} of this native call must have {size}"):

@@ -14,7 +14,8 @@ import pytest
 from sanrobust.kernels.native import arguments, build
 
 STRUCTS = ("PairwiseArgs", "PatchwiseArgs", "LocalArgs", "DotsArgs", "ElementaryArgs", "GemmArgs",
-           "PackArgs", "StemArgs", "UnpoolArgs", "HeadArgs", "RepeatArgs", "NormArgs")
+           "PackArgs", "StemArgs", "UnpoolArgs", "HeadArgs", "RepeatArgs", "NormArgs",
+           "LearnedStemArgs")
 # Leaks are Python's, and races what OpenMP and torch do among themselves.
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0",
            "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1"}

@@ -41,9 +41,9 @@ def takes_patchwise(mapping: nn.Module, query: Tensor, window: Window, backend: 
 
 
 def _takes(mapping: nn.Module, query: Tensor, channels: int, pairs: int, backend: str) -> bool:
-    if (torch.compiler.is_compiling() or torch.is_autocast_enabled(query.device.type)
-            or backend not in KERNELS.names() or query.numel() == 0
-            or not isinstance(kernels(backend), LearningKernels)):
+    if (torch.compiler.is_compiling() or backend not in KERNELS.names() or query.numel() == 0
+            or not isinstance(kernels(backend), LearningKernels)
+            or torch.is_autocast_enabled(query.device.type)):
         return False
     if not folding.fits(mapping, query, channels) or any(map(is_watched, mapping.modules())):
         return False

@@ -53,8 +53,8 @@ def _(grad: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor, codes: Tensor,
 
 def takes(conv: nn.Module, norm: nn.Module, pixels: Tensor, backend: str) -> bool:
     """Whether `stem` computes these layers of these pixels, which need no gradient."""
-    if (torch.compiler.is_compiling() or torch.is_autocast_enabled(pixels.device.type)
-            or not isinstance(kernels(backend), LearningKernels)):
+    if (torch.compiler.is_compiling() or not isinstance(kernels(backend), LearningKernels)
+            or torch.is_autocast_enabled(pixels.device.type)):
         return False
     if type(conv) is not nn.Conv2d or is_watched(conv) or is_watched(norm) \
             or not ops.by_batch(norm) or conv.bias is not None:
