@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 import torch
+from conftest import Command
 
 from sanrobust.bench import models
-from sanrobust.bench.settings import Settings, Shape
+from sanrobust.bench.settings import CONTENDERS, Settings, Shape
 from sanrobust.cli.bench import _settings, bench
 
 TINY = Shape(batch_size=2, img_size=32)
@@ -29,6 +33,30 @@ def test_variants_are_the_designs_of_the_paper_against_a_resnet() -> None:
     assert not {"resnet50", "san19-pair"} & set(settings.models)  # Table 3 has them
     chosen = _typed("variants", "attacks", "-m", "san10-scalar")
     assert (chosen.models, chosen.parts) == (("san10-scalar",), ("attacks", "models", "memory"))
+
+
+def test_a_training_step_gives_all_weights_a_gradient() -> None:
+    classifier = models.load(MODEL, TINY)
+    for name in filter(models.trains, CONTENDERS):
+        made = models.trainee(name, classifier, TINY)
+        model = made.calls["training"].args[0]  # type: ignore[attr-defined]
+        before = [each.clone() for each in model.buffers()]
+        assert made.calls["training"]().isfinite()  # type: ignore[attr-defined]
+        assert all(each.grad is not None for each in model.parameters())
+        assert not all(map(torch.equal, before, model.buffers()))  # statistics of the batch
+    assert all(each.grad is None for each in classifier.parameters())
+    assert not classifier.training
+
+
+def test_the_command_measures_time_and_memory_of_training(command: Command,
+                                                          tmp_path: Path) -> None:
+    done = command("bench", "training", "-m", MODEL, "--img-size", "32", "-b", "2",
+                   "--repeats", "1", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    found = pd.read_csv(tmp_path / "bench.csv")
+    assert set(found["step"]) == {"training"}
+    assert set(found["contender"]) == {"ours", "plain", "resnet26"}
+    assert "Memory above" in done.output and "resnet26" in done.output
 
 
 def _typed(*words: str) -> Settings:

@@ -1,6 +1,7 @@
-"""Whole models as contenders: a forward pass, and an attack's step, of one batch.
+"""Whole models as contenders: a forward pass, an attack's step and a training step of one batch.
 
-Weights are frozen and normalisation is in eval mode, as the evaluation has them. Letters: B
+In the first two weights are frozen and normalisation is in eval mode, as the evaluation has them;
+in the last all weights get gradients, and normalisation is by the batch. Letters: B
 images, S their side in pixels, K classes.
 """
 
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, OWN, PLAIN, RESNET,
-                                      RESNET_LAST, RESNET_OURS, TORCHATTACKS, UNFOLD, Shape)
+                                      RESNET_LAST, RESNET_OURS, RESNET_SMALL, TORCHATTACKS,
+                                      TRAINING, UNFOLD, Shape)
 from sanrobust.bench.unfold import (Formulation, attention_by, compute_by, is_released,
                                     unfold_attention)
 from sanrobust.errors import UsageError
@@ -50,7 +52,7 @@ def contends(name: str, network: nn.Module) -> bool:
     """
     if name == OURS or name in _RIVALS:
         return True
-    if name == TORCHATTACKS:
+    if name in (TORCHATTACKS, RESNET_SMALL):
         return False
     has_another = _is_rewritten if name == PLAIN else is_released
     return any(map(has_another, network.modules()))
@@ -100,6 +102,30 @@ def contender(name: str, classifier: Classifier, shape: Shape) -> Contender:
                      model=None if name == COMPILED else model,
                      calls={FORWARD: partial(forward, model, pixels),
                             ATTACK: partial(attack, model, pixels)})
+
+
+def trains(name: str) -> bool:
+    """Return whether contender ``name`` takes part in training."""
+    return name in _TRAINEES
+
+
+def trainee(name: str, classifier: Classifier, shape: Shape) -> Contender:
+    """Return a contender that `trains` as `contender` does, with a training step alone."""
+    own = load(RESNET_SMALL, shape) if name == RESNET_SMALL else deepcopy(classifier)
+    own.network.train().requires_grad_(True)  # the classifier itself stays in eval mode
+    model = _plain(own, shape)[0] if name == PLAIN else own
+    return Contender(name=name, computed_by=_TRAINEES[name],
+                     calls={TRAINING: partial(train, model, _pixels(shape))})
+
+
+def train(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the loss of ``pixels`` (B, 3, S, S) as class 0; all weights have gradients then."""
+    model.zero_grad()
+    logits = model(pixels).float()
+    targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    loss = F.cross_entropy(logits, targets)
+    torch.autograd.backward(loss)
+    return loss.detach()
 
 
 def forward(model: nn.Module, pixels: Tensor) -> Tensor:
@@ -198,6 +224,9 @@ _MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
     OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled, RESNET: _resnet,
     RESNET_LAST: _resnet_last, RESNET_OURS: _resnet_ours,
 }
+
+
+_TRAINEES = {OURS: "sanrobust", PLAIN: "reference backend", RESNET_SMALL: "torch"}
 
 
 def _is_attention(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from sanrobust import allocator
 from sanrobust.bench import models
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.samples import Case
-from sanrobust.bench.settings import ATTACK, STEPS, Settings, Shape
+from sanrobust.bench.settings import ATTACK, STEPS, TRAINING, Settings, Shape
 from sanrobust.device import free_memory, make_exact
 from sanrobust.kernels.native import library
 from sanrobust.memory import image_bytes
@@ -64,7 +64,10 @@ class Peak:
 
 
 def measure_peaks(settings: Settings, model: str) -> Iterator[Peak]:
-    """Yield the peak of every contender and step of a model, each from a process of its own."""
+    """Yield the peak of every contender and step of a model, each from a process of its own.
+
+    The steps are those of an evaluation.
+    """
     classifier = models.load(model, settings.shape)
     for name in settings.contenders:
         if models.contends(name, classifier.network):
@@ -74,6 +77,17 @@ def measure_peaks(settings: Settings, model: str) -> Iterator[Peak]:
                 reason = _unreadable(settings.shape) or too_large(contender, step, settings.shape)
                 yield Peak(case, name, contender.computed_by,
                            **({"failure": reason} if reason else _elsewhere(case, name, settings)))
+
+
+def measure_training(settings: Settings, model: str) -> Iterator[Peak]:
+    """Yield the peak of every contender that trains a model, each from a process of its own."""
+    classifier = models.load(model, settings.shape)
+    for name in filter(models.trains, settings.contenders):
+        case = Case("model", model, TRAINING, settings.shape.batch_size)
+        computed_by = models.trainee(name, classifier, settings.shape).computed_by
+        reason = _unreadable(settings.shape)
+        yield Peak(case, name, computed_by,
+                   **({"failure": reason} if reason else _elsewhere(case, name, settings)))
 
 
 def too_large(contender: Contender, step: str, shape: Shape) -> str | None:
@@ -128,7 +142,8 @@ def measure(job: Mapping[str, Any]) -> dict[str, int]:
 def _call(job: Mapping[str, Any], shape: Shape) -> Callable[[], object]:
     """Return one step of the contender; what it was made from is not kept."""
     classifier = models.load(job["model"], shape)
-    return models.contender(job["contender"], classifier, shape).calls[job["step"]]
+    make = models.trainee if job["step"] == TRAINING else models.contender
+    return make(job["contender"], classifier, shape).calls[job["step"]]
 
 
 def _start(shape: Shape) -> int:

@@ -13,11 +13,11 @@ from sanrobust.bench import attacks, models, operators
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.loop import measure_loop
 from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
-from sanrobust.bench.peak import measure_peaks, too_large
+from sanrobust.bench.peak import Peak, measure_peaks, measure_training, too_large
 from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
 from sanrobust.bench.settings import (ATTACKS, LOOP, MEMORY, MODELS, OPERATORS, OWN, STEPS,
-                                      Settings)
+                                      TRAINING, Settings)
 from sanrobust.data.datasets import open_dataset
 from sanrobust.device import choose_device, cores, environment, exact
 from sanrobust.errors import UsageError
@@ -85,7 +85,7 @@ def _checked(settings: Settings) -> Settings:
     own = [name for name in settings.contenders if OWN in name]
     for name in own:
         models.find_formulation(name)
-    if {MODELS, MEMORY} & set(settings.parts):
+    if {MODELS, MEMORY, TRAINING} & set(settings.parts):
         models.check(settings.models, settings.shape)
     elif own:
         raise UsageError("--formulation must have models or memory to take part in",
@@ -115,8 +115,8 @@ class _Bench:
     def run(self) -> None:
         """Measure every part that was asked for."""
         for part, measure in ((OPERATORS, self._operators), (MODELS, self._all_models),
-                              (MEMORY, self._memory), (ATTACKS, self._attacks),
-                              (LOOP, self._loops)):
+                              (MEMORY, self._memory), (TRAINING, self._trainings),
+                              (ATTACKS, self._attacks), (LOOP, self._loops)):
             if part in self._settings.parts:
                 measure()
 
@@ -131,12 +131,25 @@ class _Bench:
 
     def _memory(self) -> None:
         for model in self._settings.models:
-            for peak in measure_peaks(self._settings, model):
-                self._results.peaks.append(peak)
-                self._results.computed_by[model, peak.contender] = peak.computed_by
-                self._say(f"{model} {peak.case.step}, {peak.contender}: "
-                          + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
-            self._results.write()
+            self._peaks(model, measure_peaks(self._settings, model))
+
+    def _trainings(self) -> None:
+        """Time a training step of each model, and measure its memory."""
+        shape = self._settings.shape
+        for model in self._settings.models:
+            classifier = models.load(model, shape)
+            self._race("model", model, [models.trainee(name, classifier, shape) for name
+                                        in filter(models.trains, self._settings.contenders)],
+                       steps=(TRAINING,))
+            self._peaks(model, measure_training(self._settings, model))
+
+    def _peaks(self, model: str, peaks: Iterable[Peak]) -> None:
+        for peak in peaks:
+            self._results.peaks.append(peak)
+            self._results.computed_by.setdefault((model, peak.contender), peak.computed_by)
+            self._say(f"{model} {peak.case.step}, {peak.contender}: "
+                      + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
+        self._results.write()
 
     def _attacks(self) -> None:
         for model in self._settings.threat.models:
@@ -180,11 +193,12 @@ class _Bench:
             if models.contends(contender, classifier.network):
                 yield models.contender(contender, classifier, shape)
 
-    def _race(self, kind: str, name: str, contenders: Iterable[Contender]) -> None:
+    def _race(self, kind: str, name: str, contenders: Iterable[Contender],
+              steps: tuple[str, ...] = STEPS) -> None:
         present = list(contenders)
-        self._results.computed_by.update(
-            {(name, each.name): each.computed_by for each in present})
-        for step in STEPS:
+        for each in present:
+            self._results.computed_by.setdefault((name, each.name), each.computed_by)
+        for step in steps:
             self._case(Case(kind, name, step, self._settings.shape.batch_size), present)
             self._results.write()
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPERATORS, MODELS, MEMORY, ATTACKS, LOOP = "operators", "models", "memory", "attacks", "loop"
-PARTS = (OPERATORS, MODELS, MEMORY, ATTACKS, LOOP)
+TRAINING = "training"  # a part, and its step
+PARTS = (OPERATORS, MODELS, MEMORY, TRAINING, ATTACKS, LOOP)
 # Stands for models and memory of every design of the paper, against ResNet50 as it is evaluated.
 VARIANTS = "variants"
 # What is measured where no part is named: attacks need networks that are trained, and an extra.
@@ -17,15 +18,17 @@ STEPS = (FORWARD, ATTACK)
 
 OURS, PLAIN, UNFOLD, COMPILED = "ours", "plain", "unfold", "compiled"
 RESNET, RESNET_LAST, RESNET_OURS = "resnet50", "resnet50-nhwc", "resnet50-folded"
+RESNET_SMALL = "resnet26"
 TORCHATTACKS = "torchattacks"
 CONTENDERS = {
-    OURS: "what the evaluation uses",
+    OURS: "what the evaluation and the training use",
     PLAIN: "the reference backend, plain torch",
     UNFOLD: "the layers as released, with unfold in place of their operators",
     COMPILED: "torch.compile of the reference",
     RESNET: "ResNet50, planes of channels",
     RESNET_LAST: "ResNet50, channels last",
     RESNET_OURS: "ResNet50 as the evaluation computes it: norms folded, on a CPU channels last",
+    RESNET_SMALL: "ResNet26, in training",
     TORCHATTACKS: "the attacks of torchattacks",
 }
 # What separates module and function in the name of a formulation of the user's own.
@@ -122,7 +125,8 @@ class Settings:
 
     parts: tuple[str, ...] = USUAL_PARTS
     models: tuple[str, ...] = SANS
-    contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST, TORCHATTACKS)
+    contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST, RESNET_SMALL,
+                                   TORCHATTACKS)
     shape: Shape = Shape()
     threat: Threat = Threat()
     loop: Loop = Loop()

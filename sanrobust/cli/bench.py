@@ -22,7 +22,7 @@ _DEFAULT = Settings()
 
 @click.command(cls=Command)
 @click.argument("parts", nargs=-1, type=click.Choice((*PARTS, VARIANTS)),
-                metavar="[operators] [models] [memory] [attacks] [loop] [variants]")
+                metavar="[operators] [models] [memory] [training] [attacks] [loop] [variants]")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME",
               help="As in the other commands; an architecture alone has untrained weights; "
                    "repeatable. [default: the six SANs, and for attacks "
@@ -82,6 +82,9 @@ def bench(**values: Any) -> None:
 
     Variants are models and memory of every network in the paper's Tables 4 to 8 and of SASA, each
     against ResNet50 as the evaluation computes it.
+
+    Training is a step with the gradients of all weights, and its memory, also of the reference and
+    of ResNet26.
 
     Without an argument operators, models and memory are measured. Attacks are ours against those
     of torchattacks, on the same network and images; one run of each is counted: passes, CPU time,
