@@ -220,10 +220,13 @@ def test_gradients_pass_gradcheck(name: str) -> None:
 
 
 def test_the_operators_pass_opcheck() -> None:
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    ops, (_, layer), (_, patch), (_, weighted) = torch.ops.sanrobust, *(
-        operators()[name] for name in ("moments", "hidden", "weighted"))
-    opcheck(ops.pair_moments, (*layer, 3, "native"), test_utils=checks)
+    ops, (_, pairwise), (_, layer), (_, patch), (_, weighted) = torch.ops.sanrobust, *(
+        operators()[name] for name in ("pairwise", "moments", "hidden", "weighted"))
+    opcheck(ops.learned_pairwise, (*pairwise, 0, 3, "native"))
+    y, *kept = ops.learned_pairwise(*pairwise, 0, 3, "native")
+    opcheck(ops.learned_pairwise_backward,
+            (torch.randn_like(y), *pairwise, kept, 0, 3, "native"))
+    opcheck(ops.pair_moments, (*layer, 3, "native"))
     opcheck(ops.pair_moments_backward, (torch.randn(3, 3).double(), *layer, 3, "native"))
     opcheck(ops.patch_hidden, (*patch, 3, "reflect", "native"))
     opcheck(ops.patch_hidden_backward,

@@ -15,7 +15,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sanrobust.kernels import (folding, learned_pairwise, learned_patchwise,  # noqa: F401
@@ -111,27 +113,15 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
 
 def _shifted_moments(key: Tensor, window: Window) -> Tensor:
     """Mean and biased variance (2, C * K2) of each neighbour of all positions, in float64."""
-    down, across = (_shifts(side, window, key.device) for side in key.shape[2:])
-    centre = key.detach().double().mean((0, 2, 3))[:, None, None]
-    key = key.double() - centre
+    key = key.double()
+    down, across = (_shifts(side, window, key) for side in key.shape[2:])
+    centre = key.detach().mean((0, 2, 3))[:, None, None]
+    key = key - centre
     first, second = (down @ each.mean(0) @ across.t() for each in (key, key.square()))
     # The rest is outside the map, where keys are 0.
     outside = 1 - down.sum(1)[:, None] * across.sum(1)
     first, second = first - outside * centre, second + outside * centre.square()
     return torch.stack((first + centre, second - first.square())).flatten(1)
-
-
-@lru_cache(maxsize=64)
-def _shifts(side: int, window: Window, device: torch.device) -> Tensor:
-    """For each step along a side (K, side), the share of positions that see a pixel by it."""
-    return _padded_eye(side, window, device).unfold(1, side, 1).sum(-1).t() / side
-
-
-def _padded_eye(side: int, window: Window, device: torch.device) -> Tensor:
-    """Row m is 1 where a padded side repeats pixel m."""
-    reach, eye = window.padding, torch.eye(side, dtype=torch.float64, device=device)
-    mode = "reflect" if window.padding_mode == "reflect" else "constant"
-    return nn.functional.pad(eye[None], (reach, reach), mode=mode)[0]
 
 
 def _slopes(position: Tensor) -> Tensor | None:
@@ -186,8 +176,7 @@ class _Sums:
     """
 
     def __init__(self, query: Tensor, key: Tensor, window: Window) -> None:
-        self._down, self._across = (_windows(side, window, query.device).to(query.dtype)
-                                    for side in query.shape[2:])
+        self._down, self._across = (_windows(side, window, query) for side in query.shape[2:])
         self._positions = query.shape[2] * query.shape[3]
         self.share = self._down.sum(0)[:, None] * self._across.sum(0) / len(query)
         centres = [each.detach().mean((0, 2, 3)) for each in (query, key)]
@@ -206,13 +195,27 @@ class _Sums:
         return self._down.t() @ self.query @ self._across * self._positions
 
 
-@lru_cache(maxsize=64)
-def _windows(side: int, window: Window, device: torch.device) -> Tensor:
+def _windows(side: int, window: Window, like: Tensor) -> Tensor:
     """How often each pixel of a side (second axis) is a neighbour of each position, as a share of
     all pairs.
     """
-    times = _padded_eye(side, window, device).unfold(1, window.footprint, 1).sum(-1).t()
-    return times / (side * window.footprint)
+    times = _seen(side, window).sum(0)
+    return torch.as_tensor(times / times.sum(), dtype=like.dtype, device=like.device)
+
+
+def _shifts(side: int, window: Window, like: Tensor) -> Tensor:
+    """For each step along a side (K, side), the share of positions that see a pixel by it."""
+    shares = _seen(side, window).sum(1) / side
+    return torch.as_tensor(shares, dtype=like.dtype, device=like.device)
+
+
+@lru_cache(maxsize=64)
+def _seen(side: int, window: Window) -> NDArray[np.float64]:
+    """Which pixel of a side (last axis) each step (first) from each position meets: 1, else 0."""
+    reach = window.padding
+    mode: Any = "reflect" if window.padding_mode == "reflect" else "constant"
+    padded = np.pad(np.eye(side), ((reach, reach), (0, 0)), mode=mode)
+    return np.stack([padded[step:step + side] for step in range(window.footprint)])
 
 
 def _affine(norm: nn.BatchNorm2d, moments: Tensor, count: int) -> tuple[Tensor, Tensor]:

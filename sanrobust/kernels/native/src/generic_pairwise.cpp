@@ -349,7 +349,8 @@ template <class T> int measure(const PairwiseArgs &args) {
     for (int64_t task = 0; task < tasks; task++)
       sum += sums[task * 2 * hidden + m], square += sums[(task * 2 + 1) * hidden + m];
     args.moments[m] = centre[m] + sum / pairs;
-    args.moments[hidden + m] = std::max(0.0, square / pairs - sum / pairs * (sum / pairs));
+    const double variance = square / pairs - sum / pairs * (sum / pairs);
+    args.moments[hidden + m] = variance < 0 ? 0 : variance;  // and NaN stays
   }
   return kOk;
 }

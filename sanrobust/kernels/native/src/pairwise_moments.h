@@ -27,7 +27,8 @@ template <int Width> class PairwiseMoments : PairwiseLayer<Width> {
     for (int c = 0; c < Width; c++) {
       const double mean = sums[c] / pairs;
       args_.moments[c] = centre[c] + mean;
-      args_.moments[Width + c] = std::max(0.0, sums[Width + c] / pairs - mean * mean);
+      const double variance = sums[Width + c] / pairs - mean * mean;
+      args_.moments[Width + c] = variance < 0 ? 0 : variance;  // and NaN stays
     }
   }
 
