@@ -288,6 +288,63 @@ def test_a_position_of_unknown_origin_gets_all_of_its_gradient(calls: list[str])
     assert torch.allclose(*grads) and not calls  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("changes", [{"kernel_size": 3, "padding": 1}, {"stride": 2},
+                                     {"kernel_size": 1, "groups": 2}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_projections_of_another_kind_are_computed_one_by_one(kind: str,
+                                                             changes: dict[str, Any]) -> None:
+    layer = attention(kind, 16, 3).float()
+    for name in ("conv1", "conv2", "conv3"):
+        width = layer.get_submodule(name).out_channels
+        setattr(layer, name, nn.Conv2d(12, width, **({"kernel_size": 1} | changes)))
+    features = torch.randn(2, 12, 12, 12)
+    wanted = deepcopy(layer).eval()(features).shape
+    assert layer(features).shape == wanted
+    assert torch.equal(layer.conv1(features), layer.compared(features)[0])
+
+
+def test_a_position_of_another_kind_gets_all_of_its_gradient() -> None:
+    layer, grads = attention("pairwise", 4, 3), []
+    wide = nn.Conv2d(2, 2, 3, padding=1).double()
+    with torch.no_grad():
+        wide.weight.zero_()
+        wide.bias.zero_()
+        wide.weight[0, 0, 1, 1] = wide.weight[1, 1, 1, 1] = 1  # an affine position, so far
+    layer.conv_p = wide
+    for backend in ("native", "reference"):
+        made = deepcopy(layer)
+        with use_backend(backend):
+            made(torch.ones(1, 12, 6, 7).double()).square().sum().backward()
+        grads.append(made.conv_p.weight.grad)
+    assert torch.allclose(*grads)
+
+
+@pytest.mark.parametrize("transforms", (2, 3))
+@pytest.mark.parametrize("spread", (1.0, 100.0))
+def test_what_an_image_has_in_common_costs_no_digits(transforms: int, spread: float) -> None:
+    layer = attention("pairwise", 16, 3, AttentionConfig("pairwise", transforms=transforms))
+    if transforms == 3:
+        layer.conv2 = deepcopy(layer.conv1)
+    brightness = torch.arange(3.0)[:, None, None, None] * spread
+    features = brightness + torch.randn(3, 12, 9, 11, generator=torch.Generator().manual_seed(4))
+    assert_trains(layer, features.double(), torch.float32, 3e-5 * max(1.0, spread / 10))
+
+
+def test_statistics_that_are_switched_off_stay() -> None:
+    layer = attention("pairwise", 16, 3)
+    layer.get_submodule("conv_w.0").track_running_stats = False
+    before = {name: each.clone() for name, each in layer.named_buffers()}
+    layer(torch.randn(2, 12, 9, 9).double())
+    for name, each in layer.named_buffers():
+        assert torch.equal(each, before[name]) == name.startswith("conv_w.0."), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_image_is_refused_in_training_as_elsewhere(kind: str) -> None:
+    with pytest.raises(UsageError, match="four dimensions"):
+        attention(kind, 16, 3)(torch.randn(12, 9, 9).double())
+
+
 @pytest.mark.parametrize("name", ("san10-pair", "san10-patch"))
 def test_a_network_in_training_calls_nothing_else(name: str, calls: list[str]) -> None:
     network = build(small_config(name)).train()

@@ -60,6 +60,10 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     layers = folding.layers_of(mapping)
     relation, dtype = query.shape[1], query.dtype
     pairs = query[:, 0].numel() * window.neighbours
+    # What queries and keys of an image have in common is not in their differences: without it
+    # nothing large is multiplied or squared.
+    common = key.detach().mean((2, 3), keepdim=True)
+    query, key = query - common, key - common
     # Neighbouring positions differ little: their squares would cancel in float32.
     exact = position.double()
     moments = torch.cat([_Moments.apply(*maps, window)
@@ -76,12 +80,14 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     w1 = weight[:, :relation].contiguous()
     hidden = torch.ops.sanrobust.pair_moments(query, key, table, w1, window.footprint, backend)
     scale, shift = (each.to(dtype) for each in _affine(layers.norm2, hidden, pairs))
+    w2, bias = layers.linear2.weight.flatten(1), layers.linear2.bias
+    if bias is not None:  # the softmax cancels it: its gradient is 0, but there is one
+        w2 = w2 + 0 * bias[:, None]
     attended: Tensor
     attended, *_ = torch.ops.sanrobust.learned_pairwise(
-        query, key, torch.addcmul(shift, table, scale), w1 * scale[:, None], value,
-        layers.linear2.weight.flatten(1), position.shape[1], window.footprint, backend)
-    bias = layers.linear2.bias
-    return attended if bias is None else _Cancelled.apply(bias, attended)
+        query, key, torch.addcmul(shift, table, scale), w1 * scale[:, None], value, w2,
+        position.shape[1], window.footprint, backend)
+    return attended
 
 
 def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module,
@@ -224,16 +230,3 @@ def _affine(norm: nn.BatchNorm2d, moments: Tensor, count: int) -> tuple[Tensor, 
     ops.move(norm, torch.stack((mean, variance)), count)
     scale = norm.weight.double() * (variance + norm.eps).rsqrt()
     return scale, norm.bias.double() - mean * scale
-
-
-class _Cancelled(torch.autograd.Function):
-    """Passes a tensor on; a bias that the softmax cancels has the gradient 0, not none."""
-
-    @staticmethod
-    def forward(ctx: Any, bias: Tensor, attended: Tensor) -> Tensor:
-        ctx.save_for_backward(bias)
-        return attended.view_as(attended)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(ctx.saved_tensors[0]), grad

@@ -1,4 +1,4 @@
-"""Whether somebody watches what passes through a module, which fused kernels would not show."""
+"""Whether a module does what its class says, and nobody watches: what fused kernels must know."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def is_watched(module: nn.Module) -> bool:
     """Whether ``module``, or every module, has a hook."""
     everywhere = (getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
     return any(everywhere) or any(getattr(module, hooks) for hooks in HOOKS)
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether ``module`` is torch's own convolution of each pixel by itself, and unwatched."""
+    return (type(module) is nn.Conv2d and "forward" not in vars(module)
+            and module.kernel_size == module.stride == (1, 1) and module.groups == 1
+            and module.padding == (0, 0) and not is_watched(module))

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from sanrobust.kernels import ops
 from sanrobust.kernels.gradients import (Gradients, again, keep_without_gradient,
                                          refuse_second_derivative, wanted)
-from sanrobust.kernels.hooks import is_watched
+from sanrobust.kernels.hooks import is_pointwise, is_watched
 from sanrobust.kernels.kernelset import LearningKernels, kernels, learning_kernels
 from sanrobust.kernels.plain import pooled_shape
 
@@ -56,12 +56,11 @@ def takes(conv: nn.Module, norm: nn.Module, pixels: Tensor, backend: str) -> boo
     if (torch.compiler.is_compiling() or not isinstance(kernels(backend), LearningKernels)
             or torch.is_autocast_enabled(pixels.device.type)):
         return False
-    if type(conv) is not nn.Conv2d or is_watched(conv) or is_watched(norm) \
-            or not ops.by_batch(norm) or conv.bias is not None:
+    if not is_pointwise(conv) or is_watched(norm) or not ops.by_batch(norm):
         return False
-    assert isinstance(norm, nn.BatchNorm2d)
-    fits = (conv.weight.shape[1:] == (COLOURS, 1, 1) and conv.stride == (1, 1)
-            and conv.padding == (0, 0) and norm.num_features == len(conv.weight))
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    fits = (conv.bias is None and conv.in_channels == COLOURS
+            and norm.num_features == len(conv.weight))
     return (fits and pixels.shape[1:2] == (COLOURS,) and min(pixels.shape[2:]) >= 2
             and len(pixels) > 0 and not (pixels.requires_grad and torch.is_grad_enabled())
             and {pixels.dtype, conv.weight.dtype, norm.weight.dtype} == {torch.float32})

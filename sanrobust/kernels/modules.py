@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sanrobust.design import PAIRWISE, PATCHWISE, AttentionConfig, Mapping, Position
 from sanrobust.errors import UsageError
 from sanrobust.kernels import functional, reference, relations
-from sanrobust.kernels.hooks import is_watched
+from sanrobust.kernels.hooks import is_pointwise
 from sanrobust.kernels.mappings import (RelationLayer, pairwise_mapping, patchwise_mapping,
                                         widest)
 from sanrobust.kernels.plain import PaddingMode
@@ -82,8 +82,8 @@ class VectorAttention(nn.Module):
         """Return query, key and value; in training by one product, so that one gradient returns."""
         query, key, value = projections = self.projections()
         distinct = list(dict.fromkeys(projections))
-        if self.training and not any(type(each) is not nn.Conv2d or is_watched(each)
-                                     or each.bias is None for each in distinct):
+        if self.training and features.dim() == 4 and all(
+                is_pointwise(each) and each.bias is not None for each in distinct):
             made = F.conv2d(features, torch.cat([each.weight for each in distinct]),
                             torch.cat([cast(Tensor, each.bias) for each in distinct]))
             maps = dict(zip(distinct, torch.split(made, [len(each.weight) for each in distinct],
@@ -147,7 +147,7 @@ class PairwiseAttention(VectorAttention):
         return functional.pairwise_attention(
             query, fused(key), value, self._encoded(query), self.conv_w,
             footprint=self.window.footprint, padding_mode=self.window.padding_mode,
-            affine=self.design.position == "none" or type(self.conv_p) is nn.Conv2d)
+            affine=self.design.position == "none" or is_pointwise(self.conv_p))
 
     def attention_weights(self, features: Tensor) -> Tensor:
         """Return the weights (B, M, K2, H * W) that ``forward`` uses; they sum to 1 over K2."""

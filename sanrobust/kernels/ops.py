@@ -84,6 +84,7 @@ def by_batch(norm: nn.Module) -> bool:
     """Whether ``norm`` normalises by the statistics of the batch as torch's own class does."""
     return (type(norm) is nn.BatchNorm2d and norm.training and norm.weight is not None
             and norm.bias is not None and norm.eps > 0
+            and norm.track_running_stats == (norm.running_mean is not None)
             and (norm.running_mean is None or norm.num_batches_tracked is not None))
 
 
