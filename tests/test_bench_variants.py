@@ -37,8 +37,7 @@ def test_variants_are_the_designs_of_the_paper_against_a_resnet() -> None:
 
 def test_a_training_step_gives_all_weights_a_gradient() -> None:
     classifier = models.load(MODEL, TINY)
-    for name in filter(models.trains, CONTENDERS):
-        made = models.trainee(name, classifier, TINY)
+    for made in models.contenders(CONTENDERS, classifier, TINY, training=True):
         model = made.calls["training"].args[0]  # type: ignore[attr-defined]
         before = [each.clone() for each in model.buffers()]
         assert made.calls["training"]().isfinite()  # type: ignore[attr-defined]

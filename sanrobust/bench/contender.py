@@ -22,7 +22,7 @@ class Contender:
 
     Attributes:
         name: one of `sanrobust.bench.settings.CONTENDERS`.
-        calls: for each of `sanrobust.bench.settings.STEPS`, a function that takes it once.
+        calls: a function for each step that it is timed in, which takes it once.
         computed_by: what computes it here, in words.
         model: pixels to logits, where it is a model whose memory can be estimated.
     """

@@ -7,7 +7,7 @@ images, S their side in pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
@@ -104,13 +104,20 @@ def contender(name: str, classifier: Classifier, shape: Shape) -> Contender:
                             ATTACK: partial(attack, model, pixels)})
 
 
-def trains(name: str) -> bool:
-    """Return whether contender ``name`` takes part in training."""
-    return name in _TRAINEES
+def contenders(names: Iterable[str], classifier: Classifier, shape: Shape, *,
+               training: bool) -> Iterator[Contender]:
+    """Yield those of ``names`` that take part in evaluating a model, or in ``training`` it.
+
+    Raises what `contender` raises.
+    """
+    for name in names:
+        if training and name in _TRAINEES:
+            yield _trainee(name, classifier, shape)
+        elif not training and contends(name, classifier.network):
+            yield contender(name, classifier, shape)
 
 
-def trainee(name: str, classifier: Classifier, shape: Shape) -> Contender:
-    """Return a contender that `trains` as `contender` does, with a training step alone."""
+def _trainee(name: str, classifier: Classifier, shape: Shape) -> Contender:
     own = load(RESNET_SMALL, shape) if name == RESNET_SMALL else deepcopy(classifier)
     own.network.train().requires_grad_(True)  # the classifier itself stays in eval mode
     model = _plain(own, shape)[0] if name == PLAIN else own

@@ -22,7 +22,7 @@ from sanrobust import allocator
 from sanrobust.bench import models
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.samples import Case
-from sanrobust.bench.settings import ATTACK, STEPS, TRAINING, Settings, Shape
+from sanrobust.bench.settings import ATTACK, TRAINING, Settings, Shape
 from sanrobust.device import free_memory, make_exact
 from sanrobust.kernels.native import library
 from sanrobust.memory import image_bytes
@@ -63,31 +63,17 @@ class Peak:
     failure: str | None = None
 
 
-def measure_peaks(settings: Settings, model: str) -> Iterator[Peak]:
-    """Yield the peak of every contender and step of a model, each from a process of its own.
-
-    The steps are those of an evaluation.
-    """
-    classifier = models.load(model, settings.shape)
-    for name in settings.contenders:
-        if models.contends(name, classifier.network):
-            contender = models.contender(name, classifier, settings.shape)
-            for step in STEPS:
-                case = Case("model", model, step, settings.shape.batch_size)
-                reason = _unreadable(settings.shape) or too_large(contender, step, settings.shape)
-                yield Peak(case, name, contender.computed_by,
-                           **({"failure": reason} if reason else _elsewhere(case, name, settings)))
-
-
-def measure_training(settings: Settings, model: str) -> Iterator[Peak]:
-    """Yield the peak of every contender that trains a model, each from a process of its own."""
-    classifier = models.load(model, settings.shape)
-    for name in filter(models.trains, settings.contenders):
-        case = Case("model", model, TRAINING, settings.shape.batch_size)
-        computed_by = models.trainee(name, classifier, settings.shape).computed_by
-        reason = _unreadable(settings.shape)
-        yield Peak(case, name, computed_by,
-                   **({"failure": reason} if reason else _elsewhere(case, name, settings)))
+def measure_peaks(settings: Settings, model: str, *, training: bool = False) -> Iterator[Peak]:
+    """Yield the peak of every contender and step of a model, each from a process of its own."""
+    shape = settings.shape
+    classifier = models.load(model, shape)
+    for each in models.contenders(settings.contenders, classifier, shape, training=training):
+        for step in each.calls:
+            case = Case("model", model, step, shape.batch_size)
+            reason = _unreadable(shape) or too_large(each, step, shape)
+            yield Peak(case, each.name, each.computed_by,
+                       **({"failure": reason} if reason else _elsewhere(case, each.name,
+                                                                        settings)))
 
 
 def too_large(contender: Contender, step: str, shape: Shape) -> str | None:
@@ -142,8 +128,9 @@ def measure(job: Mapping[str, Any]) -> dict[str, int]:
 def _call(job: Mapping[str, Any], shape: Shape) -> Callable[[], object]:
     """Return one step of the contender; what it was made from is not kept."""
     classifier = models.load(job["model"], shape)
-    make = models.trainee if job["step"] == TRAINING else models.contender
-    return make(job["contender"], classifier, shape).calls[job["step"]]
+    (made,) = models.contenders([job["contender"]], classifier, shape,
+                                training=job["step"] == TRAINING)
+    return made.calls[job["step"]]
 
 
 def _start(shape: Shape) -> int:

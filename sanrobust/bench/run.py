@@ -13,11 +13,11 @@ from sanrobust.bench import attacks, models, operators
 from sanrobust.bench.contender import Contender
 from sanrobust.bench.loop import measure_loop
 from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
-from sanrobust.bench.peak import Peak, measure_peaks, measure_training, too_large
+from sanrobust.bench.peak import Peak, measure_peaks, too_large
 from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
-from sanrobust.bench.settings import (ATTACKS, LOOP, MEMORY, MODELS, OPERATORS, OWN, STEPS,
-                                      TRAINING, Settings)
+from sanrobust.bench.settings import (ATTACKS, LOOP, MEMORY, MODELS, OPERATORS, OWN, TRAINING,
+                                      Settings)
 from sanrobust.data.datasets import open_dataset
 from sanrobust.device import choose_device, cores, environment, exact
 from sanrobust.errors import UsageError
@@ -127,7 +127,7 @@ class _Bench:
 
     def _all_models(self) -> None:
         for model in self._settings.models:
-            self._race("model", model, self._models(model))
+            self._race("model", model, self._models(model, training=False))
 
     def _memory(self) -> None:
         for model in self._settings.models:
@@ -135,13 +135,9 @@ class _Bench:
 
     def _trainings(self) -> None:
         """Time a training step of each model, and measure its memory."""
-        shape = self._settings.shape
         for model in self._settings.models:
-            classifier = models.load(model, shape)
-            self._race("model", model, [models.trainee(name, classifier, shape) for name
-                                        in filter(models.trains, self._settings.contenders)],
-                       steps=(TRAINING,))
-            self._peaks(model, measure_training(self._settings, model))
+            self._race("model", model, self._models(model, training=True))
+            self._peaks(model, measure_peaks(self._settings, model, training=True))
 
     def _peaks(self, model: str, peaks: Iterable[Peak]) -> None:
         for peak in peaks:
@@ -186,19 +182,16 @@ class _Bench:
             self._case(case, sides)
             self._results.write()
 
-    def _models(self, name: str) -> Iterator[Contender]:
+    def _models(self, name: str, *, training: bool) -> Iterator[Contender]:
         shape = self._settings.shape
-        classifier = models.load(name, shape)
-        for contender in self._settings.contenders:
-            if models.contends(contender, classifier.network):
-                yield models.contender(contender, classifier, shape)
+        return models.contenders(self._settings.contenders, models.load(name, shape), shape,
+                                 training=training)
 
-    def _race(self, kind: str, name: str, contenders: Iterable[Contender],
-              steps: tuple[str, ...] = STEPS) -> None:
+    def _race(self, kind: str, name: str, contenders: Iterable[Contender]) -> None:
         present = list(contenders)
         for each in present:
             self._results.computed_by.setdefault((name, each.name), each.computed_by)
-        for step in steps:
+        for step in dict.fromkeys(step for each in present for step in each.calls):
             self._case(Case(kind, name, step, self._settings.shape.batch_size), present)
             self._results.write()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sanrobust.kernels import (folding, learned_pairwise, learned_patchwise,  # noqa: F401
                                ops)
 from sanrobust.kernels.hooks import is_watched
-from sanrobust.kernels.kernelset import KERNELS, LearningKernels, kernels
+from sanrobust.kernels.kernelset import LearningKernels, offers
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.position import PositionCode, displacement_table, slopes
 
@@ -43,8 +43,8 @@ def takes_patchwise(mapping: nn.Module, query: Tensor, window: Window, backend: 
 
 
 def _takes(mapping: nn.Module, query: Tensor, channels: int, pairs: int, backend: str) -> bool:
-    if (torch.compiler.is_compiling() or backend not in KERNELS.names() or query.numel() == 0
-            or not isinstance(kernels(backend), LearningKernels)
+    if (torch.compiler.is_compiling() or query.numel() == 0
+            or not offers(backend, LearningKernels)
             or torch.is_autocast_enabled(query.device.type)):
         return False
     if not folding.fits(mapping, query, channels) or any(map(is_watched, mapping.modules())):

@@ -20,7 +20,6 @@ from sanrobust.errors import UsageError
 from sanrobust.kernels import learned_stem, reference
 from sanrobust.kernels.backends import choose
 from sanrobust.kernels.calls import Call
-from sanrobust.kernels.kernelset import KERNELS
 from sanrobust.kernels.plain import PaddingMode, Window
 
 
@@ -199,7 +198,7 @@ def stem(conv: nn.Module, norm: nn.Module, images: Tensor, *, pooled: bool,
     In training one kernel makes it all where it is 1x1 and pooled and the images need no gradient.
     """
     name = _of_training(norm, images, backend)
-    if pooled and name in KERNELS.names() and learned_stem.takes(conv, norm, images, name):
+    if pooled and learned_stem.takes(conv, norm, images, name):
         return learned_stem.stem(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm), images,
                                  backend=name)
     return norm_relu(norm, conv(images), pooled=pooled, backend=backend)

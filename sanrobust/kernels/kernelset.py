@@ -209,6 +209,11 @@ def kernels(backend: str) -> Kernels:
     return _made[backend]
 
 
+def offers(backend: str, protocol: Any) -> bool:
+    """Whether ``backend`` has a kernel set, and that has what ``protocol`` asks for."""
+    return backend in KERNELS.names() and isinstance(kernels(backend), protocol)
+
+
 def fused_kernels(backend: str) -> FusedKernels:
     """Return the kernel set of ``backend``; raises BackendError when it does not attend itself."""
     found: FusedKernels = _offering(FusedKernels, backend)

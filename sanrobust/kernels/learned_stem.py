@@ -18,7 +18,7 @@ from sanrobust.kernels import ops
 from sanrobust.kernels.gradients import (Gradients, again, keep_without_gradient,
                                          refuse_second_derivative, wanted)
 from sanrobust.kernels.hooks import is_pointwise, is_watched
-from sanrobust.kernels.kernelset import LearningKernels, kernels, learning_kernels
+from sanrobust.kernels.kernelset import LearningKernels, learning_kernels, offers
 from sanrobust.kernels.plain import pooled_shape
 
 COLOURS = 3
@@ -53,7 +53,7 @@ def _(grad: Tensor, pixels: Tensor, weight: Tensor, bias: Tensor, codes: Tensor,
 
 def takes(conv: nn.Module, norm: nn.Module, pixels: Tensor, backend: str) -> bool:
     """Whether `stem` computes these layers of these pixels, which need no gradient."""
-    if (torch.compiler.is_compiling() or not isinstance(kernels(backend), LearningKernels)
+    if (torch.compiler.is_compiling() or not offers(backend, LearningKernels)
             or torch.is_autocast_enabled(pixels.device.type)):
         return False
     if not is_pointwise(conv) or is_watched(norm) or not ops.by_batch(norm):

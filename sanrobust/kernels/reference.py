@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sanrobust.kernels import ops
 from sanrobust.kernels.hooks import is_watched
-from sanrobust.kernels.kernelset import KERNELS, NormKernels, kernels
+from sanrobust.kernels.kernelset import NormKernels, offers
 from sanrobust.kernels.plain import Window as Window
 from sanrobust.kernels.plain import neighbours as neighbours
 
@@ -151,7 +151,7 @@ def _is_one_operator(norm: nn.Module, features: Tensor, backend: str) -> bool:
     return (not torch.compiler.is_compiling() and features.dim() == 4
             and features.dtype == norm.weight.dtype and features.device == norm.weight.device
             and features.numel() > features.shape[1] == norm.num_features
-            and backend in KERNELS.names() and isinstance(kernels(backend), NormKernels))
+            and offers(backend, NormKernels))
 
 
 def by_slices(attend: Callable[..., Tensor], maps: tuple[Tensor, ...],

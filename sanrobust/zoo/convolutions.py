@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from sanrobust.errors import first_line
 from sanrobust.kernels.folding import affine
+from sanrobust.kernels.hooks import HOOKS
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import VectorAttention
 from sanrobust.kernels.native.attention_rows import scalar_refusal
 from sanrobust.kernels.native.channels_last import PointwiseLayer, ScalarLayer
-from sanrobust.kernels.hooks import HOOKS
 from sanrobust.steady import pass_size
 from sanrobust.trouble import out_of_memory
 from sanrobust.zoo.code import origin

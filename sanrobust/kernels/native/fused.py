@@ -24,6 +24,8 @@ from sanrobust.kernels.plain import Window
 KEPT_BYTES = 64 << 20
 # Answers of the sanrobust_*_tuned functions: how much backward reads of the forward pass.
 _NOTHING, _EVERYTHING = 0, 1
+# Matrices of pairwise attention with gradients.
+_LEARNED = ("w1t", "w2t", "table")
 
 Shape = tuple[int, ...]
 
@@ -148,8 +150,9 @@ class PairwiseCall(AttentionCall):
         Of shapes whose backward pass computes everything anew, the last three are empty.
         """
         self._require_maps(query, key, value)
-        kept = self.kept_for(query, value)
-        if value.numel() == 0 or not kept["y"].numel():
+        kept = {name: value.new_empty(shape, dtype=dtype)
+                for name, (shape, dtype) in self._kept_for(query, value).items()}
+        if not kept["y"].numel():
             return (self.forward(query, key, value), *kept.values())
         self._run("forward", self._args(query, value), qkv=rows_of(query, key, value), **kept)
         attended = value.new_empty(value.shape)
@@ -160,13 +163,13 @@ class PairwiseCall(AttentionCall):
               *kept: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of query, key, value, w1, w2 and the table."""
         self._require_maps(query, key, value)
-        wanted = self.kept_for(query, value)
-        require(grad.shape == value.shape and [each.shape for each in kept]
-                == [each.shape for each in wanted.values()], grad, value, *kept)
+        wanted = self._kept_for(query, value)
+        require(grad.shape == value.shape and [(tuple(each.shape), each.dtype) for each in kept]
+                == list(wanted.values()), grad, value, *kept)
         held = {name: dense(each) for name, each in zip(wanted, kept) if each.numel()}
         grads = [torch.empty_like(each, memory_format=torch.contiguous_format)
                  for each in (query, key, value)]
-        learned = self._learned()
+        learned = {f"grad_{name}": torch.zeros_like(self._matrices[name]) for name in _LEARNED}
         if value.numel():
             rows = rows_of(query, key, value)
             grad_rows = torch.empty_like(rows)
@@ -176,21 +179,14 @@ class PairwiseCall(AttentionCall):
         of_w1t, of_w2t, of_table = learned.values()
         return (*grads, of_w1t.t().contiguous(), of_w2t.t().contiguous(), of_table)
 
-    def kept_for(self, query: Tensor, value: Tensor) -> dict[str, Tensor]:
-        """Return memory for what `learn` reads of the forward pass, by its names."""
-        args = self._args(query, value)
+    def _kept_for(self, query: Tensor, value: Tensor) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Shape and dtype of what `learn` reads of the forward pass, by its names."""
+        # Any address tells that the matrices will be learned.
+        asked = {f"grad_{name}": self._matrices[name] for name in _LEARNED}
         kind = self._library.query(f"sanrobust_{self.operator}_tuned",
-                                   self.struct(**args, **self._learned()))
-        shapes = self.kept(kind, query[:, 0].numel(), value.shape[1])
-        found = {name: value.new_empty(shape, dtype=dtype)
-                 for name, (shape, dtype) in shapes.items()}
-        return found or dict(y=value.new_empty(0), alpha=value.new_empty(0),
-                             signs=value.new_empty(0, dtype=torch.int16))
-
-    def _learned(self) -> dict[str, Tensor]:
-        """The gradients of the matrices, 0 so far."""
-        return {f"grad_{name}": torch.zeros_like(self._matrices[name])
-                for name in ("w1t", "w2t", "table")}
+                                   self.struct(**self._args(query, value), **asked))
+        return self.kept(kind, query[:, 0].numel(), value.shape[1]) or dict(
+            y=((0,), value.dtype), alpha=((0,), value.dtype), signs=((0,), torch.int16))
 
     def settings(self) -> dict[str, int]:
         """Return M and D, and whether there is a table for each pixel."""

@@ -313,25 +313,20 @@ template <class T> class Pairwise {
 
 // Sums of the distance of first layers from one that occurs, and of its square, by tasks.
 template <class T> int measure(const PairwiseArgs &args) {
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Pairwise<T> weighing(args, bands);
-  const int hidden = shape.hidden;
-  const int64_t tasks = shape.images * static_cast<int64_t>(bands.size());
-  const size_t values = weighing.scratch_values(false);
-  std::vector<double> sums(tasks * 2 * hidden);
+  const Call<Pairwise<T>, PairwiseArgs> call(args);
+  const int hidden = args.hidden;
+  std::vector<double> sums(call.tasks * 2 * hidden);
   std::vector<T> centre(hidden);
-  each_tile<T>(args, shape, bands, 1, values, [&](int64_t, const Tile<T> &tile, T *memory) {
+  call.each_tile(1, 0, [&](int64_t, const Tile<T> &tile, T *memory) {
     if (tile.index == 0)
-      weighing.each_first(tile, memory, [&](const T *first, int) {
+      call.weighing.each_first(tile, memory, [&](const T *first, int) {
         for (int m = 0; m < hidden; m++) centre[m] = first[m * lanes_of<T>];
       });
   });
-  each_tile<T>(args, shape, bands, tasks, values, [&](int64_t task, const Tile<T> &tile,
-                                                      T *memory) {
+  call.each_tile(call.tasks, 0, [&](int64_t task, const Tile<T> &tile, T *memory) {
     const Vector<T> inside = tile.inside();
     double *own = sums.data() + task * 2 * hidden;
-    weighing.each_first(tile, memory, [&](const T *first, int) {
+    call.weighing.each_first(tile, memory, [&](const T *first, int) {
       for (int m = 0; m < hidden; m++) {
         const Vector<T> distance =
             where_positive<T>(inside, get(first + m * lanes_of<T>) - centre[m]);
@@ -342,11 +337,11 @@ template <class T> int measure(const PairwiseArgs &args) {
       }
     });
   });
-  const int64_t pixels = shape.height * shape.width;
-  const double pairs = static_cast<double>(shape.images * pixels) * shape.neighbours;
+  const double pairs = static_cast<double>(args.images * args.height * args.width) *
+                       call.shape.neighbours;
   for (int m = 0; m < hidden; m++) {
     double sum = 0, square = 0;
-    for (int64_t task = 0; task < tasks; task++)
+    for (int64_t task = 0; task < call.tasks; task++)
       sum += sums[task * 2 * hidden + m], square += sums[(task * 2 + 1) * hidden + m];
     args.moments[m] = centre[m] + sum / pairs;
     const double variance = square / pairs - sum / pairs * (sum / pairs);
@@ -356,13 +351,10 @@ template <class T> int measure(const PairwiseArgs &args) {
 }
 
 template <class T> int unmeasure(const PairwiseArgs &args) {
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Pairwise<T> weighing(args, bands);
-  scatter<T>(args, shape, bands, weighing.scratch_values(false), weighing.gradients(args),
-             [&](const Tile<T> &tile, T *memory, T *sums) {
-               weighing.unmeasure(tile, typed<T>(args.slope), memory, sums);
-             });
+  const Call<Pairwise<T>, PairwiseArgs> call(args);
+  call.scatter(0, [&](const Tile<T> &tile, T *memory, T *sums) {
+    call.weighing.unmeasure(tile, typed<T>(args.slope), memory, sums);
+  });
   return kOk;
 }
 

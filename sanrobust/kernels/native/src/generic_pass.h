@@ -196,25 +196,6 @@ void each_tile(const Args &args, const Shape &shape, const std::vector<Grid> &ba
   });
 }
 
-template <class Operator, class Args> int forward(const Args &args) {
-  using T = typename Operator::Element;
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Operator weighing(args, bands);
-  const Ends<T> ends(args);
-  const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
-  const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
-  each_tile<T>(args, shape, bands, shape.images * static_cast<int64_t>(bands.size()),
-               weights + sums + weighing.scratch_values(false),
-               [&](int64_t, const Tile<T> &tile, T *weight) {
-                 T *sum = weight + weights;
-                 weighing.weigh(tile, weight, sum + sums);
-                 aggregate(tile, shape, weight, sum);
-                 ends.write(tile, shape.channels, sum);
-               });
-  return kOk;
-}
-
 // The gradient planes of every band of some images, folded into rows in one order.
 template <class T>
 void fold(const Shape &shape, const std::vector<Grid> &bands, const T *grads, size_t each,
@@ -266,23 +247,60 @@ void scatter(const Args &args, const Shape &shape, const std::vector<Grid> &band
   learned.write();
 }
 
+// What all passes of an operator need.
+template <class Operator, class Args> struct Call {
+  using T = typename Operator::Element;
+
+  explicit Call(const Args &args)
+      : args(args), shape(args), bands(bands_of(shape, lanes_of<T>)), weighing(args, bands),
+        tasks(shape.images * static_cast<int64_t>(bands.size())),
+        weights(static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>),
+        sums(static_cast<size_t>(shape.channels) * lanes_of<T>) {}
+
+  // As the functions above; `values` of memory besides what the operator needs.
+  template <class Body> void each_tile(int64_t tasks, size_t values, const Body &body) const {
+    lanewise::each_tile<T>(args, shape, bands, tasks, values + weighing.scratch_values(false),
+                           body);
+  }
+  template <class Body> void scatter(size_t values, const Body &body) const {
+    lanewise::scatter<T>(args, shape, bands, values + weighing.scratch_values(true),
+                         weighing.gradients(args), body);
+  }
+
+  const Args &args;
+  const Shape shape;
+  const std::vector<Grid> bands;
+  const Operator weighing;
+  const int64_t tasks;
+  const size_t weights, sums;  // values of a tile's weights, and of what they sum to
+};
+
+template <class Operator, class Args> int forward(const Args &args) {
+  using T = typename Operator::Element;
+  const Call<Operator, Args> call(args);
+  const Ends<T> ends(args);
+  call.each_tile(call.tasks, call.weights + call.sums,
+                 [&](int64_t, const Tile<T> &tile, T *weight) {
+                   T *sum = weight + call.weights;
+                   call.weighing.weigh(tile, weight, sum + call.sums);
+                   aggregate(tile, call.shape, weight, sum);
+                   ends.write(tile, call.shape.channels, sum);
+                 });
+  return kOk;
+}
+
 template <class Operator, class Args> int backward(const Args &args) {
   using T = typename Operator::Element;
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Operator weighing(args, bands);
+  const Call<Operator, Args> call(args);
   const Ends<T> ends(args);
-  const size_t weights = static_cast<size_t>(shape.neighbours) * shape.groups * lanes_of<T>;
-  const size_t sums = static_cast<size_t>(shape.channels) * lanes_of<T>;
-  scatter<T>(args, shape, bands, 2 * weights + sums + weighing.scratch_values(true),
-             weighing.gradients(args), [&](const Tile<T> &tile, T *weight, T *learned) {
-               T *grad_weight = weight + weights, *grad = grad_weight + weights;
-               T *memory = grad + sums;
-               weighing.weigh(tile, weight, memory);
-               ends.read(tile, shape.channels, grad);
-               unaggregate(tile, shape, grad, weight, grad_weight);
-               weighing.unweigh(tile, weight, grad_weight, memory, learned);
-             });
+  call.scatter(2 * call.weights + call.sums, [&](const Tile<T> &tile, T *weight, T *learned) {
+    T *grad_weight = weight + call.weights, *grad = grad_weight + call.weights;
+    T *memory = grad + call.sums;
+    call.weighing.weigh(tile, weight, memory);
+    ends.read(tile, call.shape.channels, grad);
+    unaggregate(tile, call.shape, grad, weight, grad_weight);
+    call.weighing.unweigh(tile, weight, grad_weight, memory, learned);
+  });
   return kOk;
 }
 

@@ -149,24 +149,18 @@ template <class T> class Patchwise {
 };
 
 template <class T> int hide(const PatchwiseArgs &args) {
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Patchwise<T> weighing(args, bands);
-  each_tile<T>(args, shape, bands, shape.images * static_cast<int64_t>(bands.size()),
-               weighing.scratch_values(false), [&](int64_t, const Tile<T> &tile, T *memory) {
-                 weighing.write_hidden(tile, typed<T>(args.h), memory);
-               });
+  const Call<Patchwise<T>, PatchwiseArgs> call(args);
+  call.each_tile(call.tasks, 0, [&](int64_t, const Tile<T> &tile, T *memory) {
+    call.weighing.write_hidden(tile, typed<T>(args.h), memory);
+  });
   return kOk;
 }
 
 template <class T> int unhide(const PatchwiseArgs &args) {
-  const Shape shape(args);
-  const std::vector<Grid> bands = bands_of(shape, lanes_of<T>);
-  const Patchwise<T> weighing(args, bands);
-  scatter<T>(args, shape, bands, weighing.scratch_values(true), weighing.gradients(args),
-             [&](const Tile<T> &tile, T *memory, T *sums) {
-               weighing.read_hidden(tile, typed<T>(args.grad), memory, sums);
-             });
+  const Call<Patchwise<T>, PatchwiseArgs> call(args);
+  call.scatter(0, [&](const Tile<T> &tile, T *memory, T *sums) {
+    call.weighing.read_hidden(tile, typed<T>(args.grad), memory, sums);
+  });
   return kOk;
 }
 

@@ -43,27 +43,19 @@ bool pairwise_takes(const PairwiseArgs &args) {
          (args.padding == kReflect || args.padding == kZeros);
 }
 
-// Calls body(integral_constant of the width).
-template <class Body> static int with_width(const PairwiseArgs &args, const Body &body) {
-  switch (width_of(args)) {
-    case 16: body(std::integral_constant<int, 16>()); return kOk;
-    case 32: body(std::integral_constant<int, 32>()); return kOk;
-    case 64: body(std::integral_constant<int, 64>()); return kOk;
-    case 128: body(std::integral_constant<int, 128>()); return kOk;
-    default: return kUnsupported;
-  }
-}
-
 int pairwise_forward(const PairwiseArgs &args) {
-  return with_width(args, [&](auto width) { pairwise_forward_of<decltype(width)::value>(args); });
+  return with_width(width_of(args),
+                    [&](auto width) { pairwise_forward_of<decltype(width)::value>(args); });
 }
 
 int pairwise_backward(const PairwiseArgs &args) {
-  return with_width(args, [&](auto width) { pairwise_backward_of<decltype(width)::value>(args); });
+  return with_width(width_of(args),
+                    [&](auto width) { pairwise_backward_of<decltype(width)::value>(args); });
 }
 
 int pairwise_moments(const PairwiseArgs &args) {
-  return with_width(args, [&](auto width) { pairwise_moments_of<decltype(width)::value>(args); });
+  return with_width(width_of(args),
+                    [&](auto width) { pairwise_moments_of<decltype(width)::value>(args); });
 }
 
 }  // namespace san

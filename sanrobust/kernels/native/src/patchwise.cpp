@@ -19,6 +19,7 @@ template void patchwise_backward_of<SAN_RELATION>(const PatchwiseArgs &);
 }  // namespace san
 
 #else
+#include "tile.h"
 
 namespace san {
 
@@ -32,23 +33,13 @@ bool patchwise_takes(const PatchwiseArgs &args) {
 }
 
 int patchwise_forward(const PatchwiseArgs &args) {
-  switch (args.relation) {
-    case 16: patchwise_forward_of<16>(args); return kOk;
-    case 32: patchwise_forward_of<32>(args); return kOk;
-    case 64: patchwise_forward_of<64>(args); return kOk;
-    case 128: patchwise_forward_of<128>(args); return kOk;
-    default: return kUnsupported;
-  }
+  return with_width(args.relation,
+                    [&](auto width) { patchwise_forward_of<decltype(width)::value>(args); });
 }
 
 int patchwise_backward(const PatchwiseArgs &args) {
-  switch (args.relation) {
-    case 16: patchwise_backward_of<16>(args); return kOk;
-    case 32: patchwise_backward_of<32>(args); return kOk;
-    case 64: patchwise_backward_of<64>(args); return kOk;
-    case 128: patchwise_backward_of<128>(args); return kOk;
-    default: return kUnsupported;
-  }
+  return with_width(args.relation,
+                    [&](auto width) { patchwise_backward_of<decltype(width)::value>(args); });
 }
 
 }  // namespace san

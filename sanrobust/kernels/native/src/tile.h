@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "api.h"
 #include "simd.h"
 
 namespace san {
@@ -79,6 +80,17 @@ template <int Max, class Body> SAN_INLINE void each_block(int rows, const Body &
     const int count = (rows - first + blocks - block - 1) / (blocks - block);
     with_rows<Max>(count, [&](auto constant) { body(first, constant); });
     first += count;
+  }
+}
+
+// Calls body(integral_constant of the width) where there are kernels for it; a Status.
+template <class Body> int with_width(int width, const Body &body) {
+  switch (width) {
+    case 16: body(std::integral_constant<int, 16>()); return kOk;
+    case 32: body(std::integral_constant<int, 32>()); return kOk;
+    case 64: body(std::integral_constant<int, 64>()); return kOk;
+    case 128: body(std::integral_constant<int, 128>()); return kOk;
+    default: return kUnsupported;
   }
 }
 
