@@ -336,6 +336,10 @@ def test_what_was_refused_is_in_the_summary(tmp_path: Path) -> None:
     (("--device", "cpu", "--dtype", "float16"), 2, "--dtype must be float32 on a CPU"),
     (("--device", "gpu"), 2, "--device cpu"),
     (("--device", "cuda:99"), 7, "--device cpu"),
+    (("operators", "-c", "resnet50"), 2, "one of ours, plain, unfold, compiled,"),
+    (("models", "-c", "resnet26"), 2, "only resnet26 was named: add -c ours"),
+    (("memory", "-c", "torchattacks"), 2, "only torchattacks was named"),
+    (("models", "training", "-c", "unfold"), 2, "one of ours, plain, resnet26,"),
 ])
 def test_bad_options_are_refused_at_once(command: Command, tmp_path: Path,
                                          arguments: tuple[str, ...], exit_code: int,
@@ -343,6 +347,12 @@ def test_bad_options_are_refused_at_once(command: Command, tmp_path: Path,
     result = command("bench", *arguments, "--out", tmp_path / "out")
     assert result.exit_code == exit_code, result.output
     assert words in result.output and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_contenders_is_named(command: Command, tmp_path: Path) -> None:
+    result = command("bench", "models", "-m", "resnet26", "-c", "unfold", "--img-size", "32",
+                     "-b", "1", "--repeats", "1", "--out", tmp_path)
+    assert result.exit_code == 0 and "resnet26: nothing is timed" in result.output, result.output
 
 
 OWN = """

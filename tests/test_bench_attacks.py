@@ -177,7 +177,7 @@ def test_without_torchattacks_ours_alone_can_be_measured(
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (("--attack", "bim"), "bim"),
-    (("-c", "plain"), "must be ours or torchattacks"),
+    (("-c", "plain"), "must be one of ours, torchattacks"),
     (("-c", "ours", "-m", "san10-pare"), "did you mean san10-pair"),
     (("-c", "ours", "-m", "resnet26.untrained"), "the digits' 10 classes"),
     (("-c", "ours", "--images", "9999"), "type --images 451"),

@@ -52,12 +52,7 @@ def check(settings: Settings) -> None:
     if settings.shape.dtype != "float32":
         raise UsageError("--dtype must be float32 where networks are attacked",
                          seen=f"it is {settings.shape.dtype}", hint="leave it out")
-    taking_part = [name for name in settings.contenders if name in _MAKERS]
-    if not taking_part:
-        raise UsageError("a contender of attacks must be ours or torchattacks",
-                         seen=f"only {', '.join(settings.contenders)} was named",
-                         hint=f"add -c {OURS} -c {TORCHATTACKS}")
-    if TORCHATTACKS in taking_part and find_spec(TORCHATTACKS) is None:
+    if TORCHATTACKS in settings.contenders and find_spec(TORCHATTACKS) is None:
         raise UsageError("attacks must find the package torchattacks to be compared with it",
                          seen="it is not installed",
                          hint=f"type pip install 'sanrobust[torchattacks]', or add -c {OURS}")
@@ -231,3 +226,4 @@ def their_attack(name: str, network: nn.Module, threat: Threat) -> Any:
 
 _MAKERS: dict[str, Callable[[Arena, str, nn.Module], Tensor]] = {OURS: _ours,
                                                                  TORCHATTACKS: _theirs}
+NAMES = tuple(_MAKERS)

@@ -231,9 +231,8 @@ _MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
     OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled, RESNET: _resnet,
     RESNET_LAST: _resnet_last, RESNET_OURS: _resnet_ours,
 }
-
-
 _TRAINEES = {OURS: "sanrobust", PLAIN: "reference backend", RESNET_SMALL: "torch"}
+NAMES, TRAINEES = tuple(_MAKERS), tuple(_TRAINEES)
 
 
 def _is_attention(module: nn.Module) -> bool:

@@ -119,6 +119,7 @@ def _compiled(operator: Operator) -> tuple[Attention, str]:
 _MAKERS: dict[str, Callable[[Operator], tuple[Attention, str]]] = {
     OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled,
 }
+NAMES = tuple(_MAKERS)
 
 
 def _public(operator: Operator) -> Attention:

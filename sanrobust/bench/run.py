@@ -25,6 +25,9 @@ from sanrobust.files import require_writable
 from sanrobust.trouble import out_of_memory
 
 Say = Callable[[str], None]
+# Who can be timed in a part; loop times a command, with no choice of contenders.
+_ABLE = {OPERATORS: operators.NAMES, MODELS: models.NAMES, MEMORY: models.NAMES,
+         TRAINING: models.TRAINEES, ATTACKS: attacks.NAMES}
 
 
 @exact()
@@ -77,6 +80,7 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError("--threads must be at most the cores of this process",
                          seen=f"it is {settings.threads} of {most}",
                          hint=f"type --threads {most}")
+    _check_contenders(settings)
     if ATTACKS in settings.parts:
         attacks.check(settings)
     if LOOP in settings.parts:
@@ -91,6 +95,17 @@ def _checked(settings: Settings) -> Settings:
         raise UsageError("--formulation must have models or memory to take part in",
                          seen=f"only {' '.join(settings.parts)} is measured", hint="add models")
     return settings
+
+
+def _check_contenders(settings: Settings) -> None:
+    """Refuse a part in which nobody would be timed."""
+    for part in settings.parts:
+        able = _ABLE.get(part, settings.contenders)
+        if not any(name in able or part in (MODELS, MEMORY) and OWN in name
+                   for name in settings.contenders):
+            raise UsageError(f"a contender of {part} must be one of {', '.join(able)}",
+                             seen=f"only {', '.join(settings.contenders)} was named",
+                             hint=f"add -c {able[0]}")
 
 
 def _check_loop(settings: Settings) -> None:
@@ -189,6 +204,9 @@ class _Bench:
 
     def _race(self, kind: str, name: str, contenders: Iterable[Contender]) -> None:
         present = list(contenders)
+        if not present:
+            self._say(f"{name}: nothing is timed, as no contender named has another way to "
+                      "compute it")
         for each in present:
             self._results.computed_by.setdefault((name, each.name), each.computed_by)
         for step in dict.fromkeys(step for each in present for step in each.calls):
