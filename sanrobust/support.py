@@ -36,6 +36,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMESPACE, _FUSED = "sanrobust", (
     "pairwise_attention", "patchwise_attention", "local_attention",
     "learned_pairwise", "pair_moments", "patch_hidden", "patch_weighted")
+_SUM = "patch_weighted"  # of any patchwise relation; alone it is not all of an attention
 _BESIDE = ("norm_relu", "learned_stem")  # between attention layers too
 _CLASSES, _SIDE = 3, 32
 _WIDTH = max(map(len, MEANINGS)) + 2
@@ -117,7 +118,9 @@ def _computed_by(network: nn.Module, device: torch.device, dtype: torch.dtype, *
     attention = [name for name in calls.names if not name.startswith(_BESIDE)]
     if not attention:
         return TORCH
-    return FUSED if all(name.startswith(_FUSED) for name in attention) else ELEMENTARY
+    fused = [name for name in attention if name.startswith(_FUSED)]
+    whole = len(fused) == len(attention) and any(not name.startswith(_SUM) for name in fused)
+    return FUSED if whole else ELEMENTARY
 
 
 def shown(rows: Sequence[Support]) -> list[str]:

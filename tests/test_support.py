@@ -24,7 +24,8 @@ def words(*models: str) -> dict[tuple[str, str, str], str]:
 
 
 def test_each_way_of_computing_is_seen() -> None:
-    found = words("san10-pair", "san10-pair(relation=dot)", "san10-patch(mapping=L)")
+    found = words("san10-pair", "san10-pair(relation=dot)", "san10-patch(mapping=L)",
+                  "san10-patch(relation=star)", "san10-patch(transforms=2)")
     assert found["san10-pair", "float32", "attack"] == support.NETWORK
     assert found["san10-pair", "float64", "attack"] == support.FUSED
     assert found["san10-pair(relation=dot)", "float64", "attack"] == support.ELEMENTARY

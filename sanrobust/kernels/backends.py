@@ -38,6 +38,7 @@ class ReferenceBackend:
     neighbours = staticmethod(reference.neighbours)
     pairwise_attention = staticmethod(reference.pairwise_attention)
     patchwise_attention = staticmethod(reference.patchwise_attention)
+    patchwise_sum = staticmethod(reference.patchwise_sum)
     local_attention = staticmethod(reference.local_attention)
 
     def refusal(self, call: Call) -> str | None:

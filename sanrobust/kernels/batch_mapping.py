@@ -12,6 +12,7 @@ Source: Ioffe and Szegedy, ICML 2015, for the statistics.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,15 +27,21 @@ from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.kernelset import LearningKernels, offers
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.position import PositionCode, displacement_table, slopes
+from sanrobust.kernels.reference import mapped
 
 
-def takes_pairwise(mapping: nn.Module, query: Tensor, position: Tensor, window: Window,
-                   backend: str) -> bool:
-    """Whether `pairwise_attention` computes this mapping of relations and position."""
+def affine_steps(mapping: nn.Module, query: Tensor, position: Tensor, window: Window,
+                 backend: str) -> Tensor | None:
+    """Return what `pairwise_attention` is given of a position (1, P, H, W).
+
+    It is the change (2, P) per row and column; None where the position is not affine in the
+    coordinates, or the mapping of relations and position is not for `pairwise_attention`.
+    """
     channels = query.shape[1] + position.shape[1]
-    return (window.padding_mode == "reflect"
-            and _takes(mapping, query, channels, window.neighbours, backend)
-            and _slopes(position) is not None)
+    if window.padding_mode == "reflect" \
+            and _takes(mapping, query, channels, window.neighbours, backend):
+        return slopes(position[0].double(), torch.finfo(position.dtype).eps)
+    return None
 
 
 def takes_patchwise(mapping: nn.Module, query: Tensor, window: Window, backend: str) -> bool:
@@ -42,21 +49,41 @@ def takes_patchwise(mapping: nn.Module, query: Tensor, window: Window, backend: 
     return _takes(mapping, query, query.shape[1] * (1 + window.neighbours), 1, backend)
 
 
-def _takes(mapping: nn.Module, query: Tensor, channels: int, pairs: int, backend: str) -> bool:
-    if (torch.compiler.is_compiling() or query.numel() == 0
-            or not offers(backend, LearningKernels)
-            or torch.is_autocast_enabled(query.device.type)):
+def takes_sum(mapping: nn.Module, relation: Tensor, value: Tensor, window: Window,
+              backend: str) -> bool:
+    """Whether `patchwise_sum` computes this mapping: the last ReLU's channels are the groups."""
+    if (not mapping.training or not _may_learn(mapping, relation, backend)
+            or type(mapping) is not nn.Sequential or len(mapping) < 2):
         return False
-    if not folding.fits(mapping, query, channels) or any(map(is_watched, mapping.modules())):
+    relu, linear = mapping[-2:]
+    if type(relu) is not nn.ReLU or not folding.is_linear(linear):
+        return False
+    groups = linear.in_channels
+    return (value.shape[1] % groups == 0
+            and linear.out_channels == groups * window.neighbours
+            and all(each.dtype == value.dtype and each.device == value.device
+                    for each in (relation, linear.weight)))
+
+
+def _takes(mapping: nn.Module, query: Tensor, channels: int, pairs: int, backend: str) -> bool:
+    if not _may_learn(mapping, query, backend) or not folding.fits(mapping, query, channels):
         return False
     layers = folding.layers_of(mapping)
     return (query[:, 0].numel() * pairs > 1 and layers.linear.bias is None
             and all(map(ops.by_batch, (layers.norm, layers.norm2))))
 
 
-def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
+def _may_learn(mapping: nn.Module, maps: Tensor, backend: str) -> bool:
+    """Whether there are kernels for mappings in training, and nobody watches this one."""
+    return not (torch.compiler.is_compiling() or maps.numel() == 0
+                or not offers(backend, LearningKernels)
+                or torch.is_autocast_enabled(maps.device.type)
+                or any(map(is_watched, mapping.modules())))
+
+
+def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, steps: Tensor,
                        mapping: nn.Module, window: Window, *, backend: str) -> Tensor:
-    """Compute as ``reference.pairwise_attention`` what `takes_pairwise` accepts."""
+    """Compute as ``reference.pairwise_attention`` for the ``steps`` (2, P) of `affine_steps`."""
     layers = folding.layers_of(mapping)
     relation, dtype = query.shape[1], query.dtype
     pairs = query[:, 0].numel() * window.neighbours
@@ -64,16 +91,12 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     # nothing large is multiplied or squared.
     common = key.detach().mean((2, 3), keepdim=True)
     query, key = query - common, key - common
-    # Neighbouring positions differ little: their squares would cancel in float32.
-    exact = position.double()
-    moments = torch.cat([_Moments.apply(*maps, window)
-                         for maps in ((query, key), (exact, exact))], 1)
+    moments = torch.cat((_Moments.apply(query, key, window),
+                         _position_moments(steps, query.shape[2:], window)), 1)
     scale, shift = _affine(layers.norm, moments, pairs)
     own_scale, own_shift = (each[:relation, None, None].to(dtype) for each in (scale, shift))
     query, key = torch.addcmul(own_shift, query, own_scale), key * own_scale
     weight = layers.linear.weight.flatten(1)
-    steps = _slopes(position)
-    assert steps is not None
     code = PositionCode(scale[relation:], shift[relation:], weight[:, relation:].double(),
                         shift.new_zeros(len(weight)))
     table = displacement_table(steps, code, window).to(dtype)
@@ -86,7 +109,7 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     attended: Tensor
     attended, *_ = torch.ops.sanrobust.learned_pairwise(
         query, key, torch.addcmul(shift, table, scale), w1 * scale[:, None], value, w2,
-        position.shape[1], window.footprint, backend)
+        steps.shape[1], window.footprint, backend)
     return attended
 
 
@@ -110,10 +133,29 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
         torch.addcmul(own_shift, query, own_scale), key, key_scale, key_shift,
         torch.cat((weight[:, :relation], of_keys), 1), *settings)
     hidden = ops.norm_relu(layers.norm2, hidden, pooled=False, backend=backend)
-    w2 = layers.linear2.weight.view(-1, around, hidden.shape[1]).transpose(0, 1).flatten(0, 1)
-    bias = layers.linear2.bias
+    return _weighted(hidden, value, layers.linear2, window, backend)
+
+
+def patchwise_sum(relation: Tensor, value: Tensor, mapping: nn.Module, window: Window, *,
+                  backend: str) -> Tensor:
+    """Compute as ``reference.patchwise_sum`` what `takes_sum` accepts."""
+    assert isinstance(mapping, nn.Sequential)
+    hidden = mapped(mapping[:-1], relation, backend=backend)
+    linear = mapping[-1]
+    assert isinstance(linear, nn.Conv2d)
+    return _weighted(hidden.view(*hidden.shape[:2], *value.shape[2:]), value, linear, window,
+                     backend)
+
+
+def _weighted(hidden: Tensor, value: Tensor, linear: nn.Conv2d, window: Window,
+              backend: str) -> Tensor:
+    """Sum the values under the weights that ``linear`` makes of a hidden layer (B, D, H, W)."""
+    # A mapping counts the groups first, then the neighbours; kernels the reverse.
+    around, bias = window.neighbours, linear.bias
+    w2 = linear.weight.view(-1, around, hidden.shape[1]).transpose(0, 1).flatten(0, 1)
     b2 = w2.new_zeros(len(w2)) if bias is None else bias.view(-1, around).t().flatten()
-    attended: Tensor = torch.ops.sanrobust.patch_weighted(hidden, value, w2, b2, *settings)
+    attended: Tensor = torch.ops.sanrobust.patch_weighted(
+        hidden, value, w2, b2, window.footprint, window.padding_mode, backend)
     return attended
 
 
@@ -130,8 +172,13 @@ def _shifted_moments(key: Tensor, window: Window) -> Tensor:
     return torch.stack((first + centre, second - first.square())).flatten(1)
 
 
-def _slopes(position: Tensor) -> Tensor | None:
-    return slopes(position[0].double(), torch.finfo(position.dtype).eps)
+def _position_moments(steps: Tensor, sides: Sequence[int], window: Window) -> Tensor:
+    """Mean and biased variance (2, P) of p_i - p_j over all pairs, for a position of ``steps``.
+
+    Opposite borders reflect opposite ways: the mean is 0, and rows and columns do not correlate.
+    """
+    spreads = steps.new_tensor([_spread(side, window) for side in sides])
+    return torch.stack((torch.zeros_like(steps[0]), spreads @ steps.square()))
 
 
 class _Moments(torch.autograd.Function):
@@ -222,6 +269,13 @@ def _seen(side: int, window: Window) -> NDArray[np.float64]:
     mode: Any = "reflect" if window.padding_mode == "reflect" else "constant"
     padded = np.pad(np.eye(side), ((reach, reach), (0, 0)), mode=mode)
     return np.stack([padded[step:step + side] for step in range(window.footprint)])
+
+
+@lru_cache(maxsize=64)
+def _spread(side: int, window: Window) -> float:
+    """The mean square of the pixels between a position of a side and its neighbours."""
+    pixels = _seen(side, window).argmax(2)
+    return float(np.square(pixels - np.arange(side)).mean())
 
 
 def _affine(norm: nn.BatchNorm2d, moments: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sanrobust.kernels.plain import Window
 
 Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
-                    "pairwise_attention", "patchwise_attention", "local_attention",
-                    "norm_relu"]
+                    "pairwise_attention", "patchwise_attention", "patchwise_sum",
+                    "local_attention", "norm_relu"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class Backend(Protocol):
 
     def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor,
                             mapping: nn.Module, window: Window) -> Tensor: ...
+
+    def patchwise_sum(self, relation: Tensor, value: Tensor, mapping: nn.Module,
+                      window: Window) -> Tensor: ...
 
     def local_attention(self, query: Tensor, key: Tensor | None, value: Tensor,
                         embedding: Tensor | None, heads: int, window: Window) -> Tensor: ...

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -264,13 +264,15 @@ def _is_mapping(mapping: nn.Module) -> bool:
     """Whether these are exactly the layers whose formula is folded; subclasses may differ."""
     if type(mapping) is not nn.Sequential or len(mapping) != 6:
         return False
-    kinds: tuple[tuple[type[nn.Module], ...], ...]
-    kinds = 2 * ((nn.BatchNorm2d,), (nn.ReLU,), (nn.Conv2d, PointwiseConv2d))
-    if not all(type(layer) in kind for layer, kind in zip(mapping, kinds)):
-        return False
-    layers = layers_of(mapping)
-    return all(linear.kernel_size == linear.stride == (1, 1) and linear.groups == 1
-               and linear.padding == (0, 0) for linear in (layers.linear, layers.linear2))
+    return all(type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and is_linear(linear)
+               for norm, relu, linear in (mapping[:3], mapping[3:]))
+
+
+def is_linear(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``layer`` is a 1x1 convolution whose formula is folded."""
+    return (type(layer) in (nn.Conv2d, PointwiseConv2d) and isinstance(layer, nn.Conv2d)
+            and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+            and layer.padding == (0, 0))
 
 
 def _misfit(layers: Layers, maps: Tensor | None, channels: int | None) -> str | None:

@@ -144,6 +144,28 @@ def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.M
     return choose(call, backend=backend).patchwise_attention(query, key, value, mapping, window)
 
 
+def patchwise_sum(relation: Tensor, value: Tensor, mapping: nn.Module, *, footprint: int,
+                  padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
+    """Attend with weights from any relation of a patch (equation 4): mapping(relation).
+
+    Args:
+        relation: (B, N, 1, H * W).
+        value: (B, O, H, W), O a multiple of M.
+        mapping: maps relations (B, N, 1, L) to weights (B, M * K2, 1, L).
+
+    Returns (B, O, H, W).
+    """
+    window = make_window(footprint, 1, 1, padding_mode)
+    _require_maps(window, value=value)
+    height, width = value.shape[2:]
+    _require(relation.dim() == 4 and len(relation) == len(value)
+             and relation.shape[2:] == (1, height * width),
+             f"relation must have the shape ({len(value)}, N, 1, {height * width})",
+             f"it is {tuple(relation.shape)}", "compute it of maps as large as value")
+    call = Call("patchwise_sum", (value, relation), window, mapping)
+    return choose(call, backend=backend).patchwise_sum(relation, value, mapping, window)
+
+
 def local_attention(query: Tensor, key: Tensor | None, value: Tensor,
                     embedding: Tensor | None = None, *, heads: int = 1, footprint: int,
                     stride: int = 1, padding_mode: PaddingMode = "reflect",

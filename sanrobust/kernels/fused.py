@@ -83,9 +83,10 @@ class FusedBackend:
         In training it is fused where the position is ``affine``.
         """
         relation = query.shape[1]
-        if affine and batch_mapping.takes_pairwise(mapping, query, position, window, self.name) \
-                and folding.shares(mapping, value, 1):
-            return batch_mapping.pairwise_attention(query, key, value, position, mapping, window,
+        steps = batch_mapping.affine_steps(mapping, query, position, window,
+                                           self.name) if affine else None
+        if steps is not None and folding.shares(mapping, value, 1):
+            return batch_mapping.pairwise_attention(query, key, value, steps, mapping, window,
                                                     backend=self.name)
         tracked = torch.is_grad_enabled() and position.requires_grad
         if (tracked or folding.refusal(mapping, query, relation + position.shape[1]) is not None
@@ -107,9 +108,17 @@ class FusedBackend:
         if (folding.refusal(mapping, query, relation * (1 + window.neighbours)) is not None
                 or not folding.shares(mapping, value, window.neighbours)):
             return reference.patchwise_attention(query, key, value, mapping, window,
-                                                 backend=self.name)
+                                                 summed=self.patchwise_sum)
         folded = folding.fold_patchwise(mapping, relation, folding.accumulator(query.dtype))
         return ops.patchwise_attention(query, key, value, folded, window, backend=self.name)
+
+    def patchwise_sum(self, relation: Tensor, value: Tensor, mapping: nn.Module,
+                      window: Window) -> Tensor:
+        """Compute as ``reference.patchwise_sum``; in training without storing the weights."""
+        if batch_mapping.takes_sum(mapping, relation, value, window, self.name):
+            return batch_mapping.patchwise_sum(relation, value, mapping, window,
+                                               backend=self.name)
+        return reference.patchwise_sum(relation, value, mapping, window, backend=self.name)
 
     def local_attention(self, query: Tensor, key: Tensor | None, value: Tensor,
                         embedding: Tensor | None, heads: int, window: Window) -> Tensor:

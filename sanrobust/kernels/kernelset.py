@@ -6,6 +6,7 @@ Letters are those of ``plain``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -211,7 +212,7 @@ def kernels(backend: str) -> Kernels:
 
 def offers(backend: str, protocol: Any) -> bool:
     """Whether ``backend`` has a kernel set, and that has what ``protocol`` asks for."""
-    return backend in KERNELS.names() and isinstance(kernels(backend), protocol)
+    return backend in KERNELS.names() and _has(backend, protocol)
 
 
 def fused_kernels(backend: str) -> FusedKernels:
@@ -239,9 +240,14 @@ def learning_kernels(backend: str) -> LearningKernels:
 
 
 def _offering(protocol: Any, backend: str) -> Any:
-    found = kernels(backend)
-    if not isinstance(found, protocol):
+    if not _has(backend, protocol):
         raise BackendError("a fused operator must run on a backend that has it",
                            seen=f"backend {backend} composes it of elementary operators",
                            hint="call sanrobust.kernels.functional instead of torch.ops")
-    return found
+    return kernels(backend)
+
+
+@cache
+def _has(backend: str, protocol: Any) -> bool:
+    """Whether a kernel set has a protocol's methods; looking takes as long as a small kernel."""
+    return isinstance(kernels(backend), protocol)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sanrobust.design import Mapping
 from sanrobust.kernels import functional
-from sanrobust.kernels.plain import Window
+from sanrobust.kernels.pairs import gathered
+from sanrobust.kernels.plain import Window, pad
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.relations import Relation, Sizes
 
@@ -104,3 +105,13 @@ class RelationLayer(nn.Module):
         """Return query_i * key_j summed over the channels of each group, (B, groups, K2, L)."""
         return functional.dot_product(query, key, groups=groups, footprint=self.window.footprint,
                                       padding_mode=self.window.padding_mode)
+
+    def pair_products(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return query_j . key_k of all neighbours j and k, j by j, (B, K2 * K2, 1, L)."""
+        query, key = (pad(each, self.window) for each in (query, key))
+        footprint = self.window.footprint
+        # No patch has a pixel that is compared with one outside the margin.
+        products = functional.dot_product(query, key, footprint=2 * footprint - 1,
+                                          padding_mode="zeros")
+        products = products.view(len(query), -1, *query.shape[2:])
+        return gathered(products, footprint).flatten(2).unsqueeze(2)

@@ -92,16 +92,6 @@ class VectorAttention(nn.Module):
             maps = {each: each(features) for each in distinct}
         return maps[query], maps[key], maps[value]
 
-    def _summed(self, weigh: Weigh, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Sum the values (B, O, H, W) under the weights that ``weigh`` makes, slice by slice."""
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return functional.aggregation(
-                value, weigh(query, key).to(value.dtype), footprint=self.window.footprint,
-                padding_mode=self.window.padding_mode)
-
-        return self._by_slices(attend, query, key, value)
-
     def _by_slices(self, attend: Callable[..., Tensor], *maps: Tensor) -> Tensor:
         pairs = 1 if self.relation.relation.family == "patchwise" else self.window.neighbours
         return reference.by_slices(attend, maps, self.conv_w, pairs * widest(self.conv_w))
@@ -149,6 +139,16 @@ class PairwiseAttention(VectorAttention):
             footprint=self.window.footprint, padding_mode=self.window.padding_mode,
             affine=self.design.position == "none" or is_pointwise(self.conv_p))
 
+    def _summed(self, weigh: Weigh, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Sum the values (B, O, H, W) under the weights that ``weigh`` makes, slice by slice."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return functional.aggregation(
+                value, weigh(query, key).to(value.dtype), footprint=self.window.footprint,
+                padding_mode=self.window.padding_mode)
+
+        return self._by_slices(attend, query, key, value)
+
     def attention_weights(self, features: Tensor) -> Tensor:
         """Return the weights (B, M, K2, H * W) that ``forward`` uses; they sum to 1 over K2."""
         query, key = self.compared(features)
@@ -162,7 +162,7 @@ class PairwiseAttention(VectorAttention):
         def weigh(query: Tensor, key: Tensor) -> Tensor:
             relation = (*self.relation(query, key),
                         *(each.expand(len(query), -1, -1, -1) for each in places))
-            return torch.softmax(functional.mapped(self.conv_w, torch.cat(relation, 1)), dim=-2)
+            return torch.softmax(functional.mapped(self.conv_w, _joined(relation)), dim=-2)
 
         return weigh
 
@@ -207,7 +207,7 @@ class PatchwiseAttention(VectorAttention):
         query, key, value = self._projected(features)
         fused = self.relation.relation.fused
         if fused is None or self.relation.sizes.shared:
-            return self._summed(self._weigh, query, key, value)
+            return self._by_slices(self._attend, query, key, value)
         return functional.patchwise_attention(
             query, fused(key), value, self.conv_w, footprint=self.window.footprint,
             padding_mode=self.window.padding_mode)
@@ -216,9 +216,19 @@ class PatchwiseAttention(VectorAttention):
         """Return the weights (B, M, K2, H * W) that ``forward`` uses, of any size and sign."""
         return self._by_slices(self._weigh, *self.compared(features))
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return functional.patchwise_sum(
+            _joined(self.relation(query, key)), value, self.conv_w,
+            footprint=self.window.footprint, padding_mode=self.window.padding_mode)
+
     def _weigh(self, query: Tensor, key: Tensor) -> Tensor:
-        mapped = functional.mapped(self.conv_w, torch.cat(self.relation(query, key), 1))
+        mapped = functional.mapped(self.conv_w, _joined(self.relation(query, key)))
         return torch.unflatten(mapped.squeeze(2), 1, (-1, self.window.neighbours))
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Join parts along their channels; one alone is as it is, where torch would copy it."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _require_groups(value_channels: int, weight_groups: int) -> None:

@@ -63,16 +63,23 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     return by_slices(attend, (query, key, value), mapping, channels * window.neighbours)
 
 
+def patchwise_sum(relation: Tensor, value: Tensor, mapping: nn.Module, window: Window, *,
+                  backend: str = NAME) -> Tensor:
+    """Sum the values under mapping(relation) itself, without a softmax."""
+    weight = mapped(mapping, relation, backend=backend).squeeze(2)
+    weight = torch.unflatten(weight, 1, (-1, window.neighbours))
+    return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
+
+
 def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module,
-                        window: Window, *, backend: str = NAME) -> Tensor:
-    """Weights are mapping([query_i, all key_j of the footprint]) itself, without a softmax."""
+                        window: Window, *,
+                        summed: Callable[..., Tensor] = patchwise_sum) -> Tensor:
+    """Let the values be ``summed`` by the relation [query_i, all key_j of the footprint]."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         centres = query[:, :, ::window.stride, ::window.stride].flatten(2).unsqueeze(2)
         patch = neighbours(key, window).flatten(1, 2).unsqueeze(2)
-        weight = mapped(mapping, torch.cat((centres, patch), 1), backend=backend).squeeze(2)
-        weight = torch.unflatten(weight, 1, (-1, window.neighbours))
-        return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
+        return summed(torch.cat((centres, patch), 1), value, mapping, window)
 
     per_position = query.shape[1] + key.shape[1] * window.neighbours
     return by_slices(attend, (query, key, value), mapping, per_position)

@@ -61,6 +61,10 @@ class Elementary(Protocol):
         """Return query_i * key_j summed over the channels of each group, (B, groups, K2, L)."""
         ...
 
+    def pair_products(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return query_j . key_k of all neighbours j and k, j by j, (B, K2 * K2, 1, L)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -130,9 +134,7 @@ def _star(local: Elementary, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
 
 def _clique(local: Elementary, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
     """[query_j . key_k for all j and k], j by j."""
-    rows = local.neighbours(query).permute(0, 3, 2, 1)
-    columns = local.neighbours(key).permute(0, 3, 1, 2)
-    return ((rows @ columns).flatten(2).transpose(1, 2).unsqueeze(2),)
+    return (local.pair_products(query, key),)
 
 
 def _each_channel(sizes: Sizes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import Structure, c_double, c_int32, c_int64, c_void_p, sizeof
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,15 +104,21 @@ class Arguments(Structure):
 
 
 def _require_numbers(struct: Structure, numbers: Mapping[str, float | None]) -> None:
-    kinds = {name: kind for name, kind, *_ in struct._fields_}
+    bits = _whole_numbers(type(struct))
     for name, number in numbers.items():
-        kind = kinds.get(name)
-        if kind in (c_int32, c_int64) and not 0 <= (number or 0) < 1 << (8 * sizeof(kind) - 1):
-            raise UsageError(f"{name} of a native kernel must be a number of {8 * sizeof(kind)} "
+        if name in bits and not 0 <= (number or 0) < 1 << (bits[name] - 1):
+            raise UsageError(f"{name} of a native kernel must be a number of {bits[name]} "
                              "bits that is not negative", seen=f"it is {number}", hint=HINT)
     if "element" in numbers and numbers["element"] not in _ELEMENTS:
         raise UsageError("elements of a native kernel must be float32 or float64",
                          seen=f"their kind is {numbers['element']}", hint=HINT)
+
+
+@cache
+def _whole_numbers(struct: type[Structure]) -> dict[str, int]:
+    """How many bits each whole number of a struct has."""
+    return {name: 8 * sizeof(kind) for name, kind, *_ in struct._fields_
+            if kind in (c_int32, c_int64)}
 
 
 def _require_elements(name: str, tensor: Tensor, needed: int, *, roomy: bool) -> None:
