@@ -27,18 +27,23 @@ def gathered(products: Tensor, footprint: int) -> Tensor:
     return patches
 
 
-class _Gather(torch.autograd.Function):
-    """Linear, and so its own derivative; the gradient is that of `_Spread`."""
+class _Linear(torch.autograd.Function):
+    """What all derivatives of a linear function need to know."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, products: Tensor, footprint: int) -> Tensor:
-        ctx.footprint = footprint
-        images, _, height, width = products.shape
-        margin = footprint - 1
-        patches = products.new_empty(images, *[footprint] * 4, height - margin, width - margin)
-        for patch, product in _pairs(patches, products, footprint):
-            patch.copy_(product)
-        return patches.flatten(1, 4)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.footprint = inputs
+
+
+class _Gather(_Linear):
+    """Its own derivative; the gradient is that of `_Spread`."""
+
+    @staticmethod
+    def forward(products: Tensor, footprint: int) -> Tensor:
+        size = products.shape[2] - footprint + 1, products.shape[3] - footprint + 1
+        return torch.stack(list(_patches(products, footprint, size)), 1).flatten(1, 3)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -49,18 +54,16 @@ class _Gather(torch.autograd.Function):
         return gathered(tangent, ctx.footprint)
 
 
-class _Spread(torch.autograd.Function):
+class _Spread(_Linear):
     """The gradient of the products for that of all patches."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, footprint: int) -> Tensor:
-        ctx.footprint = footprint
+    def forward(grad: Tensor, footprint: int) -> Tensor:
         images, _, height, width = grad.shape
-        margin = footprint - 1
-        products = grad.new_zeros(images, (2 * footprint - 1) ** 2, height + margin,
-                                  width + margin)
-        patches = torch.unflatten(grad, 1, (footprint,) * 4)
-        for patch, product in _pairs(patches, products, footprint):
+        products = grad.new_zeros(images, (2 * footprint - 1) ** 2, height + footprint - 1,
+                                  width + footprint - 1)
+        places = torch.unflatten(grad, 1, (-1, footprint, footprint)).unbind(1)
+        for product, patch in zip(_patches(products, footprint, (height, width)), places):
             product.add_(patch)
         return products
 
@@ -68,14 +71,18 @@ class _Spread(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return gathered(grad, ctx.footprint), None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, of_footprint: None) -> Tensor:
+        spread: Tensor = _Spread.apply(tangent, ctx.footprint)
+        return spread
 
-def _pairs(patches: Tensor, products: Tensor, footprint: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield where each place of the query in a patch has its keys (B, K, K, H, W), in both."""
+
+def _patches(products: Tensor, footprint: int, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Yield the part (B, K, K, H, W) of each place that the query has in a patch, row by row."""
     by_offset = torch.unflatten(products, 1, (2 * footprint - 1,) * 2)
-    height, width = patches.shape[-2:]
+    height, width = size
     for row in range(footprint):
         for column in range(footprint):
             down, across = footprint - 1 - row, footprint - 1 - column
-            yield patches[:, row, column], by_offset[
-                :, down:down + footprint, across:across + footprint,
-                row:row + height, column:column + width]
+            yield by_offset[:, down:down + footprint, across:across + footprint,
+                            row:row + height, column:column + width]
