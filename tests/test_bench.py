@@ -340,6 +340,8 @@ def test_what_was_refused_is_in_the_summary(tmp_path: Path) -> None:
     (("models", "-c", "resnet26"), 2, "only resnet26 was named: add -c ours"),
     (("memory", "-c", "torchattacks"), 2, "only torchattacks was named"),
     (("models", "training", "-c", "unfold"), 2, "one of ours, plain, resnet26,"),
+    (("training", "--compile"), 2, "--compile must have models or memory"),
+    (("training", "--formulation", "os:getcwd"), 2, "--formulation must have models"),
 ])
 def test_bad_options_are_refused_at_once(command: Command, tmp_path: Path,
                                          arguments: tuple[str, ...], exit_code: int,
@@ -349,10 +351,13 @@ def test_bad_options_are_refused_at_once(command: Command, tmp_path: Path,
     assert words in result.output and not (tmp_path / "out").exists()
 
 
-def test_a_model_without_contenders_is_named(command: Command, tmp_path: Path) -> None:
-    result = command("bench", "models", "-m", "resnet26", "-c", "unfold", "--img-size", "32",
+@pytest.mark.parametrize("part", ("models", "memory"))
+def test_a_model_without_contenders_is_named(command: Command, tmp_path: Path, part: str) -> None:
+    result = command("bench", part, "-m", "resnet26", "-c", "unfold", "--img-size", "32",
                      "-b", "1", "--repeats", "1", "--out", tmp_path)
-    assert result.exit_code == 0 and "resnet26: nothing is timed" in result.output, result.output
+    assert result.exit_code == 2 and "resnet26 must have a contender" in result.output
+    assert "resnet26: no contender named" in result.output, result.output
+    assert not (tmp_path / "bench.png").exists()
 
 
 OWN = """

@@ -174,7 +174,7 @@ def widen(mapping: nn.Sequential) -> None:
     (train, "statistics of the batch"),
     (forget_statistics, "statistics of the batch"),
     (learn, "weights require gradients"),
-    (watch, "hooks on the mapping"),
+    (watch, "the mapping has hooks"),
     (exchange, "the mapping is not"),
     (specialise, "the mapping is not"),
     (widen, "the mapping is not"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -146,6 +147,14 @@ def test_other_designs_of_patches(changes: dict[str, Any], padding_mode: str, dt
     assert calls == ["patchwise_sum"]
 
 
+@pytest.mark.parametrize("step", ("eval", "train"))
+def test_a_wrapped_layer_of_star_attention_is_called(step: str, calls: list[str]) -> None:
+    layer = attention("patchwise", 4, 3, replace(PATCHWISE, relation="star"))
+    layer = wrapped(layer.train(step == "train"))
+    assert_trains(layer, torch.randn(2, 12, 7, 10).double(), torch.float64, 1e-10)
+    assert not calls
+
+
 def test_without_a_hidden_layer_weights_are_stored(calls: list[str]) -> None:
     layer = attention("patchwise", 4, 3, replace(PATCHWISE, mapping="L"))
     assert_trains(layer, torch.randn(2, 12, 7, 10).double(), torch.float64, 1e-10)
@@ -276,13 +285,25 @@ def hooked(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def wrapped(layer: nn.Module) -> nn.Module:
+    last = layer.get_submodule("conv_w.5")
+    last.forward = partial(_one_more, last)
+    return layer
+
+
+def _one_more(last: nn.Module, given: Tensor) -> Tensor:
+    made: Tensor = type(last).forward(last, given)
+    return made + 1
+
+
 def replaced(layer: nn.Module) -> nn.Module:
     layer.conv_w[1] = nn.LeakyReLU()  # type: ignore[index, operator]
     return layer
 
 
 LEFT: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "eval": lambda layer: layer.eval(), "hooked": hooked, "another mapping": replaced,
+    "eval": lambda layer: layer.eval(), "hooked": hooked, "wrapped": wrapped,
+    "another mapping": replaced,
     "a norm in eval": lambda layer: layer.get_submodule("conv_w.3").eval() and layer}
 
 

@@ -16,8 +16,8 @@ from sanrobust.bench.machine import Probe, make_probe, measure_limits, shortfall
 from sanrobust.bench.peak import Peak, measure_peaks, too_large
 from sanrobust.bench.results import FILES, Results
 from sanrobust.bench.samples import Case, alternate, healthy
-from sanrobust.bench.settings import (ATTACKS, LOOP, MEMORY, MODELS, OPERATORS, OWN, TRAINING,
-                                      Settings)
+from sanrobust.bench.settings import (ATTACKS, COMPILED, LOOP, MEMORY, MODELS, OPERATORS, OURS,
+                                      OWN, TRAINING, Settings)
 from sanrobust.data.datasets import open_dataset
 from sanrobust.device import choose_device, cores, environment, exact
 from sanrobust.errors import UsageError
@@ -25,6 +25,7 @@ from sanrobust.files import require_writable
 from sanrobust.trouble import out_of_memory
 
 Say = Callable[[str], None]
+_NOBODY = "no contender named has a way of its own to compute it, so nothing is measured"
 # Who can be timed in a part; loop times a command, with no choice of contenders.
 _ABLE = {OPERATORS: operators.NAMES, MODELS: models.NAMES, MEMORY: models.NAMES,
          TRAINING: models.TRAINEES, ATTACKS: attacks.NAMES}
@@ -56,6 +57,10 @@ def run_bench(settings: Settings, *, say: Say = lambda _: None) -> Results:
                "limits": asdict(limits), "warning": warning,
                "allocator": tuning.refusal or list(tuning.done)})
     _Bench(results, device, make_probe(device, dtype)[1], say).run()
+    if not any((results.samples, results.peaks, results.efforts, results.loops, results.refused)):
+        raise UsageError(f"{' or '.join(settings.models)} must have a contender that computes it "
+                         "in a way of its own",
+                         seen=f"{', '.join(settings.contenders)} has none", hint=f"add -c {OURS}")
     return results
 
 
@@ -91,21 +96,28 @@ def _checked(settings: Settings) -> Settings:
         models.find_formulation(name)
     if {MODELS, MEMORY, TRAINING} & set(settings.parts):
         models.check(settings.models, settings.shape)
-    elif own:
-        raise UsageError("--formulation must have models or memory to take part in",
-                         seen=f"only {' '.join(settings.parts)} is measured", hint="add models")
     return settings
 
 
 def _check_contenders(settings: Settings) -> None:
-    """Refuse a part in which nobody would be timed."""
+    """Refuse a part in which nobody would be timed, and who would be timed in no part."""
     for part in settings.parts:
         able = _ABLE.get(part, settings.contenders)
-        if not any(name in able or part in (MODELS, MEMORY) and OWN in name
-                   for name in settings.contenders):
+        if not any(_takes_part(name, part) for name in settings.contenders):
             raise UsageError(f"a contender of {part} must be one of {', '.join(able)}",
                              seen=f"only {', '.join(settings.contenders)} was named",
                              hint=f"add -c {able[0]}")
+    for name in settings.contenders:
+        if (name == COMPILED or OWN in name) and not any(
+                _takes_part(name, part) for part in settings.parts if part in _ABLE):
+            option = "--compile" if name == COMPILED else "--formulation"
+            raise UsageError(f"{option} must have models or memory to take part in",
+                             seen=f"only {' '.join(settings.parts)} is measured",
+                             hint="add models")
+
+
+def _takes_part(name: str, part: str) -> bool:
+    return name in _ABLE.get(part, (name,)) or OWN in name and part in (MODELS, MEMORY)
 
 
 def _check_loop(settings: Settings) -> None:
@@ -155,11 +167,14 @@ class _Bench:
             self._peaks(model, measure_peaks(self._settings, model, training=True))
 
     def _peaks(self, model: str, peaks: Iterable[Peak]) -> None:
+        seen = len(self._results.peaks)
         for peak in peaks:
             self._results.peaks.append(peak)
             self._results.computed_by.setdefault((model, peak.contender), peak.computed_by)
             self._say(f"{model} {peak.case.step}, {peak.contender}: "
                       + (peak.failure or f"{(peak.net or 0) / 1e9:.2f} GB"))
+        if len(self._results.peaks) == seen:
+            self._say(f"{model}: {_NOBODY}")
         self._results.write()
 
     def _attacks(self) -> None:
@@ -205,8 +220,7 @@ class _Bench:
     def _race(self, kind: str, name: str, contenders: Iterable[Contender]) -> None:
         present = list(contenders)
         if not present:
-            self._say(f"{name}: nothing is timed, as no contender named has another way to "
-                      "compute it")
+            self._say(f"{name}: {_NOBODY}")
         for each in present:
             self._results.computed_by.setdefault((name, each.name), each.computed_by)
         for step in dict.fromkeys(step for each in present for step in each.calls):

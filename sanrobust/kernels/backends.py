@@ -36,6 +36,7 @@ class ReferenceBackend:
     subtraction = staticmethod(reference.subtraction)
     dot_product = staticmethod(reference.dot_product)
     neighbours = staticmethod(reference.neighbours)
+    pair_products = staticmethod(reference.pair_products)
     pairwise_attention = staticmethod(reference.pairwise_attention)
     patchwise_attention = staticmethod(reference.patchwise_attention)
     patchwise_sum = staticmethod(reference.patchwise_sum)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sanrobust.kernels.plain import Window
 
 Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
-                    "pairwise_attention", "patchwise_attention", "patchwise_sum",
+                    "pair_products", "pairwise_attention", "patchwise_attention", "patchwise_sum",
                     "local_attention", "norm_relu"]
 
 
@@ -50,6 +50,8 @@ class Backend(Protocol):
     def dot_product(self, query: Tensor, key: Tensor, groups: int, window: Window) -> Tensor: ...
 
     def neighbours(self, maps: Tensor, window: Window) -> Tensor: ...
+
+    def pair_products(self, query: Tensor, key: Tensor, window: Window) -> Tensor: ...
 
     def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                            mapping: nn.Module, window: Window, *,

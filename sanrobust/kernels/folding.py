@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.kernels import foldcache
+from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.position import PositionCode, keep_tables
 
@@ -111,9 +112,8 @@ def refusal(mapping: nn.Module, maps: Tensor | None = None,
     """
     if not _is_mapping(mapping):
         return "the mapping is not a normalisation, a ReLU and a 1x1 convolution, twice"
-    if any(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks
-           or each._backward_pre_hooks for each in mapping.modules()):
-        return "hooks on the mapping want to see what passes through it"
+    if any(map(is_watched, mapping.modules())):
+        return "the mapping has hooks, or a layer with a forward of its own"
     layers = layers_of(mapping)
     if any(norm.training or norm.running_mean is None for norm in (layers.norm, layers.norm2)):
         return "the mapping normalises by the statistics of the batch"

@@ -87,6 +87,25 @@ def dot_product(query: Tensor, key: Tensor, *, groups: int = 1, footprint: int, 
     return choose(call, backend=backend).dot_product(query, key, groups, window)
 
 
+def pair_products(query: Tensor, key: Tensor, *, footprint: int,
+                  padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
+    """Return the products of the query at each neighbour j with the key at each neighbour k.
+
+    They are the clique relation (Section 3.2), j by j.
+
+    Args:
+        query, key: (B, R, H, W).
+
+    Returns (B, K2 * K2, 1, L).
+    """
+    window = make_window(footprint, 1, 1, padding_mode)
+    _require_maps(window, query=query, key=key)
+    _require_alike(query=query, key=key)
+    _require_shape("key", key, tuple(query.shape))
+    call = Call("pair_products", (query, key), window)
+    return choose(call, backend=backend).pair_products(query, key, window)
+
+
 def neighbours(maps: Tensor, *, footprint: int, stride: int = 1, dilation: int = 1,
                padding_mode: PaddingMode = "reflect", backend: str | None = None) -> Tensor:
     """Gather the neighbours of every position: (B, C, H, W) to (B, C, K2, L)."""
@@ -157,6 +176,8 @@ def patchwise_sum(relation: Tensor, value: Tensor, mapping: nn.Module, *, footpr
     """
     window = make_window(footprint, 1, 1, padding_mode)
     _require_maps(window, value=value)
+    for name, each in (("value", value), ("relation", relation)):
+        _require_floating(name, each)
     height, width = value.shape[2:]
     _require(relation.dim() == 4 and len(relation) == len(value)
              and relation.shape[2:] == (1, height * width),
@@ -304,13 +325,17 @@ def _require_maps(window: Window, **maps: Tensor) -> None:
 
 def _require_alike(**tensors: Tensor) -> None:
     (first_name, first), *others = tensors.items()
-    _require(first.is_floating_point(), f"{first_name} must be a floating tensor",
-             f"its dtype is {first.dtype}", f"convert it with {first_name}.float()")
+    _require_floating(first_name, first)
     for name, each in others:
         for kind, seen, wanted in (("dtype", each.dtype, first.dtype),
                                    ("device", each.device, first.device)):
             _require(seen == wanted, f"{first_name} and {name} must have the same {kind}",
                      f"they have {wanted} and {seen}", f"use {name}.to({first_name}.{kind})")
+
+
+def _require_floating(name: str, tensor: Tensor) -> None:
+    _require(tensor.is_floating_point(), f"{name} must be a floating tensor",
+             f"its dtype is {tensor.dtype}", f"convert it with {name}.float()")
 
 
 def _require_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from sanrobust.kernels import batch_mapping, folding, ops, reference
 from sanrobust.kernels.calls import Call
-from sanrobust.kernels.plain import Window
+from sanrobust.kernels.pairs import gathered
+from sanrobust.kernels.plain import Window, pad
 
 
 class FusedBackend:
@@ -75,6 +76,17 @@ class FusedBackend:
     def neighbours(self, maps: Tensor, window: Window) -> Tensor:
         """Gather by torch itself: there is nothing to compute."""
         return reference.neighbours(maps, window)
+
+    def pair_products(self, query: Tensor, key: Tensor, window: Window) -> Tensor:
+        """Compute as ``reference.pair_products``, each product once for all patches that have it.
+        """
+        if torch.compiler.is_compiling():
+            return reference.pair_products(query, key, window)
+        query, key = (pad(each, window) for each in (query, key))
+        # No patch has a pixel that is compared with one outside the margin.
+        around = Window(2 * window.footprint - 1, padding_mode="zeros")
+        products = self.dot_product(query, key, 1, around).view(len(query), -1, *query.shape[2:])
+        return gathered(products, window.footprint).flatten(2).unsqueeze(2)
 
     def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                            mapping: nn.Module, window: Window, *, affine: bool = False) -> Tensor:

@@ -9,13 +9,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether ``module``, or every module, has a hook."""
+    """Whether ``module`` has a hook or a ``forward`` of its own, or every module has a hook."""
     everywhere = (getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-    return any(everywhere) or any(getattr(module, hooks) for hooks in HOOKS)
+    return ("forward" in vars(module) or any(everywhere)
+            or any(getattr(module, hooks) for hooks in HOOKS))
 
 
 def is_pointwise(module: nn.Module) -> bool:
     """Whether ``module`` is torch's own convolution of each pixel by itself, and unwatched."""
-    return (type(module) is nn.Conv2d and "forward" not in vars(module)
+    return (type(module) is nn.Conv2d
             and module.kernel_size == module.stride == (1, 1) and module.groups == 1
             and module.padding == (0, 0) and not is_watched(module))

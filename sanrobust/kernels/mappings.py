@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from sanrobust.design import Mapping
 from sanrobust.kernels import functional
-from sanrobust.kernels.pairs import gathered
-from sanrobust.kernels.plain import Window, pad
+from sanrobust.kernels.plain import Window
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.relations import Relation, Sizes
 
@@ -108,10 +107,5 @@ class RelationLayer(nn.Module):
 
     def pair_products(self, query: Tensor, key: Tensor) -> Tensor:
         """Return query_j . key_k of all neighbours j and k, j by j, (B, K2 * K2, 1, L)."""
-        query, key = (pad(each, self.window) for each in (query, key))
-        footprint = self.window.footprint
-        # No patch has a pixel that is compared with one outside the margin.
-        products = functional.dot_product(query, key, footprint=2 * footprint - 1,
-                                          padding_mode="zeros")
-        products = products.view(len(query), -1, *query.shape[2:])
-        return gathered(products, footprint).flatten(2).unsqueeze(2)
+        return functional.pair_products(query, key, footprint=self.window.footprint,
+                                        padding_mode=self.window.padding_mode)

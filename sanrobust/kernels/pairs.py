@@ -27,21 +27,12 @@ def gathered(products: Tensor, footprint: int) -> Tensor:
     return patches
 
 
-class _Linear(torch.autograd.Function):
-    """What all derivatives of a linear function need to know."""
-
-    generate_vmap_rule = True
+class _Gather(torch.autograd.Function):
+    """Linear, and so its own derivative; the gradient is that of `_Spread`."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.footprint = inputs
-
-
-class _Gather(_Linear):
-    """Its own derivative; the gradient is that of `_Spread`."""
-
-    @staticmethod
-    def forward(products: Tensor, footprint: int) -> Tensor:
+    def forward(ctx: Any, products: Tensor, footprint: int) -> Tensor:
+        ctx.footprint = footprint
         size = products.shape[2] - footprint + 1, products.shape[3] - footprint + 1
         return torch.stack(list(_patches(products, footprint, size)), 1).flatten(1, 3)
 
@@ -49,16 +40,13 @@ class _Gather(_Linear):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Spread.apply(grad, ctx.footprint), None
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, of_footprint: None) -> Tensor:
-        return gathered(tangent, ctx.footprint)
 
-
-class _Spread(_Linear):
+class _Spread(torch.autograd.Function):
     """The gradient of the products for that of all patches."""
 
     @staticmethod
-    def forward(grad: Tensor, footprint: int) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, footprint: int) -> Tensor:
+        ctx.footprint = footprint
         images, _, height, width = grad.shape
         products = grad.new_zeros(images, (2 * footprint - 1) ** 2, height + footprint - 1,
                                   width + footprint - 1)
@@ -70,11 +58,6 @@ class _Spread(_Linear):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return gathered(grad, ctx.footprint), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, of_footprint: None) -> Tensor:
-        spread: Tensor = _Spread.apply(tangent, ctx.footprint)
-        return spread
 
 
 def _patches(products: Tensor, footprint: int, size: tuple[int, int]) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.errors import UsageError
 from sanrobust.kernels import ops
 from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.kernelset import NormKernels, offers
@@ -46,6 +47,13 @@ def dot_product(query: Tensor, key: Tensor, groups: int, window: Window) -> Tens
     return ops.dot_product(query, key, groups, window, backend=NAME)
 
 
+def pair_products(query: Tensor, key: Tensor, window: Window) -> Tensor:
+    """Return query_j . key_k of all neighbours j and k, j by j: to (B, K2 * K2, 1, L)."""
+    rows = neighbours(query, window).permute(0, 3, 2, 1)
+    columns = neighbours(key, window).permute(0, 3, 1, 2)
+    return (rows @ columns).flatten(2).transpose(1, 2).unsqueeze(2)
+
+
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                        mapping: nn.Module, window: Window, *, affine: bool = False,
                        backend: str = NAME) -> Tensor:
@@ -67,6 +75,11 @@ def patchwise_sum(relation: Tensor, value: Tensor, mapping: nn.Module, window: W
                   backend: str = NAME) -> Tensor:
     """Sum the values under mapping(relation) itself, without a softmax."""
     weight = mapped(mapping, relation, backend=backend).squeeze(2)
+    groups, rest = divmod(weight.shape[1], window.neighbours)
+    if rest or not groups or value.shape[1] % groups:
+        raise UsageError(f"the mapping must make weights for {window.neighbours} neighbours, in "
+                         f"groups that divide {value.shape[1]} channels",
+                         seen=f"it makes {weight.shape[1]}", hint="change its last layer")
     weight = torch.unflatten(weight, 1, (-1, window.neighbours))
     return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
 
