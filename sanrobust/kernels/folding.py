@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.kernels import foldcache
-from sanrobust.kernels.hooks import is_watched
+from sanrobust.kernels.hooks import is_altered
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.position import PositionCode, keep_tables
 
@@ -112,7 +112,7 @@ def refusal(mapping: nn.Module, maps: Tensor | None = None,
     """
     if not _is_mapping(mapping):
         return "the mapping is not a normalisation, a ReLU and a 1x1 convolution, twice"
-    if any(map(is_watched, mapping.modules())):
+    if any(map(is_altered, mapping.modules())):
         return "the mapping has hooks, or a layer with a forward of its own"
     layers = layers_of(mapping)
     if any(norm.training or norm.running_mean is None for norm in (layers.norm, layers.norm2)):

@@ -8,11 +8,15 @@ from torch import nn
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def is_altered(module: nn.Module) -> bool:
+    """Whether ``module`` has a hook, or a ``forward`` of its own."""
+    return "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS)
+
+
 def is_watched(module: nn.Module) -> bool:
-    """Whether ``module`` has a hook or a ``forward`` of its own, or every module has a hook."""
+    """Whether ``module`` is altered, or every module has a hook."""
     everywhere = (getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-    return ("forward" in vars(module) or any(everywhere)
-            or any(getattr(module, hooks) for hooks in HOOKS))
+    return any(everywhere) or is_altered(module)
 
 
 def is_pointwise(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from sanrobust.design import Mapping
-from sanrobust.kernels import functional
+from sanrobust.kernels import functional, reference
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.relations import Relation, Sizes
@@ -107,5 +107,7 @@ class RelationLayer(nn.Module):
 
     def pair_products(self, query: Tensor, key: Tensor) -> Tensor:
         """Return query_j . key_k of all neighbours j and k, j by j, (B, K2 * K2, 1, L)."""
+        # Evaluation counts them as the paper does; there whole networks have kernels of their own.
         return functional.pair_products(query, key, footprint=self.window.footprint,
-                                        padding_mode=self.window.padding_mode)
+                                        padding_mode=self.window.padding_mode,
+                                        backend=None if self.training else reference.NAME)
