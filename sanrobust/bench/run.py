@@ -91,9 +91,9 @@ def _checked(settings: Settings) -> Settings:
     if LOOP in settings.parts:
         _check_loop(settings)
     settings = replace(settings, shape=replace(settings.shape, device=str(device)))
-    own = [name for name in settings.contenders if OWN in name]
-    for name in own:
-        models.find_formulation(name)
+    for name in settings.contenders:
+        if OWN in name:
+            models.find_formulation(name)
     if {MODELS, MEMORY, TRAINING} & set(settings.parts):
         models.check(settings.models, settings.shape)
     return settings
@@ -101,15 +101,15 @@ def _checked(settings: Settings) -> Settings:
 
 def _check_contenders(settings: Settings) -> None:
     """Refuse a part in which nobody would be timed, and who would be timed in no part."""
-    for part in settings.parts:
-        able = _ABLE.get(part, settings.contenders)
+    parts = [part for part in settings.parts if part in _ABLE]
+    for part in parts:
         if not any(_takes_part(name, part) for name in settings.contenders):
-            raise UsageError(f"a contender of {part} must be one of {', '.join(able)}",
+            raise UsageError(f"a contender of {part} must be one of {', '.join(_ABLE[part])}",
                              seen=f"only {', '.join(settings.contenders)} was named",
-                             hint=f"add -c {able[0]}")
+                             hint=f"add -c {_ABLE[part][0]}")
     for name in settings.contenders:
-        if (name == COMPILED or OWN in name) and not any(
-                _takes_part(name, part) for part in settings.parts if part in _ABLE):
+        if (name == COMPILED or OWN in name) and not any(_takes_part(name, part)
+                                                         for part in parts):
             option = "--compile" if name == COMPILED else "--formulation"
             raise UsageError(f"{option} must have models or memory to take part in",
                              seen=f"only {' '.join(settings.parts)} is measured",
@@ -117,7 +117,7 @@ def _check_contenders(settings: Settings) -> None:
 
 
 def _takes_part(name: str, part: str) -> bool:
-    return name in _ABLE.get(part, (name,)) or OWN in name and part in (MODELS, MEMORY)
+    return name in _ABLE[part] or OWN in name and part in (MODELS, MEMORY)
 
 
 def _check_loop(settings: Settings) -> None:

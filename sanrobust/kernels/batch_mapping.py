@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sanrobust.kernels import (folding, learned_pairwise, learned_patchwise,  # noqa: F401
                                ops)
-from sanrobust.kernels.hooks import is_watched
+from sanrobust.kernels.hooks import is_linear, is_watched
 from sanrobust.kernels.kernelset import LearningKernels, offers
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.position import PositionCode, displacement_table, slopes
@@ -56,7 +56,7 @@ def takes_sum(mapping: nn.Module, relation: Tensor, value: Tensor, window: Windo
             or type(mapping) is not nn.Sequential or len(mapping) < 2):
         return False
     relu, linear = mapping[-2:]
-    if type(relu) is not nn.ReLU or not folding.is_linear(linear):
+    if type(relu) is not nn.ReLU or not is_linear(linear):
         return False
     groups = linear.in_channels
     return (value.shape[1] % groups == 0

@@ -19,15 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.kernels import foldcache
-from sanrobust.kernels.hooks import is_altered
-from sanrobust.kernels.pointwise import PointwiseConv2d
+from sanrobust.kernels.hooks import is_altered, is_linear
 from sanrobust.kernels.position import PositionCode, keep_tables
 
 Folded = TypeVar("Folded")
@@ -266,13 +265,6 @@ def _is_mapping(mapping: nn.Module) -> bool:
         return False
     return all(type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and is_linear(linear)
                for norm, relu, linear in (mapping[:3], mapping[3:]))
-
-
-def is_linear(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether ``layer`` is a 1x1 convolution whose formula is folded."""
-    return (type(layer) in (nn.Conv2d, PointwiseConv2d) and isinstance(layer, nn.Conv2d)
-            and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
-            and layer.padding == (0, 0))
 
 
 def _misfit(layers: Layers, maps: Tensor | None, channels: int | None) -> str | None:

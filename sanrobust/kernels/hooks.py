@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import nn
+
+from sanrobust.kernels.pointwise import PointwiseConv2d
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -19,8 +23,13 @@ def is_watched(module: nn.Module) -> bool:
     return any(everywhere) or is_altered(module)
 
 
-def is_pointwise(module: nn.Module) -> bool:
-    """Whether ``module`` is torch's own convolution of each pixel by itself, and unwatched."""
-    return (type(module) is nn.Conv2d
+def is_linear(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether the class of ``module`` is a convolution's, and it is one of each pixel by itself."""
+    return (isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, PointwiseConv2d)
             and module.kernel_size == module.stride == (1, 1) and module.groups == 1
-            and module.padding == (0, 0) and not is_watched(module))
+            and module.padding == (0, 0))
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether ``module`` `is_linear`, and unwatched."""
+    return is_linear(module) and not is_watched(module)

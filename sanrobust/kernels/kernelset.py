@@ -212,7 +212,7 @@ def kernels(backend: str) -> Kernels:
 
 def offers(backend: str, protocol: Any) -> bool:
     """Whether ``backend`` has a kernel set, and that has what ``protocol`` asks for."""
-    return backend in KERNELS.names() and _has(backend, protocol)
+    return backend in KERNELS.names() and _has(type(kernels(backend)), protocol)
 
 
 def fused_kernels(backend: str) -> FusedKernels:
@@ -240,14 +240,15 @@ def learning_kernels(backend: str) -> LearningKernels:
 
 
 def _offering(protocol: Any, backend: str) -> Any:
-    if not _has(backend, protocol):
+    found = kernels(backend)
+    if not _has(type(found), protocol):
         raise BackendError("a fused operator must run on a backend that has it",
                            seen=f"backend {backend} composes it of elementary operators",
                            hint="call sanrobust.kernels.functional instead of torch.ops")
-    return kernels(backend)
+    return found
 
 
 @cache
-def _has(backend: str, protocol: Any) -> bool:
-    """Whether a kernel set has a protocol's methods; looking takes as long as a small kernel."""
-    return isinstance(kernels(backend), protocol)
+def _has(kind: type[Kernels], protocol: Any) -> bool:
+    """Whether kernel sets have a protocol's methods; looking takes as long as a small kernel."""
+    return issubclass(kind, protocol)
