@@ -339,7 +339,7 @@ def test_what_was_refused_is_in_the_summary(tmp_path: Path) -> None:
     (("operators", "-c", "resnet50"), 2, "one of ours, plain, unfold, compiled,"),
     (("models", "-c", "resnet26"), 2, "only resnet26 was named: add -c ours"),
     (("memory", "-c", "torchattacks"), 2, "only torchattacks was named"),
-    (("models", "training", "-c", "unfold"), 2, "one of ours, plain, resnet26,"),
+    (("models", "training", "-c", "unfold"), 2, "one of ours, checkpointed, plain, resnet26,"),
     (("training", "--compile"), 2, "--compile must have models or memory"),
     (("training", "--formulation", "os:getcwd"), 2, "--formulation must have models"),
 ])

@@ -54,7 +54,7 @@ def test_the_command_measures_time_and_memory_of_training(command: Command,
     assert done.exit_code == 0, done.output
     found = pd.read_csv(tmp_path / "bench.csv")
     assert set(found["step"]) == {"training"}
-    assert set(found["contender"]) == {"ours", "plain", "resnet26"}
+    assert set(found["contender"]) == {"ours", "checkpointed", "plain", "resnet26"}
     assert "Memory above" in done.output and "resnet26" in done.output
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanrobust.bench.contender import Contender
-from sanrobust.bench.settings import (ATTACK, COMPILED, FORWARD, OURS, OWN, PLAIN, RESNET,
-                                      RESNET_LAST, RESNET_OURS, RESNET_SMALL, TORCHATTACKS,
-                                      TRAINING, UNFOLD, Shape)
+from sanrobust.bench.settings import (ATTACK, CHECKPOINTED, COMPILED, FORWARD, OURS, OWN, PLAIN,
+                                      RESNET, RESNET_LAST, RESNET_OURS, RESNET_SMALL,
+                                      TORCHATTACKS, TRAINING, UNFOLD, Shape)
 from sanrobust.bench.unfold import (Formulation, attention_by, compute_by, is_released,
                                     unfold_attention)
 from sanrobust.errors import UsageError
@@ -31,6 +31,7 @@ from sanrobust.kernels.modules import (PairwiseAttention, PatchwiseAttention, Ve
                                        position_grid)
 from sanrobust.zoo import catalog
 from sanrobust.zoo.accelerate import accelerate
+from sanrobust.zoo.blocks import BlockNetwork
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.external import is_external, require_found
 from sanrobust.zoo.factory import find_callable
@@ -52,7 +53,7 @@ def contends(name: str, network: nn.Module) -> bool:
     """
     if name == OURS or name in _RIVALS:
         return True
-    if name in (TORCHATTACKS, RESNET_SMALL):
+    if name in (TORCHATTACKS, RESNET_SMALL, CHECKPOINTED):
         return False
     has_another = _is_rewritten if name == PLAIN else is_released
     return any(map(has_another, network.modules()))
@@ -111,15 +112,22 @@ def contenders(names: Iterable[str], classifier: Classifier, shape: Shape, *,
     Raises what `contender` raises.
     """
     for name in names:
-        if training and name in _TRAINEES:
+        if training and name in _TRAINEES and _can_train(name, classifier.network):
             yield _trainee(name, classifier, shape)
         elif not training and contends(name, classifier.network):
             yield contender(name, classifier, shape)
 
 
+def _can_train(name: str, network: nn.Module) -> bool:
+    return name != CHECKPOINTED or isinstance(network, BlockNetwork)
+
+
 def _trainee(name: str, classifier: Classifier, shape: Shape) -> Contender:
     own = load(RESNET_SMALL, shape) if name == RESNET_SMALL else deepcopy(classifier)
     own.network.train().requires_grad_(True)  # the classifier itself stays in eval mode
+    if name == CHECKPOINTED:
+        assert isinstance(own.network, BlockNetwork)  # `_can_train`
+        own.network.set_grad_checkpointing()
     model = _plain(own, shape)[0] if name == PLAIN else own
     return Contender(name=name, computed_by=_TRAINEES[name],
                      calls={TRAINING: partial(train, model, _pixels(shape))})
@@ -231,7 +239,8 @@ _MAKERS: dict[str, Callable[[Classifier, Shape], tuple[nn.Module, str]]] = {
     OURS: _ours, PLAIN: _plain, UNFOLD: _unfold, COMPILED: _compiled, RESNET: _resnet,
     RESNET_LAST: _resnet_last, RESNET_OURS: _resnet_ours,
 }
-_TRAINEES = {OURS: "sanrobust", PLAIN: "reference backend", RESNET_SMALL: "torch"}
+_TRAINEES = {OURS: "sanrobust", CHECKPOINTED: "sanrobust, blocks computed again",
+             PLAIN: "reference backend", RESNET_SMALL: "torch"}
 NAMES, TRAINEES = tuple(_MAKERS), tuple(_TRAINEES)
 
 

@@ -17,11 +17,13 @@ FORWARD, ATTACK = "forward", "attack"
 STEPS = (FORWARD, ATTACK)
 
 OURS, PLAIN, UNFOLD, COMPILED = "ours", "plain", "unfold", "compiled"
+CHECKPOINTED = "checkpointed"
 RESNET, RESNET_LAST, RESNET_OURS = "resnet50", "resnet50-nhwc", "resnet50-folded"
 RESNET_SMALL = "resnet26"
 TORCHATTACKS = "torchattacks"
 CONTENDERS = {
     OURS: "what the evaluation and the training use",
+    CHECKPOINTED: "ours in training, with --grad-checkpointing",
     PLAIN: "the reference backend, plain torch",
     UNFOLD: "the layers as released, with unfold in place of their operators",
     COMPILED: "torch.compile of the reference",
@@ -125,8 +127,8 @@ class Settings:
 
     parts: tuple[str, ...] = USUAL_PARTS
     models: tuple[str, ...] = SANS
-    contenders: tuple[str, ...] = (OURS, PLAIN, UNFOLD, RESNET, RESNET_LAST, RESNET_SMALL,
-                                   TORCHATTACKS)
+    contenders: tuple[str, ...] = (OURS, CHECKPOINTED, PLAIN, UNFOLD, RESNET, RESNET_LAST,
+                                   RESNET_SMALL, TORCHATTACKS)
     shape: Shape = Shape()
     threat: Threat = Threat()
     loop: Loop = Loop()

@@ -83,8 +83,8 @@ def bench(**values: Any) -> None:
     Variants are models and memory of every network in the paper's Tables 4 to 8 and of SASA, each
     against ResNet50 as the evaluation computes it.
 
-    Training is a step with the gradients of all weights, and its memory, also of the reference and
-    of ResNet26.
+    Training is a step with the gradients of all weights, and its memory, also with blocks computed
+    again for them, of the reference and of ResNet26.
 
     Without an argument operators, models and memory are measured. Attacks are ours against those
     of torchattacks, on the same network and images; one run of each is counted: passes, CPU time,

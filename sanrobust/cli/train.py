@@ -45,6 +45,9 @@ def _recipe_options(command: click.Command) -> click.Command:
               help="Begin with the weights in FILE; a head for other classes is left out.")
 @click.option("-j", "--workers", type=Whole(0, MOST_PROCESSES), default=0, show_default=True,
               help="Processes that decode images.")
+@click.option("--grad-checkpointing", is_flag=True,
+              help="Keep of each block its input alone and compute the block again for its "
+                   "gradients: less memory, more time, the same weights.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
 @click.option("--fresh/--resume", default=False,
               help="Train anew, or go on with what was stopped. [default: resume]")

@@ -28,6 +28,7 @@ from sanrobust.training.scoring import Score
 from sanrobust.training.splits import Source, check_sets, open_sets
 from sanrobust.training.state import read_state, write_state
 from sanrobust.zoo import trained_list
+from sanrobust.zoo.blocks import BlockNetwork
 from sanrobust.zoo.build import build
 from sanrobust.zoo.catalog import PAPER_ORDER
 from sanrobust.zoo.checkpoint import METADATA_KEY, read_state_dict, safetensors_bytes
@@ -60,6 +61,7 @@ class TrainingJob:
         recipe: how to train.
         finetune: weights to begin with; a head of other length is left out.
         workers: processes that decode images.
+        grad_checkpointing: compute blocks again for their gradients; the weights are the same.
         device: where to train.
         fresh: train anew what is trained, and begin anew what was stopped.
         save_every: seconds of training after which its state is written.
@@ -77,6 +79,7 @@ class TrainingJob:
     recipe: Recipe = field(default_factory=Recipe)
     finetune: Path | None = None
     workers: int = 0
+    grad_checkpointing: bool = False
     device: str = "auto"
     fresh: bool = False
     save_every: float = SAVE_SECONDS
@@ -172,6 +175,11 @@ class _Trained:
     def _network(self) -> nn.Module:
         torch.manual_seed(self.job.recipe.seed)
         network = build(self.architecture)
+        if self.job.grad_checkpointing:
+            if not isinstance(network, BlockNetwork):
+                raise UsageError("--grad-checkpointing must be given to a network of blocks",
+                                 seen=f"{self.arch} has none", hint="leave it out")
+            network.set_grad_checkpointing()
         if self.job.finetune is not None:
             begin_with(network, self.job.finetune, name=self.arch, say=self.say)
         return network

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from sanrobust.errors import ModelError
+from sanrobust.zoo.blocks import BlockNetwork, Blocks
 from sanrobust.zoo.families.resnet import ResNetConfig
 
 Spatial = Callable[[int, int], nn.Module]
@@ -29,7 +30,7 @@ class Stem(NamedTuple):
     pooling: nn.Module
 
 
-class BottleneckNetwork(nn.Module):
+class BottleneckNetwork(BlockNetwork):
     """Bottleneck blocks in four groups; normalised images (B, 3, H, W) to logits (B, K).
 
     Args:
@@ -113,7 +114,7 @@ def initialise_convolutions(module: nn.Module, leave: tuple[type[nn.Module], ...
 
 
 def _stage(in_channels: int, inner_channels: int, depth: int, *, stride: int,
-           spatial: Spatial | None) -> nn.Sequential:
+           spatial: Spatial | None) -> Blocks:
     out_channels = inner_channels * Bottleneck.expansion
     downsample = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
@@ -124,7 +125,7 @@ def _stage(in_channels: int, inner_channels: int, depth: int, *, stride: int,
     if spatial is not None:
         for block in blocks:
             block.conv2 = spatial(inner_channels, block.stride)
-    return nn.Sequential(*blocks)
+    return Blocks(*blocks)
 
 
 def _convolution(kernel: int, channels: int, stride: int) -> nn.Module:

@@ -15,6 +15,7 @@ from sanrobust.errors import ModelError
 from sanrobust.kernels.functional import norm_relu, stem
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.zoo.blocks import BlockNetwork, Blocks
 from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import require_side, smallest_input
 
@@ -42,7 +43,7 @@ class SanBlock(nn.Module):
         return residual.add_(features)
 
 
-class San(nn.Module):
+class San(BlockNetwork):
     """A SAN; normalised images (B, 3, H, W) to logits (B, K).
 
     Attributes:
@@ -63,7 +64,7 @@ class San(nn.Module):
         for stage, next_width in enumerate(config.widths):
             self.add_module(f"conv{stage}", nn.Conv2d(width, next_width, 1, bias=False))
             self.add_module(f"bn{stage}", nn.BatchNorm2d(next_width))
-            self.add_module(f"layer{stage}", nn.Sequential(*(
+            self.add_module(f"layer{stage}", Blocks(*(
                 SanBlock(config, channels=next_width, footprint=config.footprints[stage])
                 for _ in range(config.layers[stage])
             )))
