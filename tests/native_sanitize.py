@@ -31,7 +31,8 @@ WIDTH, WIDTHS = 16, build.RELATIONS
 NETWORKS = ("san10-pair", "san10-patch", "san10-pair(relation=concatenation,mapping=LRLRL)",
             "san10-pair(relation=hadamard,mapping=L)", "san10-pair(relation=dot)",
             "san10-pair(position=absolute,transforms=1)", "san10-scalar", "san10-sasa(content=no)",
-            "san10-patch(relation=star)", "san10-patch(relation=clique)")
+            "san10-patch(relation=star)", "san10-patch(relation=clique)",
+            "san10-patch(mapping=LRLRL)")
 THREADS = 3
 FLAGS = ("-O0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 

@@ -85,7 +85,9 @@ SCALAR = ["san10-scalar", "san10-sasa", "san10-sasa(content=no)",
           "san10-sasa(position=none,heads=2)"]
 PATCHWISE = ["san10-patch(transforms=2)", "san10-patch(transforms=1)", "san10-patch(relation=star)",
              "san10-patch(relation=star,transforms=2)", "san10-patch(relation=star,transforms=1)",
-             "san10-patch(relation=clique)", "san10-patch(relation=clique,transforms=1)"]
+             "san10-patch(relation=clique)", "san10-patch(relation=clique,transforms=1)",
+             "san10-patch(mapping=LRLRL)", "san10-patch(mapping=LRLRL,transforms=2)",
+             "san10-patch(mapping=LRLRL,transforms=1)"]
 DESIGNS = [*designs(), *SCALAR, *PATCHWISE]
 SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          *((arch, True, (32, 36)) for arch in SANS), ("san10-pair", True, (37, 33)),
@@ -98,6 +100,7 @@ SIZES = [("san10-pair", False, (128, 130)), ("san10-patch", False, (130, 128)),
          ("san10-patch(transforms=2)", False, (128, 130)),
          ("san10-patch(relation=star)", False, (130, 128)),
          ("san10-patch(relation=clique)", False, (130, 128)),
+         ("san10-patch(mapping=LRLRL)", False, (128, 130)),
          ("san10-scalar", False, (128, 130)), ("san10-sasa", False, (128, 130))]
 
 

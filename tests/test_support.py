@@ -48,7 +48,8 @@ def test_every_operator_has_one_network() -> None:
     assert all("attention='sasa'" in design for design in twice)  # of networks of two papers
     whole = {name for name in support.networks()
              if refusal(build(small_config(name)).eval(), CPU) is None}
-    assert whole >= {"san10-pair", "san10-patch", "san10-pair(mapping=LRLRL)", "san10-scalar"}
+    assert whole >= {"san10-pair", "san10-patch", "san10-pair(mapping=LRLRL)", "san10-scalar",
+                     "san10-patch(mapping=LRLRL)"}
 
 
 def test_attention_is_fused_in_training() -> None:

@@ -155,11 +155,12 @@ def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fold
 
 
 def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
-                   with_query: bool = True) -> FoldedPatchwise:
+                   with_query: bool = True, to_weights: bool = True) -> FoldedPatchwise:
     """Fold a mapping of R = ``relation`` query channels and then R * K2 key channels.
 
     ``refusal`` must have returned None. Without the query, which then is among the keys, its
-    channels are of no weight.
+    channels are of no weight. A mapping that does not end in weights of neighbours keeps the order
+    of its last layer.
     """
     layers = layers_of(mapping)
 
@@ -171,14 +172,14 @@ def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,
         # The mapping counts a key's channels first, then its neighbours; kernels the reverse.
         of_key = w1[:, relation:].view(len(w1), relation, -1).transpose(1, 2)
         w1 = torch.cat((w1[:, :relation], of_key.flatten(1)), 1)
-        w2, b2 = _weights(layers, of_key.shape[1])
+        w2, b2 = weights_of(layers.linear2, of_key.shape[1] if to_weights else 1)
         key_scale, key_shift = (_dense(each[relation:].view(relation, -1).t(), dtype)
                                 for each in (scale, shift))
         matrices = PatchwiseMatrices(key_scale, key_shift, *_both(w1, dtype), b1.to(dtype),
                                      *_both(w2, dtype), b2.to(dtype))
         return FoldedPatchwise(scale[:relation].to(dtype), shift[:relation].to(dtype), matrices)
 
-    return _kept(fold, mapping, layers, f"patchwise {relation} {dtype} {with_query}")
+    return _kept(fold, mapping, layers, f"patchwise {relation} {dtype} {with_query} {to_weights}")
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def fold_products(mapping: nn.Module, neighbours: int, dtype: torch.dtype) -> Fo
     """
     layers = layers_of(mapping)
     scale, shift = affine(layers.norm)
-    w2, b2 = _weights(layers, neighbours)
+    w2, b2 = weights_of(layers.linear2, neighbours)
     return FoldedProducts(scale, shift, *_hidden(layers), *_both(w2, dtype), b2.to(dtype))
 
 
@@ -224,6 +225,13 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         scale = scale * norm.weight.double()
     shift = -norm.running_mean.double() * scale
     return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def weights_of(linear: nn.Conv2d, count: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a last layer, its rows neighbour by neighbour for ``count`` of them."""
+    weight = linear.weight.flatten(1)
+    by_neighbour = weight.view(-1, count, weight.shape[1]).transpose(0, 1).flatten(0, 1)
+    return by_neighbour, _bias(linear).view(-1, count).t().flatten()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -298,13 +306,6 @@ def _hidden(layers: Layers) -> tuple[Tensor, Tensor]:
     scale, shift = affine(layers.norm2)
     return (layers.linear.weight.flatten(1).double() * scale[:, None],
             _bias(layers.linear) * scale + shift)
-
-
-def _weights(layers: Layers, count: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the last layer, its rows neighbour by neighbour for ``count`` of them."""
-    weight = layers.linear2.weight.flatten(1)
-    by_neighbour = weight.view(-1, count, weight.shape[1]).transpose(0, 1).flatten(0, 1)
-    return by_neighbour, _bias(layers.linear2).view(-1, count).t().flatten()
 
 
 def _both(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sanrobust.design import PAIRWISE, PATCHWISE, AttentionConfig, Mapping, Position
 from sanrobust.errors import UsageError
@@ -23,6 +22,7 @@ from sanrobust.kernels.hooks import is_pointwise
 from sanrobust.kernels.mappings import (RelationLayer, pairwise_mapping, patchwise_mapping,
                                         widest)
 from sanrobust.kernels.plain import PaddingMode
+from sanrobust.kernels.pointwise import convolved
 from sanrobust.kernels.relations import Family, Sizes
 
 POSITION_CHANNELS = 2
@@ -84,8 +84,8 @@ class VectorAttention(nn.Module):
         distinct = list(dict.fromkeys(projections))
         if self.training and features.dim() == 4 and all(
                 is_pointwise(each) and each.bias is not None for each in distinct):
-            made = F.conv2d(features, torch.cat([each.weight for each in distinct]),
-                            torch.cat([cast(Tensor, each.bias) for each in distinct]))
+            made = convolved(features, torch.cat([each.weight for each in distinct]),
+                             torch.cat([cast(Tensor, each.bias) for each in distinct]))
             maps = dict(zip(distinct, torch.split(made, [len(each.weight) for each in distinct],
                                                   1)))
         else:

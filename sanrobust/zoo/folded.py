@@ -27,7 +27,9 @@ from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.native import library, pairwise_designs
 from sanrobust.kernels.native.arguments import dense
 from sanrobust.kernels.native.attention_rows import (PRODUCTS, LocalRows, PairwiseRows,
-                                                     PatchwiseRows, ProductRows, projections)
+                                                     PatchwiseRows, ProductRows, fold_patchwise,
+                                                     projections)
+from sanrobust.kernels.native.deep_rows import DEEP, DeepRows
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
                                              Transition)
 from sanrobust.kernels.native.tape import Buffers, Program, Tape
@@ -252,8 +254,9 @@ def _unfused(design: AttentionConfig) -> str | None:
     if design.attention in ("scalar", "sasa"):
         return "its queries have absolute positions" if design.position == "absolute" else None
     released = DEFAULTS[design.attention]
+    deep = design.mapping == DEEP and design.relation not in PRODUCTS
     unlike = [f"{each.name}={getattr(design, each.name)}" for each in fields(AttentionConfig)
-              if each.name != "transforms"
+              if each.name != "transforms" and not (deep and each.name == "mapping")
               and getattr(design, each.name) not in (getattr(released, each.name), *PRODUCTS)]
     if unlike:
         return f"its {design.attention} attention has no fused kernels: {', '.join(unlike)}"
@@ -296,6 +299,8 @@ def _rows(sam: PairwiseAttention | PatchwiseAttention | LocalAttention,
         return PairwiseRows(sam, norm)
     if sam.design.relation in PRODUCTS:
         return ProductRows(sam, norm)
+    if sam.design.mapping == DEEP:
+        return DeepRows(sam, fold_patchwise(sam), norm)
     return PatchwiseRows(sam, norm)
 
 

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from sanrobust.design import AttentionConfig
 from sanrobust.errors import ModelError
 from sanrobust.kernels.functional import norm_relu, stem
+from sanrobust.kernels.hooks import is_pointwise
 from sanrobust.kernels.local import LocalAttention
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.kernels.pointwise import convolved
 from sanrobust.zoo.blocks import BlockNetwork, Blocks
 from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.forms import require_side, smallest_input
@@ -39,7 +41,7 @@ class SanBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the block's output (B, C, H, W) for ``features`` (B, C, H, W)."""
         attended = self.sam(norm_relu(self.bn1, features))
-        residual: Tensor = self.conv(norm_relu(self.bn2, attended))
+        residual = _convolved(self.conv, norm_relu(self.bn2, attended))
         return residual.add_(features)
 
 
@@ -85,9 +87,18 @@ class San(BlockNetwork):
         return logits
 
     def _stage(self, stage: int, features: Tensor, *, pooled: bool) -> Tensor:
-        projected = self.get_submodule(f"conv{stage}")(features)
+        projected = _convolved(self.get_submodule(f"conv{stage}"), features)
         attended = self.get_submodule(f"layer{stage}")(projected)
         return norm_relu(self.get_submodule(f"bn{stage}"), attended, pooled=pooled)
+
+
+def _convolved(convolution: nn.Module, features: Tensor) -> Tensor:
+    """Return the 1x1 convolution of ``features``; in training as its gradients are made fastest."""
+    if convolution.training and is_pointwise(convolution):
+        assert isinstance(convolution, nn.Conv2d)
+        return convolved(features, convolution.weight, convolution.bias)
+    made: Tensor = convolution(features)
+    return made
 
 
 def _attention(design: AttentionConfig, channels: int, footprint: int

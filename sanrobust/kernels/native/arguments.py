@@ -163,7 +163,7 @@ class PairwiseArgs(Arguments):
 class PatchwiseArgs(Arguments):
     """Arguments of the patchwise operator."""
 
-    _fields_ = [*_SHAPE, *_fields(c_int32, "hidden_alone unused"),
+    _fields_ = [*_SHAPE, *_fields(c_int32, "hidden_alone adds"),
                 *_fields(c_void_p, "qkv key_scale key_shift w1 w1t b1 w2 w2t b2 scale shift y out "
                                    "h grad grad_qkv grad_h grad_w1t grad_key_scale grad_key_shift "
                                    "grad_w2t grad_b2")]

@@ -167,7 +167,7 @@ class PatchwiseRows:
 
     def __init__(self, attention: PatchwiseAttention, norm: nn.BatchNorm2d) -> None:
         self._window = attention.window
-        self._folded = _fold_patchwise(attention)
+        self._folded = fold_patchwise(attention)
         self._affine = Affine(norm)
         self._outputs = attention.projections()[-1].out_channels
 
@@ -365,7 +365,7 @@ def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttenti
     elif attention.design.relation in PRODUCTS:
         parts = tuple(map(pairwise_designs.projection, attention.projections()))
     else:
-        folded = _fold_patchwise(attention)
+        folded = fold_patchwise(attention)
         scale, shift = folded.query_scale.double(), folded.query_shift.double()
         query, *others = attention.projections()
         parts = (pairwise_designs.projection(query, scale, shift),
@@ -379,6 +379,10 @@ def projections(attention: PairwiseAttention | PatchwiseAttention | LocalAttenti
                      torch.cat([each.bias for each in parts]))
 
 
-def _fold_patchwise(attention: PatchwiseAttention) -> folding.FoldedPatchwise:
-    return folding.fold_patchwise(attention.conv_w, attention.conv1.out_channels, torch.float32,
-                                  with_query=not attention.relation.sizes.shared)
+def fold_patchwise(attention: PatchwiseAttention) -> folding.FoldedPatchwise:
+    """Fold the first two linear layers of its mapping; of most there are no others."""
+    mapping = attention.conv_w
+    return folding.fold_patchwise(mapping if len(mapping) == 6 else mapping[:6],
+                                  attention.conv1.out_channels, torch.float32,
+                                  with_query=not attention.relation.sizes.shared,
+                                  to_weights=len(mapping) == 6)

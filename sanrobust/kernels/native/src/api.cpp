@@ -99,6 +99,7 @@ bool is_complete(const PatchwiseArgs &args, bool backward) {
       !args.grad_w2t != !args.grad_b2 || (args.grad_w1t && !args.hidden_alone) ||
       (args.grad_w2t && args.w1))
     return false;
+  if (args.adds && !args.hidden_alone) return false;
   if (args.hidden_alone && (!args.w1 || !(backward ? args.grad : args.h))) return false;
   if (args.w1) return args.w1t && args.b1 && args.key_scale && args.key_shift;
   return args.h && (args.grad_h || !backward);

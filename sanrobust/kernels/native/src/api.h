@@ -64,12 +64,12 @@ struct PairwiseArgs {
 // A neighbour outside the map (padding zeros) has key 0 and value 0. Without w1, h is given before its
 // relu, query and key are not read, and have the gradient 0. The other half alone: with hidden_alone
 // forward makes h before its relu and nothing else, and backward is given its gradient; values are
-// not read, and have the gradient 0.
+// not read, and have the gradient 0; where it adds, what grad_qkv has is kept.
 struct PatchwiseArgs {
   int64_t images, height, width;
   int32_t relation, hidden, groups, channels;
   int32_t footprint, padding, element, threads;
-  int32_t hidden_alone, unused;
+  int32_t hidden_alone, adds;
   const void *qkv;           // [pixels][2 * relation + channels]
   const void *key_scale;     // [K2][relation]
   const void *key_shift;     // [K2][relation]

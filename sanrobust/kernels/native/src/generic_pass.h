@@ -196,15 +196,19 @@ void each_tile(const Args &args, const Shape &shape, const std::vector<Grid> &ba
   });
 }
 
+// Whether a backward pass adds to the rows of gradients that it is given.
+template <class Args> bool adds(const Args &) { return false; }
+inline bool adds(const PatchwiseArgs &args) { return args.adds; }
+
 // The gradient planes of every band of some images, folded into rows in one order.
 template <class T>
 void fold(const Shape &shape, const std::vector<Grid> &bands, const T *grads, size_t each,
-          int64_t images, T *grad_qkv) {
+          int64_t images, bool adds, T *grad_qkv) {
   const int64_t row = shape.width * shape.all();
   parallel_for(images * shape.height, shape.threads, [&](int64_t task) {
     const int64_t image = task / shape.height, y = task % shape.height;
     T *to = grad_qkv + image * shape.height * row;
-    std::fill(to + y * row, to + (y + 1) * row, T(0));
+    if (!adds) std::fill(to + y * row, to + (y + 1) * row, T(0));
     for (size_t band = 0; band < bands.size(); band++)
       gather(grads + (image * bands.size() + band) * each, shape.all(), bands[band], y, to);
   });
@@ -241,7 +245,7 @@ void scatter(const Args &args, const Shape &shape, const std::vector<Grid> &band
       spaces.give_back(space);
     });
     learned.add(images * count);
-    fold(shape, bands, grads, planes, images,
+    fold(shape, bands, grads, planes, images, adds(args),
          typed<T>(args.grad_qkv) + first * pixels * shape.all());
   }
   learned.write();

@@ -20,7 +20,7 @@ template <int Relation> class Backward : Map<Relation> {
                            bands_.tasks());
     bands_.run(2 * weights + kRows * kChannels, [&](const Band &band, float *memory) {
       compute(Work{band, memory, memory + weights, memory + 2 * weights});
-    }, false, learned ? &learned : nullptr);
+    }, args_.adds, learned ? &learned : nullptr);
   }
 
  private:
@@ -241,7 +241,9 @@ template <int Relation> class Backward : Map<Relation> {
         slope, kHidden, Base::pointer(args_.w1), (1 + near_) * Relation, kHidden,
         Nothing<Relation>(), [&](int m, int c, Vec<kRelationLanes> sum) {
           const auto gate = load<kRelationLanes>(query + m * kMerged + c);
-          store<kRelationLanes>(to + m * kMerged + c, keep_positive<kRelationLanes>(sum, gate));
+          float *at = to + m * kMerged + c;
+          sum = keep_positive<kRelationLanes>(sum, gate);
+          store<kRelationLanes>(at, args_.adds ? load<kRelationLanes>(at) + sum : sum);
         });
   }
 
