@@ -31,20 +31,29 @@ class PointwiseConv2d(nn.Conv2d):
         return _product(input, self.weight, self.bias)
 
 
-def convolved(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolved(maps: Tensor, weight: Tensor, bias: Tensor | None,
+              residual: Tensor | None = None) -> Tensor:
     """Return the 1x1 convolution (B, O, H, W) of ``maps`` (B, C, H, W) by a weight (O, C, 1, 1).
 
-    On a CPU it is a product for each image, but of the smallest maps: the gradients of a
-    convolution take up to twice as long, as its library brings maps into another order first.
+    The ``residual`` (B, O, H, W) is added to it. On a CPU it is a product for each image, but of the
+    smallest maps: the gradients of a convolution take up to twice as long, as its library brings
+    maps into another order first.
     """
     if maps.device.type == "cpu" and maps.shape[2] * maps.shape[3] >= _LEAST_PIXELS:
-        return _product(maps, weight, bias)
-    return F.conv2d(maps, weight, bias)
+        return _product(maps, weight, bias, residual)
+    made = F.conv2d(maps, weight, bias)
+    return made if residual is None else made.add_(residual)
 
 
-def _product(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _product(maps: Tensor, weight: Tensor, bias: Tensor | None,
+             residual: Tensor | None = None) -> Tensor:
     # Expanded by hand: torch.matmul would copy the input into another order first.
     factor, columns = weight.flatten(1).expand(len(maps), -1, -1), maps.flatten(2)
-    product = (torch.bmm(factor, columns) if bias is None
-               else torch.baddbmm(bias.unsqueeze(1), factor, columns))
+    if residual is not None:
+        product = torch.baddbmm(residual.flatten(2), factor, columns)
+        product = product if bias is None else product.add_(bias.unsqueeze(1))
+    elif bias is not None:
+        product = torch.baddbmm(bias.unsqueeze(1), factor, columns)
+    else:
+        product = torch.bmm(factor, columns)
     return product.view(*product.shape[:2], *maps.shape[2:])

@@ -41,8 +41,7 @@ class SanBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the block's output (B, C, H, W) for ``features`` (B, C, H, W)."""
         attended = self.sam(norm_relu(self.bn1, features))
-        residual = _convolved(self.conv, norm_relu(self.bn2, attended))
-        return residual.add_(features)
+        return _convolved(self.conv, norm_relu(self.bn2, attended), residual=features)
 
 
 class San(BlockNetwork):
@@ -92,13 +91,16 @@ class San(BlockNetwork):
         return norm_relu(self.get_submodule(f"bn{stage}"), attended, pooled=pooled)
 
 
-def _convolved(convolution: nn.Module, features: Tensor) -> Tensor:
-    """Return the 1x1 convolution of ``features``; in training as its gradients are made fastest."""
+def _convolved(convolution: nn.Module, features: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return the 1x1 convolution of ``features`` and, added to it, the ``residual``.
+
+    In training it is computed as its gradients are made fastest.
+    """
     if convolution.training and is_pointwise(convolution):
         assert isinstance(convolution, nn.Conv2d)
-        return convolved(features, convolution.weight, convolution.bias)
+        return convolved(features, convolution.weight, convolution.bias, residual)
     made: Tensor = convolution(features)
-    return made
+    return made if residual is None else made.add_(residual)
 
 
 def _attention(design: AttentionConfig, channels: int, footprint: int
