@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
+from itertools import count
+
+import pytest
 import torch
 from torch import Tensor
 
+from sanrobust.errors import BackendError
 from sanrobust.kernels import reference
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, DOUBLE, FLOAT, HADAMARD, L, LRL,
@@ -16,9 +21,47 @@ PADDING = {"reflect": REFLECT, "zeros": ZEROS}
 ELEMENT = {torch.float32: FLOAT, torch.float64: DOUBLE}
 # What kernels write, and what has its shape.
 WRITTEN = {"out": "grad", "grad_qkv": "qkv"}
+TUNED, PLANAR = 1, 2
+# Pre-activations nearer to 0 than this part of their root mean square may have another sign in
+# float32; a smooth case has none, so that gradients can be compared.
+KINK = 2e-6
+# Two roundings to float32, below which an error to the truth says nothing.
+ROUNDING = 2.0 ** -23
 
 
-class Pairwise:
+class Case:
+    """What every operator's case has: its tensors in float64, its shape, and its formula."""
+
+    def outputs(self, qkv, of, note=lambda before: None):
+        """Return the output rows before and behind the epilogue, with the other tensors by ``of``.
+
+        ``note`` is given what stands before each ReLU.
+        """
+
+        def relu(before):
+            note(before)
+            return before.relu()
+
+        y = rows_of(self.attended(qkv, of, relu))
+        return y, y if self.scale is None else relu(y * of(self.scale) + of(self.shift))
+
+    def distance_to_kink(self):
+        """The smallest pre-activation as a part of the root mean square of its layer."""
+        nearest = []
+        self.outputs(self.qkv, lambda tensor: tensor,
+                     lambda each: nearest.append(each.abs().min() / each.square().mean().sqrt()))
+        return min(nearest).item()
+
+    def images(self, first, end):
+        """The images first..end - 1 as a batch of their own."""
+        part, (_, height, width) = copy(self), self.size
+        rows = slice(first * height * width, end * height * width)
+        part.size, part.qkv, part.grad = (end - first, height, width), self.qkv[rows], \
+            self.grad[rows]
+        return part
+
+
+class Pairwise(Case):
     """One pairwise case with all its tensors, drawn from ``seed``."""
 
     names = ("qkv", "w1", "w2", "table", "offset", "w_mid", "b_mid", "scale", "shift", "grad")
@@ -54,16 +97,8 @@ class Pairwise:
         self.scale, self.shift = epilogue_of(draw, channels, epilogue)
         self.grad = draw(images * height * width, channels)
 
-    def truth(self, qkv, of, note=lambda before: None):
-        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them.
-
-        ``note`` is given what stands before each ReLU.
-        """
-
-        def relu(before):
-            note(before)
-            return before.relu()
-
+    def attended(self, qkv, of, relu):
+        """Return the attended maps for ``qkv`` with the other tensors as ``of`` gives them."""
         query, key, value = maps_of(self, qkv)
         table = of(self.table)[:, (places if self.extra["table_by_place"]
                                    else displacements)(self).long()]
@@ -76,8 +111,7 @@ class Pairwise:
             logits = logits + of(self.b_mid)[:, None, None]
         if self.extra["mapping"] != L:
             logits = torch.einsum("sm,bmjp->bsjp", of(self.w2), relu(logits))
-        attended = reference.aggregation(value, logits.softmax(2), self.window)
-        return finished(self, attended, of, relu)
+        return reference.aggregation(value, logits.softmax(2), self.window)
 
     def first(self, query, key, of, relu):
         """What the first layer makes of the pairs (B, D, K2, P), without the table."""
@@ -94,15 +128,8 @@ class Pairwise:
             relation = relation + of(self.offset)[:, None, None]
         return torch.einsum("mr,brjp->bmjp", of(self.w1), relu(relation))
 
-    def distance_to_kink(self):
-        """The smallest pre-activation as a part of the root mean square of its layer."""
-        nearest = []
-        self.truth(self.qkv, lambda tensor: tensor,
-                   lambda each: nearest.append(each.abs().min() / each.square().mean().sqrt()))
-        return min(nearest).item()
 
-
-class Patchwise:
+class Patchwise(Case):
     """One patchwise case."""
 
     names = ("qkv", "key_scale", "key_shift", "w1", "b1", "w2", "b2", "scale", "shift", "grad")
@@ -129,19 +156,19 @@ class Patchwise:
         self.scale, self.shift = epilogue_of(draw, channels, epilogue)
         self.grad = draw(images * height * width, channels)
 
-    def truth(self, qkv, of):
-        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them."""
+    def attended(self, qkv, of, relu):
+        """Return the attended maps for ``qkv`` with the other tensors as ``of`` gives them."""
         query, key, value = maps_of(self, qkv)
         patch = reference.neighbours(key, self.window).transpose(1, 2)
         patch = patch * of(self.key_scale)[..., None] + of(self.key_shift)[..., None]
-        patch = torch.cat((query.flatten(2), patch.flatten(1, 2)), 1).relu()
+        patch = relu(torch.cat((query.flatten(2), patch.flatten(1, 2)), 1))
         hidden = torch.einsum("mi,bip->bmp", of(self.w1), patch) + of(self.b1)[:, None]
-        weight = torch.einsum("om,bmp->bop", of(self.w2), hidden.relu()) + of(self.b2)[:, None]
+        weight = torch.einsum("om,bmp->bop", of(self.w2), relu(hidden)) + of(self.b2)[:, None]
         weight = weight.unflatten(1, (self.window.neighbours, -1)).transpose(1, 2)
-        return finished(self, reference.aggregation(value, weight, self.window), of)
+        return reference.aggregation(value, weight, self.window)
 
 
-class Local:
+class Local(Case):
     """One case of scalar attention."""
 
     names = ("qkv", "embedding", "scale", "shift", "grad")
@@ -164,14 +191,13 @@ class Local:
         self.scale, self.shift = epilogue_of(draw, channels, epilogue)
         self.grad = draw(images * height * width, channels)
 
-    def truth(self, qkv, of):
-        """Return the output rows for ``qkv`` with the other tensors as ``of`` gives them."""
+    def attended(self, qkv, of, relu):
+        """Return the attended maps for ``qkv`` with the other tensors as ``of`` gives them."""
         query, key, value = maps_of(self, qkv)
         embedding = None if self.embedding is None else of(self.embedding)
-        attended = reference.local_attention(
+        return reference.local_attention(
             query, key if self.widths["keys"] else None, value, embedding, self.widths["groups"],
             self.window)
-        return finished(self, attended, of)
 
 
 def drawing(seed):
@@ -193,14 +219,6 @@ def maps_of(case, qkv):
     return maps.unflatten(2, (height, width)).split((relation, keys, channels), 1)
 
 
-def finished(case, maps, of, relu=torch.relu):
-    """Rows of maps, behind scale, shift and ReLU where the case has them."""
-    rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)
-    if case.scale is None:
-        return rows
-    return relu(rows * of(case.scale) + of(case.shift))
-
-
 def displacements(case):
     """Row of the table by neighbour and pixel (K2, P): where the neighbour really lies."""
     _, height, width = case.size
@@ -220,21 +238,95 @@ def places(case):
     return torch.where(found[1] > 0, found[0], height * width)
 
 
-def expected(case, dtype=torch.float64):
-    """Return the output and the gradient of qkv by torch in ``dtype``, as float64."""
+def rows_of(maps):
+    """Rows (P, C) of maps (B, C, H, W), or of the positions (B, C, L)."""
+    return maps.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def truths(case, dtype=torch.float64):
+    """Return y, out and the gradient of qkv by name, by torch in ``dtype``, as float64."""
     qkv = case.qkv.to(dtype).requires_grad_()
-    out = case.truth(qkv, lambda tensor: tensor.to(dtype))
+    y, out = case.outputs(qkv, lambda tensor: tensor.to(dtype))
     grad, = torch.autograd.grad(out, qkv, case.grad.to(dtype))
-    return out.detach().double(), grad.double()
+    return {"y": y.detach().double(), "out": out.detach().double(), "grad_qkv": grad.double()}
 
 
-def computed(case, dtype=torch.float64, *, threads=1, level=None):
-    """Return the same by the native kernels, as float64."""
-    kernels = library.load() if level is None else library.load_level(level)
+def results(case, dtype=torch.float64, *, threads=1, level=None):
+    """Return the same by the native kernels, of what the operator writes."""
+    kernels = require_library() if level is None else require_level(level)
     args, held = arguments(case, dtype, threads)
     kernels.call(case.function + "_forward", args)
     kernels.call(case.function + "_backward", args)
-    return held["out"].double(), held["grad_qkv"].double()
+    return {name: held[name].double() for name in case.written}
+
+
+def expected(case, dtype=torch.float64):
+    """Return the output and the gradient of `truths`."""
+    found = truths(case, dtype)
+    return found["out"], found["grad_qkv"]
+
+
+def computed(case, dtype=torch.float64, **how):
+    """Return the output and the gradient of `results`."""
+    found = results(case, dtype, **how)
+    return found["out"], found["grad_qkv"]
+
+
+def san_case(kind, relation, footprint, height, width, **settings):
+    """Return a pairwise or patchwise case as wide as the attention of a SAN."""
+    made = {"pairwise": Pairwise, "patchwise": Patchwise}[kind]
+    return made(relation=relation, hidden=relation if kind == "pairwise" else relation // 2,
+                groups=relation // 2, channels=4 * relation, footprint=footprint, height=height,
+                width=width, **settings)
+
+
+def smooth(make, *args, **settings):
+    """Return the case of the first seed without a pre-activation next to zero."""
+    return next(case for case in (make(*args, **settings, seed=seed) for seed in count())
+                if case.distance_to_kink() > KINK)
+
+
+def require_library():
+    """Return the compiled kernels or skip the test saying why there are none."""
+    found = library.load()
+    if found is None:
+        pytest.skip(f"no native kernels: {library.refusal()}")
+    return found
+
+
+def require_level(name):
+    """Return the library of one level of instructions or skip the test saying why not."""
+    require_library()
+    try:
+        return library.load_level(name)
+    except BackendError as refused:
+        pytest.skip(str(refused))
+
+
+def kernel_of(case):
+    """Return which kernels take a case in float32: TUNED, PLANAR or 0, the generic ones."""
+    args, _ = arguments(case, torch.float32, 1)
+    return require_library().query(f"{case.function}_tuned", args)
+
+
+def assert_exact(case, level=None):
+    """Hold the kernels to at most twice the error that torch's float32 makes to the truth."""
+    ours, torchs, exact = results(case, torch.float32, level=level), truths(case, torch.float32), \
+        truths(case)
+    for name in case.written:
+        assert not ours[name].isnan().any(), name
+        made, allowed = (float((each[name] - exact[name]).norm() / exact[name].norm())
+                         for each in (ours, torchs))
+        assert made <= 2 * allowed + ROUNDING, (
+            f"{name}: error {made:.1e}, torch in float32 makes {allowed:.1e}")
+
+
+def assert_alike(case, others, **how):
+    """Hold a case, computed as ``how`` says, and the cases that its images are to the same bits."""
+    whole, parts = results(case, torch.float32), [results(each, torch.float32, **how)
+                                                  for each in others]
+    for name in case.written:
+        assert torch.equal(whole[name], torch.cat([each[name] for each in parts])), name
 
 
 def arguments(case, dtype, threads):
@@ -251,7 +343,7 @@ def arguments(case, dtype, threads):
     for name, like in case.written.items():
         held[name] = torch.full_like(held[like], torch.nan)
     images, height, width = case.size
-    if case.args is PairwiseArgs and dtype == torch.float32:
+    if dtype == torch.float32:
         held.update(kept(case))
     args = case.args(images=images, height=height, width=width, **case.widths, **case.extra,
                      footprint=case.window.footprint, threads=threads,
@@ -261,7 +353,11 @@ def arguments(case, dtype, threads):
 
 
 def kept(case):
-    """Room for what the pairwise forward pass keeps for the backward pass."""
+    """Room for what the forward pass keeps for the backward pass."""
+    if case.args is PatchwiseArgs:
+        return {"h": torch.empty(len(case.qkv), case.widths["hidden"])}
+    if case.args is LocalArgs:
+        return {}
     pairs = len(case.qkv) * case.window.neighbours
     words = pair_words(case.widths["hidden"], case.extra["delta"], case.extra["mapping"])
     return {"alpha": torch.empty(pairs, case.widths["groups"]),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from elementary_calls import elementary
-from native_cases import Case, numbers, run_native, tuned_case
+from kernel_truth import results, san_case
 
 from sanrobust.kernels import functional
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
@@ -47,9 +47,11 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     for padding_mode in ("reflect", "zeros"):
         for kind in ("pairwise", "patchwise"):
-            attend(tuned_case(kind, WIDTH, 5, 7, 9, padding_mode=padding_mode))
-            attend(tuned_case(kind, 4, 3, 6, 35, padding_mode=padding_mode))  # planar
-            attend(Case(kind, 3, 2, 3, 4, 5, padding_mode=padding_mode))  # generic
+            results(san_case(kind, WIDTH, 5, 7, 9, padding=padding_mode), torch.float32,
+                    threads=THREADS)
+            for width in (4, 3):  # planar and generic
+                results(san_case(kind, width, 3, 6, 35, padding=padding_mode), torch.float32,
+                        threads=THREADS)
         for channels in (3, 8):  # generic and tuned
             scalar(channels, padding_mode)
         for stride, dilation in ((1, 1), (2, 2)):
@@ -77,11 +79,6 @@ def sources(folder: Path) -> Path:
                      "{ abort(); }\n")
     (folder / "others.cpp").write_text(text)
     return folder
-
-
-def attend(case: Case) -> None:
-    """Forward and backward pass of one operator."""
-    run_native(case, numbers(case), threads=THREADS)
 
 
 def train(relation: int, padding_mode: PaddingMode) -> None:

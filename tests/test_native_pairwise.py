@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count, cycle, product
+from itertools import cycle, product
 from typing import Any
 
-import kernel_truth
 import pytest
 import torch
-from kernel_truth import Pairwise
-from native_cases import (KINK, PLANAR, ROUNDING, TUNED, assert_exact, numbers, require_library,
-                          run_native, truth, tuned_case)
+from kernel_truth import (PLANAR, TUNED, Pairwise, assert_alike, assert_exact, kernel_of,
+                          require_library, results, san_case, smooth, truths)
 from torch import Tensor
 
 from sanrobust.kernels.native import library
@@ -53,13 +51,13 @@ def room(count: int, skew: int) -> Tensor:
 @pytest.mark.parametrize("height", [4, 13])
 def test_a_table_for_each_pixel_matches_the_truth(relation: int, height: int) -> None:
     # With zero padding: only then does the kernel's input need one.
-    assert_exact(tuned_case("pairwise", relation, 7, height, 9, padding_mode="zeros",
-                            table_per_pixel=True))
+    assert_exact(smooth(san_case, "pairwise", relation, 7, height, 9, padding="zeros",
+                        per_pixel=True))
 
 
 @pytest.mark.parametrize("width", [11, 17, 35])
 def test_rows_that_end_inside_a_strip_match_the_truth(width: int) -> None:
-    assert_exact(tuned_case("pairwise", 16, 7, 5, width))
+    assert_exact(smooth(san_case, "pairwise", 16, 7, 5, width))
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -79,33 +77,24 @@ def test_weights_do_not_depend_on_the_way_they_are_written(relation: int) -> Non
 
 
 def test_an_infinite_logit_becomes_nan_as_in_the_reference() -> None:
-    single = tuned_case("pairwise", 16, 3, 4, 5, images=1)
-    made = numbers(single)
-    made.qkv[0, 1, 2, :16] = float("inf")
-    expected = truth(single, made, torch.float32).y.isnan()
+    single = san_case("pairwise", 16, 3, 4, 5, images=1)
+    single.qkv.view(4, 5, -1)[1, 2, :16] = float("inf")
+    expected = truths(single, torch.float32)["y"].isnan()
     assert expected.any()
-    assert torch.equal(run_native(single, made).y.isnan(), expected)
+    assert torch.equal(results(single, torch.float32)["y"].isnan(), expected)
 
 
 def designed(delta: int, mapping: int, shape: tuple[int, ...], **settings: Any) -> Pairwise:
     """Return a case of a shape without a pre-activation next to zero."""
     hidden, parts, footprint, height, width = shape
-    drawn = (Pairwise(delta=delta, mapping=mapping, relation=parts * hidden, hidden=hidden,
-                      groups=hidden // 2, channels=4 * hidden, footprint=footprint, height=height,
-                      width=width, **{**settings, "seed": seed}) for seed in count())
-    return next(case for case in drawn if case.distance_to_kink() > KINK)
+    return smooth(Pairwise, delta=delta, mapping=mapping, relation=parts * hidden, hidden=hidden,
+                  groups=hidden // 2, channels=4 * hidden, footprint=footprint, height=height,
+                  width=width, **settings)
 
 
 def assert_designed(case: Pairwise, level: str | None = None) -> None:
-    """Hold the kernels to at most twice the error that torch's float32 makes to the truth."""
-    args, _ = kernel_truth.arguments(case, torch.float32, 1)
-    kernel = PLANAR if case.widths["channels"] == 16 else TUNED
-    assert require_library().query("sanrobust_pairwise_tuned", args) == kernel
-    for ours, torchs, exact in zip(kernel_truth.computed(case, torch.float32, level=level),
-                                   kernel_truth.expected(case, torch.float32),
-                                   kernel_truth.expected(case)):
-        error, allowed = (float((each - exact).norm() / exact.norm()) for each in (ours, torchs))
-        assert error <= 2 * allowed + ROUNDING, f"{error:.1e}, torch in float32 {allowed:.1e}"
+    assert kernel_of(case) == (PLANAR if case.widths["channels"] == 16 else TUNED)
+    assert_exact(case, level)
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zeros"])
@@ -126,10 +115,5 @@ def test_every_level_of_instructions_computes_every_design(name: str) -> None:
 def test_no_bit_of_a_design_depends_on_batch_or_threads(delta: int, mapping: int) -> None:
     for shape in ((4, 1, 3, 31, 18), (16, 1, 5, 13, 6)):
         case = designed(delta, mapping, shape, images=3, by_place=True)
-        whole = kernel_truth.computed(case, torch.float32)
-        assert all(map(torch.equal, whole, kernel_truth.computed(case, torch.float32, threads=3)))
-        pixels = shape[3] * shape[4]
-        part = slice(pixels, 2 * pixels)
-        case.size, case.qkv, case.grad = (1, *shape[3:]), case.qkv[part], case.grad[part]
-        alone = kernel_truth.computed(case, torch.float32)
-        assert all(torch.equal(all_of[part], one) for all_of, one in zip(whole, alone))
+        assert_alike(case, [case], threads=3)
+        assert_alike(case, [case.images(0, 1), case.images(1, 3)])

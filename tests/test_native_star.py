@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_truth import PADDING, Patchwise, arguments, error, finished, maps_of
+from kernel_truth import PADDING, Patchwise, arguments, error, maps_of, rows_of
 from torch import Tensor
 
 from sanrobust.errors import BackendError, UsageError
@@ -131,7 +131,8 @@ def wanted_of_hidden(case: Patchwise, hidden: Tensor) -> dict[str, Tensor]:
     rows = torch.einsum("om,pm->po", case.w2, leaf.relu()) + case.b2
     weight = rows.unflatten(0, (case.size[0], -1)).transpose(1, 2)
     weight = weight.unflatten(1, (case.window.neighbours, -1)).transpose(1, 2)
-    out = finished(case, reference.aggregation(value, weight, case.window), lambda each: each)
+    y = rows_of(reference.aggregation(value, weight, case.window))
+    out = y if case.scale is None else torch.relu(y * case.scale + case.shift)
     grad_qkv, grad_h = torch.autograd.grad(out, (qkv, leaf), case.grad)
     return {"out": out.detach(), "grad_qkv": grad_qkv, "grad_h": grad_h}
 

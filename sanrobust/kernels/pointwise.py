@@ -35,9 +35,9 @@ def convolved(maps: Tensor, weight: Tensor, bias: Tensor | None,
               residual: Tensor | None = None) -> Tensor:
     """Return the 1x1 convolution (B, O, H, W) of ``maps`` (B, C, H, W) by a weight (O, C, 1, 1).
 
-    The ``residual`` (B, O, H, W) is added to it. On a CPU it is a product for each image, but of the
-    smallest maps: the gradients of a convolution take up to twice as long, as its library brings
-    maps into another order first.
+    The ``residual`` (B, O, H, W) is added to it. On a CPU it is a product for each image, but of
+    the smallest maps: the gradients of a convolution take up to twice as long, as its library
+    brings maps into another order first.
     """
     if maps.device.type == "cpu" and maps.shape[2] * maps.shape[3] >= _LEAST_PIXELS:
         return _product(maps, weight, bias, residual)
