@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from sanrobust.design import DEFAULTS, PAIRWISE, PATCHWISE, AttentionConfig
 from sanrobust.zoo.build import build, parameter_count
 from sanrobust.zoo.families.san import SanConfig
 from sanrobust.zoo.folded import refusal
+from sanrobust.zoo.forms import small_config
 
 SAN10 = (2, 1, 2, 4, 1)
 # Parameters in millions of SAN10 with 1000 classes: Tables 4 to 8 to the digits printed there.
@@ -129,3 +131,15 @@ def test_scalar_attention_is_folded_without_absolute_positions(attention: str) -
     assert reason is None or "native" in reason
     assert refusal(tiny(replace(design, position="absolute")).eval(),
                    torch.device("cpu")) == "its queries have absolute positions"
+
+
+@pytest.mark.parametrize("name", ["san10-pair", "san10-pair(relation=concatenation)", "san10-patch",
+                                  "san10-patch(relation=star)", "san10-patch(relation=clique)",
+                                  "san10-pair(relation=summation)", "san10-pair(relation=dot)",
+                                  "san10-sasa", "sasa26"])
+def test_a_network_can_be_pickled_whole(name: str) -> None:
+    torch.manual_seed(0)
+    network, images = build(small_config(name)).eval(), torch.rand(1, 3, 32, 32)
+    again = pickle.loads(pickle.dumps(network))
+    with torch.no_grad():
+        assert torch.equal(again(images), network(images))

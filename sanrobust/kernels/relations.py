@@ -154,20 +154,45 @@ def _patch_width(sizes: Sizes) -> int:
     return sizes.channels * (sizes.neighbours + (0 if sizes.shared else 1))
 
 
+def _one(sizes: Sizes) -> int:
+    return 1
+
+
+def _both_channels(sizes: Sizes) -> int:
+    return 2 * sizes.channels
+
+
+def _each_neighbour(sizes: Sizes) -> int:
+    return sizes.neighbours
+
+
+def _each_two_neighbours(sizes: Sizes) -> int:
+    return sizes.neighbours ** 2
+
+
+def _as_it_is(key: Tensor) -> Tensor:
+    return key
+
+
+def _negated(key: Tensor) -> Tensor:
+    return -key
+
+
+# Functions with names, so that layers can be pickled.
 ENTRIES = (
     Relation("pairwise", "subtraction", _each_channel, _subtraction, counted=_each_pair,
-             fused=lambda key: key),
+             fused=_as_it_is),
     Relation("pairwise", "summation", _each_channel, _summation, counted=_each_pair,
-             fused=lambda key: -key),
-    Relation("pairwise", "concatenation", lambda sizes: 2 * sizes.channels, _pairs,
+             fused=_negated),
+    Relation("pairwise", "concatenation", _both_channels, _pairs,
              counted=_nothing),
     Relation("pairwise", "hadamard", _each_channel, _hadamard, counted=_each_pair),
-    Relation("pairwise", "dot", lambda sizes: 1, _dot, counted=_each_pair),
+    Relation("pairwise", "dot", _one, _dot, counted=_each_pair),
     Relation("patchwise", "concatenation", _patch_width, _patch, counted=_nothing,
-             fused=lambda key: key),
-    Relation("patchwise", "star", lambda sizes: sizes.neighbours, _star, counted=_each_pair),
+             fused=_as_it_is),
+    Relation("patchwise", "star", _each_neighbour, _star, counted=_each_pair),
     # The paper's figures leave the clique's products out: 1.9G with them would be 2.3G (Table 4).
-    Relation("patchwise", "clique", lambda sizes: sizes.neighbours ** 2, _clique,
+    Relation("patchwise", "clique", _each_two_neighbours, _clique,
              counted=_nothing),
 )
 RELATIONS: dict[Family, Registry[Relation]] = {
