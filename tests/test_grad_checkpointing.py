@@ -5,10 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import timm
 import torch
+from attention_cases import needs_native
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -53,6 +55,52 @@ def test_gradients_and_running_statistics_keep_their_bits(name: str, backend: st
     with use_backend(backend):
         kept, again = map(_trained, _pair(name))
     assert len(kept) == len(again) and all(map(torch.equal, kept, again))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_taken_twice_and_differentiated_with_the_same_bits(name: str) -> None:
+    found = []
+    for network in _pair(name):
+        pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        pixels.requires_grad_()
+        loss = nn.functional.cross_entropy(network(pixels), torch.arange(4))
+        loss.backward(retain_graph=True)
+        grad, = torch.autograd.grad(loss, pixels, create_graph=True)
+        grad.square().sum().backward()
+        found.append([*network.buffers(), *(each.grad for each in network.parameters())])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("name", ("san10-pair", "resnet26"))
+def test_a_compiled_network_makes_the_same(name: str) -> None:
+    results = [_trained(torch.compile(network, backend="aot_eager")) for network in _pair(name)]
+    for kept, again in zip(*results):
+        torch.testing.assert_close(again, kept)
+
+
+@needs_native
+@pytest.mark.parametrize("name", ("san10-pair", "san10-patch"))
+def test_a_block_is_computed_again_by_the_backend_that_computed_it(name: str) -> None:
+    _, network = _pair(name)
+    with use_backend("reference"):
+        loss = network(torch.rand(2, 3, 32, 32)).sum()
+    loss.backward()
+    assert all(each.grad is not None for each in network.parameters())
+
+
+def test_threads_leave_a_network_its_own_buffers() -> None:
+    _, network = _pair("resnet26")
+    before = dict(network.named_buffers())
+
+    def step() -> None:
+        network(torch.rand(2, 3, 32, 32)).sum().backward()
+
+    threads = [Thread(target=step) for _ in range(6)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert all(each is before[name] for name, each in network.named_buffers())
 
 
 def test_only_inputs_of_blocks_are_kept() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanrobust.kernels.backends import use_backend
 from sanrobust.kernels.pointwise import PointwiseConv2d, convolved
 from sanrobust.zoo.build import build
 from sanrobust.zoo.forms import small_config
@@ -81,6 +82,36 @@ def test_a_block_in_training_adds_its_residual_once_and_calls_a_watched_convolut
     handle.remove()
     assert calls == [block.conv]
     torch.testing.assert_close(own, watched, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_watched_convolution_returned_stays_as_it_was(training: bool) -> None:
+    torch.manual_seed(0)
+    network = build(small_config("san10-pair")).train(training)
+    block = network.get_submodule("layer0")[0]  # type: ignore[index]
+    kept: list[tuple[Tensor, Tensor]] = []
+    block.conv.register_forward_hook(lambda *seen: kept.append((seen[2], seen[2].clone())))
+    block.conv.register_full_backward_hook(lambda *_: None)
+    block(torch.randn(2, block.bn1.num_features, 8, 8)).sum().backward()
+    (returned, then), = kept
+    assert torch.equal(returned, then)
+
+
+def test_a_traced_layer_takes_other_batches() -> None:
+    layer = PointwiseConv2d(5, 6)
+    traced, images = torch.jit.trace(layer, torch.rand(2, 5, 4, 4)), torch.rand(3, 5, 4, 4)
+    assert torch.equal(traced(images), layer(images))
+
+
+@pytest.mark.parametrize("name", ("san10-pair", "san10-patch"))
+def test_an_exported_network_takes_other_batches(name: str) -> None:
+    network = build(small_config(name)).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with use_backend("reference"):
+        made = torch.export.export(network, (torch.rand(2, 3, 32, 32),),
+                                   dynamic_shapes=({0: batch},)).module()
+        images = torch.rand(3, 3, 32, 32)
+        torch.testing.assert_close(made(images), network(images))
 
 
 def test_the_module_is_the_product() -> None:

@@ -130,8 +130,8 @@ def fits(mapping: nn.Module, maps: Tensor, channels: int) -> bool:
 def shares(mapping: nn.Module, value: Tensor, neighbours: int) -> bool:
     """Whether the weights that ``mapping`` makes for ``neighbours`` at once divide ``value``."""
     weights = layers_of(mapping).linear2.weight.shape[0]
-    groups, rest = divmod(weights, neighbours)
-    return rest == 0 and value.shape[1] % groups == 0
+    groups = weights // neighbours
+    return weights % neighbours == 0 and value.shape[1] % groups == 0
 
 
 def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> FoldedPairwise:

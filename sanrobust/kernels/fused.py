@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sanrobust.kernels import batch_mapping, folding, ops, reference
 from sanrobust.kernels.calls import Call
 from sanrobust.kernels.pairs import gathered
-from sanrobust.kernels.plain import Window, pad
+from sanrobust.kernels.plain import Window, differentiates_forwards, pad
 
 
 class FusedBackend:
@@ -55,6 +55,8 @@ class FusedBackend:
                 return reason
         if elsewhere:
             return f"the maps are on {maps.device}"
+        if differentiates_forwards():
+            return "its derivatives are taken in forward mode"
         if maps.dtype not in self.dtypes:
             return f"the maps are of {maps.dtype}"
         if call.mapping is not None and (window.stride, window.dilation) != (1, 1):

@@ -126,9 +126,9 @@ def _pairwise_gradient(ctx: Any, grad: Tensor | None, *of_kept: None) -> Gradien
 
 def _moments_gradient(ctx: Any, grad: Tensor) -> Gradients:
     window = Window(ctx.settings[0])
-    *tensors, moments = ctx.saved_tensors
     if torch.is_grad_enabled():
         return (*again(ctx, grad, lambda *tensors: _moments(window, *tensors[:4])), None, None)
+    *tensors, moments = ctx.saved_tensors
     query = tensors[0]
     pairs = prod(query[:, 0].shape) * window.neighbours
     slope = torch.stack((grad[0] / pairs, 2 * grad[1] / pairs, moments[0])).to(query.dtype)

@@ -1,8 +1,8 @@
 """The operators as the backends call them: custom operators of torch.
 
 Each has a fake kernel (for torch.compile and export), a gradient and a formula for
-``torch.utils.flop_counter``. Maps are (B, C, H, W), letters those of ``plain``; ``backend`` names
-the kernel set that computes.
+``torch.utils.flop_counter``; for forward-mode derivatives plain torch computes. Maps are
+(B, C, H, W), letters those of ``plain``; ``backend`` names the kernel set that computes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from torch import Tensor, nn
 
 from sanrobust.kernels import flops, gradients, operators  # noqa: F401 (they register)
 from sanrobust.kernels.folding import FoldedPairwise, FoldedPatchwise
-from sanrobust.kernels.plain import Window
+from sanrobust.kernels.plain import PlainKernels, Window, differentiates_forwards
 
 
 def aggregation(value: Tensor, weight: Tensor, window: Window, *, backend: str) -> Tensor:
     """Sum the neighbours under their weights by the kernels of ``backend``."""
+    if differentiates_forwards():
+        return PlainKernels().aggregation(value, weight, window)
     summed: Tensor = torch.ops.sanrobust.aggregation(value, weight, *_spelled(window), backend)
     return summed
 
 
 def subtraction(query: Tensor, key: Tensor, window: Window, *, backend: str) -> Tensor:
     """Return centre minus neighbours by the kernels of ``backend``."""
+    if differentiates_forwards():
+        return PlainKernels().subtraction(query, key, window)
     relation: Tensor = torch.ops.sanrobust.subtraction(query, key, *_spelled(window), backend)
     return relation
 
@@ -31,6 +35,9 @@ def dot_product(query: Tensor, key: Tensor, groups: int, window: Window, *,
                 backend: str) -> Tensor:
     """Sum query_i * key_j over the channels of each group by the kernels of ``backend``."""
     centres = query[:, :, ::window.stride, ::window.stride]
+    if differentiates_forwards():
+        like = key.new_empty(key.shape[0], groups, window.neighbours, centres[0, 0].numel())
+        return PlainKernels().aggregation_backward(centres, key, like, window, False, True)[1]
     product: Tensor = gradients.DotProduct.apply(centres, key, groups, *_spelled(window), backend)
     return product
 

@@ -61,6 +61,14 @@ def pad(maps: Tensor, window: Window) -> Tensor:
     return F.pad(maps, (window.padding,) * 4)
 
 
+def differentiates_forwards() -> bool:
+    """Whether forward-mode derivatives are being taken.
+
+    Plain torch has them; a custom operator would lose them without a word.
+    """
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def pooled_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of maps (B, C, H, W) of one value for each whole square of 2x2 pixels."""
     return (*shape[:2], shape[2] // 2, shape[3] // 2)
@@ -108,8 +116,11 @@ class PlainKernels:
         """Return query_i - key_j."""
         centres = query[:, :, None, None, ::window.stride, ::window.stride]
         around = _windows(pad(key, window), window)
-        relation = query.new_empty(around.shape)
-        torch.sub(centres, around, out=relation)
+        if differentiates_forwards():
+            relation = centres - around
+        else:
+            relation = query.new_empty(around.shape)
+            torch.sub(centres, around, out=relation)
         return relation.flatten(4, 5).flatten(2, 3)
 
     def subtraction_backward(self, grad: Tensor, size: tuple[int, int],

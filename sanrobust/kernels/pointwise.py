@@ -42,13 +42,13 @@ def convolved(maps: Tensor, weight: Tensor, bias: Tensor | None,
     if maps.device.type == "cpu" and maps.shape[2] * maps.shape[3] >= _LEAST_PIXELS:
         return _product(maps, weight, bias, residual)
     made = F.conv2d(maps, weight, bias)
-    return made if residual is None else made.add_(residual)
+    return made if residual is None else made + residual
 
 
 def _product(maps: Tensor, weight: Tensor, bias: Tensor | None,
              residual: Tensor | None = None) -> Tensor:
     # Expanded by hand: torch.matmul would copy the input into another order first.
-    factor, columns = weight.flatten(1).expand(len(maps), -1, -1), maps.flatten(2)
+    factor, columns = weight.flatten(1).expand(maps.shape[0], -1, -1), maps.flatten(2)
     if residual is not None:
         product = torch.baddbmm(residual.flatten(2), factor, columns)
         product = product if bias is None else product.add_(bias.unsqueeze(1))

@@ -75,8 +75,8 @@ def patchwise_sum(relation: Tensor, value: Tensor, mapping: nn.Module, window: W
                   backend: str = NAME) -> Tensor:
     """Sum the values under mapping(relation) itself, without a softmax."""
     weight = mapped(mapping, relation, backend=backend).squeeze(2)
-    groups, rest = divmod(weight.shape[1], window.neighbours)
-    if rest or not groups or value.shape[1] % groups:
+    groups = weight.shape[1] // window.neighbours
+    if weight.shape[1] % window.neighbours or not groups or value.shape[1] % groups:
         raise UsageError(f"the mapping must make weights for {window.neighbours} neighbours, in "
                          f"groups that divide {value.shape[1]} channels",
                          seen=f"it makes {weight.shape[1]}", hint="change its last layer")

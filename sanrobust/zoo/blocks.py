@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from sanrobust.kernels import backends
 
 
 class Blocks(nn.Sequential):
@@ -27,8 +31,10 @@ class Blocks(nn.Sequential):
             made: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return made
         for block in self:
-            input = checkpoint(block, input, use_reentrant=False,
-                               context_fn=partial(_contexts, block))
+            # What is compiled moves the statistics once by itself.
+            contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {
+                "context_fn": partial(_contexts, block)}
+            input = checkpoint(block, input, use_reentrant=False, **contexts)
         return input
 
 
@@ -45,18 +51,40 @@ class BlockNetwork(nn.Module):
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None],
                                          AbstractContextManager[None]]:
     """Return where the block is computed first, and where again."""
-    return nullcontext(), _unmoved(block)
+    return nullcontext(), _Again(block)
+
+
+class _Again(AbstractContextManager[None]):
+    """Where a block is computed again, as often as gradients are asked for."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block, self._backend = block, backends.requested()
+        self._left: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        with ExitStack() as entered:
+            entered.enter_context(backends.use_backend(self._backend))
+            entered.enter_context(_unmoved(self._block))
+            self._left.append(entered.pop_all())
+
+    def __exit__(self, *reason: object) -> None:
+        self._left.pop().close()
+
+
+# Held while a block has copies, so that no thread takes those of another for the block's own.
+_copied = RLock()
 
 
 @contextmanager
 def _unmoved(block: nn.Module) -> Iterator[None]:
     """Leave running statistics as they are: what moves are copies, as gradients may keep them."""
-    owned = [(part, dict(part._buffers)) for part in block.modules()]
-    try:
-        for part, buffers in owned:
-            part._buffers.update({name: each if each is None else each.clone()
-                                  for name, each in buffers.items()})
-        yield
-    finally:
-        for part, buffers in owned:
-            part._buffers.update(buffers)
+    with _copied:
+        owned = [(part, dict(part._buffers)) for part in block.modules()]
+        try:
+            for part, buffers in owned:
+                part._buffers.update({name: each if each is None else each.clone()
+                                      for name, each in buffers.items()})
+            yield
+        finally:
+            for part, buffers in owned:
+                part._buffers.update(buffers)

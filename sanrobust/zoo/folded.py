@@ -33,6 +33,7 @@ from sanrobust.kernels.native.deep_rows import DEEP, DeepRows
 from sanrobust.kernels.native.layers import (AttentionLayer, Block, Head, Layer, Stem,
                                              Transition)
 from sanrobust.kernels.native.tape import Buffers, Program, Tape
+from sanrobust.kernels.plain import differentiates_forwards
 from sanrobust.zoo.san import San, SanBlock, require_large_enough
 
 
@@ -70,10 +71,14 @@ class FoldedSan(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of normalised ``images`` (B, 3, H, W), float32 on the CPU.
 
-        Raises UsageError for images that are anything else, and ModelError for images smaller
-        than the attention footprints allow.
+        Raises UsageError for images that are anything else, ModelError for images smaller than the
+        attention footprints allow, and BackendError for forward-mode derivatives.
         """
         _require_images(images)
+        if differentiates_forwards():
+            raise BackendError("derivatives of a folded SAN must be taken in reverse mode",
+                               seen="they are taken in forward mode",
+                               hint="use the network as it is written, with --no-fold")
         require_large_enough(images, self._smallest)
         if not len(images):
             return images.flatten(1)[:, :1].expand(-1, self.classes)

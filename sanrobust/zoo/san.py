@@ -96,11 +96,15 @@ def _convolved(convolution: nn.Module, features: Tensor, residual: Tensor | None
 
     In training it is computed as its gradients are made fastest.
     """
-    if convolution.training and is_pointwise(convolution):
+    unwatched = is_pointwise(convolution)
+    if convolution.training and unwatched:
         assert isinstance(convolution, nn.Conv2d)
         return convolved(features, convolution.weight, convolution.bias, residual)
     made: Tensor = convolution(features)
-    return made if residual is None else made.add_(residual)
+    if residual is None:
+        return made
+    # Somebody may keep what a watched layer returns.
+    return made.add_(residual) if unwatched else made + residual
 
 
 def _attention(design: AttentionConfig, channels: int, footprint: int
