@@ -8,10 +8,29 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from sanrobust.kernels.plain import Window
+from sanrobust.kernels.relations import Relation
 
 Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
                     "pair_products", "pairwise_attention", "patchwise_attention", "patchwise_sum",
                     "local_attention", "norm_relu"]
+
+
+class Comparison(Protocol):
+    """A relation function at a footprint (``mappings.RelationLayer``)."""
+
+    @property
+    def relation(self) -> Relation:
+        """Which one."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """N, the channels that it makes."""
+        ...
+
+    def __call__(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+        """Return the relation of query and key (B, R, H, W) in parts along its N channels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,9 @@ class Backend(Protocol):
     def pair_products(self, query: Tensor, key: Tensor, window: Window) -> Tensor: ...
 
     def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                           mapping: nn.Module, window: Window, *,
-                           affine: bool = False) -> Tensor: ...
+                           mapping: nn.Module, window: Window, *, affine: bool = False,
+                           compare: Comparison | None = None,
+                           absolute: bool = False) -> Tensor: ...
 
     def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor,
                             mapping: nn.Module, window: Window) -> Tensor: ...

@@ -43,22 +43,24 @@ def subtraction(*args: Any, **kwargs: Any) -> int:
 
 @register_flop_formula(torch.ops.sanrobust.pairwise_attention)
 def pairwise(query: Shape, key: Shape, value: Shape, position: Shape, matrices: Sequence[Shape],
-             footprint: int, *settings: Any, **kwargs: Any) -> int:
-    """2 * B * H * W * K2 * ((R + P) * D + D * M + O)."""
-    groups, hidden = matrices[2]
-    relations = query[1] + position[1]
-    per_pair = relations * hidden + hidden * groups + value[1]
-    return 2 * _pixels(query) * footprint ** 2 * per_pair
+             delta: str, absolute: bool, footprint: int, *settings: Any, **kwargs: Any) -> int:
+    """2 * B * H * W * K2 * ((N + P) * D + D * M + O), and R where pairs are multiplied."""
+    hidden, relations = matrices[0]
+    per_pair = (relations + position[1]) * hidden + hidden * matrices[2][0] + value[1]
+    return 2 * _pixels(query) * footprint ** 2 * (per_pair + _products(query, delta))
 
 
 @register_flop_formula(torch.ops.sanrobust.pairwise_attention_backward)
 def pairwise_backward(grad: Shape, query: Shape, key: Shape, value: Shape, position: Shape,
-                      matrices: Sequence[Shape], footprint: int, *settings: Any,
-                      **kwargs: Any) -> int:
-    """2 * B * H * W * K2 * (R * D + D * M + 2 * O): the maps' gradients alone."""
-    groups, hidden = matrices[2]
-    per_pair = query[1] * hidden + hidden * groups + 2 * value[1]
-    return 2 * _pixels(query) * footprint ** 2 * per_pair
+                      matrices: Sequence[Shape], delta: str, absolute: bool, footprint: int,
+                      *settings: Any, **kwargs: Any) -> int:
+    """2 * B * H * W * K2 * (N * D + D * M + 2 * O), and 2 * R where pairs are multiplied.
+
+    These are the maps' gradients alone.
+    """
+    hidden, relations = matrices[0]
+    per_pair = relations * hidden + hidden * matrices[2][0] + 2 * value[1]
+    return 2 * _pixels(query) * footprint ** 2 * (per_pair + 2 * _products(query, delta))
 
 
 @register_flop_formula(torch.ops.sanrobust.patchwise_attention)
@@ -96,6 +98,10 @@ def _local(query: Shape, key: Shape | None, value: Shape, embedding: Shape | Non
     compared = 0 if key is None else query[1]
     embedded = 0 if embedding is None else footprint * query[1]
     return 2 * _pixels(query) * (footprint ** 2 * (compared + value[1]) + embedded)
+
+
+def _products(query: Shape, delta: str) -> int:
+    return query[1] if delta in ("hadamard", "dot") else 0
 
 
 def _pixels(maps: Shape) -> int:

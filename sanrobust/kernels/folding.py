@@ -4,7 +4,9 @@ The mapping is the paper's gamma as ``modules`` builds it: normalisation, ReLU, 
 twice. In eval mode a normalisation is a scale and a shift per channel, so that
 
 - pairwise: relu(norm(query_i - key_j)) = relu(query'_i - key'_j) with query' = query * scale +
-  shift and key' = key * scale; the second normalisation goes into the first linear layer; the
+  shift and key' = key * scale (a product takes the scale into its query, and the shift is added to
+  it; of a concatenation each half is normalised by itself); the second normalisation goes into
+  the first linear layer; the
   last bias is the same for all neighbours, so the softmax cancels it; and what the position adds
   to the hidden layer depends on the displacement alone where the position is affine in the
   pixel coordinates: a table.
@@ -28,6 +30,7 @@ from torch.nn import functional as F
 from sanrobust.kernels import foldcache
 from sanrobust.kernels.hooks import is_altered, is_linear
 from sanrobust.kernels.position import PositionCode, keep_tables
+from sanrobust.kernels.relations import Delta
 
 Folded = TypeVar("Folded")
 
@@ -37,15 +40,21 @@ class FoldedPairwise:
     """A pairwise mapping before the map's size is known.
 
     Attributes:
-        query_scale, query_shift: (R,); the kernels are given query * query_scale + query_shift
-            and key * query_scale.
-        w1: (D, R) from relations to the hidden layer; w1t its transpose.
+        delta: what the relation does with query and key.
+        query_scale, query_shift, key_scale, key_shift: (R,) or None; the operator is given
+            query * query_scale + query_shift, and the key likewise.
+        offset: (R,) or (1,), added to products; None where there are none.
+        w1: (D, N) from relations to the hidden layer; w1t its transpose.
         w2: (M, D) from the hidden layer to the weights; w2t its transpose.
         code: what the position adds to the hidden layer.
     """
 
+    delta: Delta
     query_scale: Tensor
-    query_shift: Tensor
+    query_shift: Tensor | None
+    key_scale: Tensor | None
+    key_shift: Tensor | None
+    offset: Tensor | None
     w1: Tensor
     w1t: Tensor
     w2: Tensor
@@ -58,16 +67,26 @@ class PairwiseMatrices:
     """What a pairwise kernel reads besides the maps (``PairwiseArgs`` of the native api.h).
 
     Attributes:
-        w1, w1t, w2, w2t: those of ``FoldedPairwise``.
+        w1, w1t: those of ``FoldedPairwise``; None of a concatenation, whose query and key come
+            multiplied by the two halves, the key with the other sign.
+        w2, w2t, delta, offset: those of ``FoldedPairwise``.
         table: (1 or H * W, K2 + 1, D), the hidden layer's initial value by displacement of a
-            neighbour inside the map; entry K2 is that of a neighbour outside it.
+            neighbour inside the map; entry K2 is that of a neighbour outside it. Or, by place,
+            (H * W + 1, D), by the pixel that the neighbour is, the outside last.
     """
 
-    w1: Tensor
-    w1t: Tensor
+    w1: Tensor | None
+    w1t: Tensor | None
     w2: Tensor
     w2t: Tensor
     table: Tensor
+    delta: Delta = "subtraction"
+    offset: Tensor | None = None
+
+    @property
+    def by_place(self) -> bool:
+        """Whether the table is one by place."""
+        return self.table.dim() == 2
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,11 @@ class FoldedPatchwise:
     query_scale: Tensor
     query_shift: Tensor
     matrices: PatchwiseMatrices
+
+
+def tensors(matrices: PairwiseMatrices | PatchwiseMatrices) -> dict[str, Tensor]:
+    """Return the tensors of ``matrices`` by name, those that there are."""
+    return {name: each for name, each in vars(matrices).items() if isinstance(each, Tensor)}
 
 
 def refusal(mapping: nn.Module, maps: Tensor | None = None,
@@ -134,12 +158,14 @@ def shares(mapping: nn.Module, value: Tensor, neighbours: int) -> bool:
     return weights % neighbours == 0 and value.shape[1] % groups == 0
 
 
-def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> FoldedPairwise:
-    """Fold a mapping of R = ``relation`` relation channels and then P position channels.
+def fold_pairwise(mapping: nn.Module, channels: int, dtype: torch.dtype,
+                  delta: Delta = "subtraction") -> FoldedPairwise:
+    """Fold a mapping of what ``delta`` makes of R = ``channels``, then P position channels.
 
     ``refusal`` must have returned None.
     """
     layers = layers_of(mapping)
+    relation = {"dot": 1, "concatenation": 2 * channels}.get(delta, channels)
 
     def fold() -> FoldedPairwise:
         scale, shift = affine(layers.norm)
@@ -148,10 +174,21 @@ def fold_pairwise(mapping: nn.Module, relation: int, dtype: torch.dtype) -> Fold
         code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
         if foldcache.unchanging():
             keep_tables(code)
-        return FoldedPairwise(scale[:relation].to(dtype), shift[:relation].to(dtype),
+        return FoldedPairwise(delta, *_spread(delta, scale[:relation].to(dtype),
+                                              shift[:relation].to(dtype), channels),
                               *_both(w1[:, :relation], dtype), *_both(w2, dtype), code)
 
-    return _kept(fold, mapping, layers, f"pairwise {relation} {dtype}")
+    return _kept(fold, mapping, layers, f"pairwise {delta} {channels} {dtype}")
+
+
+def _spread(delta: Delta, scale: Tensor, shift: Tensor,
+            channels: int) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
+    """Return where the first normalisation goes: scale and shift of query and key, and offset."""
+    if delta == "concatenation":
+        return (scale[:channels], shift[:channels], scale[channels:], shift[channels:], None)
+    if delta == "subtraction":
+        return scale, shift, scale, None, None
+    return scale.expand(channels), None, None, None, shift
 
 
 def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,

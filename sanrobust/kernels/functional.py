@@ -12,14 +12,15 @@ has the name given and BackendError when the backend insisted on cannot compute 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import cast, get_args
 
 from torch import Tensor, nn
 
 from sanrobust.errors import UsageError
 from sanrobust.kernels import learned_stem, reference
-from sanrobust.kernels.backends import choose
-from sanrobust.kernels.calls import Call
+from sanrobust.kernels.backends import choose, use_backend
+from sanrobust.kernels.calls import Call, Comparison
 from sanrobust.kernels.plain import PaddingMode, Window
 
 
@@ -119,8 +120,9 @@ def neighbours(maps: Tensor, *, footprint: int, stride: int = 1, dilation: int =
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                        mapping: nn.Module, *, footprint: int,
                        padding_mode: PaddingMode = "reflect", affine: bool = False,
+                       compare: Comparison | None = None, absolute: bool = False,
                        backend: str | None = None) -> Tensor:
-    """Attend with weights from pairs of positions (equation 2, subtraction relation).
+    """Attend with weights from pairs of positions (equation 2).
 
     The weights are softmax over the neighbours j of
     mapping([query_i - key_j, position_i - position_j]).
@@ -130,6 +132,8 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
         value: (B, O, H, W), O a multiple of M.
         position: encoded coordinates (1, P, H, W).
         mapping: maps relations (B, R + P, K2, L) to weights (B, M, K2, L).
+        compare: the relation in place of query_i - key_j, of N channels in place of R.
+        absolute: whether position_j takes the place of position_i - position_j.
         affine: whether the position stays affine in the coordinates whatever it is made of becomes,
             as a 1x1 convolution of them does. Its gradient then may come at its corners alone.
 
@@ -140,8 +144,11 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     _require_alike(query=query, position=position)
     _require_shape("position", position, (1, position.shape[1], *query.shape[2:]))
     call = Call("pairwise_attention", (query, key, value, position), window, mapping)
-    return choose(call, backend=backend).pairwise_attention(
-        query, key, value, position, mapping, window, affine=affine)
+    chosen = choose(call, backend=backend)
+    # What compares asks for backends itself.
+    with use_backend(chosen.name) if compare is not None and backend else nullcontext():
+        return chosen.pairwise_attention(query, key, value, position, mapping, window,
+                                         affine=affine, compare=compare, absolute=absolute)
 
 
 def patchwise_attention(query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module, *,

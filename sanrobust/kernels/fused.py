@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from sanrobust.kernels import batch_mapping, folding, ops, reference
-from sanrobust.kernels.calls import Call
+from sanrobust.kernels.calls import Call, Comparison
+from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.pairs import gathered
 from sanrobust.kernels.plain import Window, differentiates_forwards, pad
+from sanrobust.kernels.relations import Delta
 
 
 class FusedBackend:
@@ -91,25 +95,33 @@ class FusedBackend:
         return gathered(products, window.footprint).flatten(2).unsqueeze(2)
 
     def pairwise_attention(self, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                           mapping: nn.Module, window: Window, *, affine: bool = False) -> Tensor:
+                           mapping: nn.Module, window: Window, *, affine: bool = False,
+                           compare: Comparison | None = None, absolute: bool = False) -> Tensor:
         """Compute as ``reference.pairwise_attention``, fused where the mapping can be folded.
 
-        In training it is fused where the position is ``affine``.
+        In training it is fused where it subtracts, and the position is ``affine``.
         """
-        relation = query.shape[1]
+        subtracts = compare is None and not absolute
         steps = batch_mapping.affine_steps(mapping, query, position, window,
-                                           self.name) if affine else None
+                                           self.name) if affine and subtracts else None
         if steps is not None and folding.shares(mapping, value, 1):
             return batch_mapping.pairwise_attention(query, key, value, steps, mapping, window,
                                                     backend=self.name)
         tracked = torch.is_grad_enabled() and position.requires_grad
-        if (tracked or folding.refusal(mapping, query, relation + position.shape[1]) is not None
+        relation = query.shape[1] if compare is None else compare.width
+        if (tracked or not _is_fused(compare)
+                or folding.refusal(mapping, query, relation + position.shape[1]) is not None
                 or not folding.shares(mapping, value, 1)):
             return reference.pairwise_attention(query, key, value, position, mapping, window,
+                                                compare=compare, absolute=absolute,
                                                 backend=self.name)
-        folded = folding.fold_pairwise(mapping, relation, folding.accumulator(query.dtype))
+        delta: Delta = "subtraction"
+        if compare is not None and compare.relation.fused is not None:
+            delta, key = compare.relation.delta, compare.relation.fused(key)
+        folded = folding.fold_pairwise(mapping, query.shape[1],
+                                       folding.accumulator(query.dtype), delta)
         return ops.pairwise_attention(query, key, value, position, folded, window,
-                                      backend=self.name)
+                                      absolute=absolute, backend=self.name)
 
     def patchwise_attention(self, query: Tensor, key: Tensor, value: Tensor, mapping: nn.Module,
                             window: Window) -> Tensor:
@@ -142,3 +154,9 @@ class FusedBackend:
                                        backend=self.name)
         return reference.local_attention(query, key, value, embedding, heads, window,
                                          backend=self.name)
+
+
+def _is_fused(compare: Comparison | None) -> bool:
+    """Whether kernels compare as this does, and nobody waits for it to be called."""
+    return compare is None or (compare.relation.fused is not None
+                               and not is_watched(cast(nn.Module, compare)))

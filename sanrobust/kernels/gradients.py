@@ -119,7 +119,7 @@ def _pairwise_gradient(ctx: Any, grad: Tensor) -> Gradients:
     query, key, value, position, *matrices = ctx.saved_tensors
     grads = torch.ops.sanrobust.pairwise_attention_backward(
         grad, query, key, value, position, matrices, *ctx.settings)
-    return (*wanted(grads, ctx.needs_input_grad), None, [None] * ctx.matrices, *[None] * 3)
+    return (*wanted(grads, ctx.needs_input_grad), None, [None] * ctx.matrices, *[None] * 5)
 
 
 def _patchwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -131,23 +131,15 @@ class PairwiseAttention(VectorAttention):
     def forward(self, features: Tensor) -> Tensor:
         """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
         query, key, value = self._projected(features)
-        fused = self.relation.relation.fused
-        if fused is None or self.design.position == "absolute":
-            return self._summed(self._weigh(query), query, key, value)
+        relation, absolute = self.relation.relation, self.design.position == "absolute"
+        compare = self.relation
+        if relation.fused is not None and relation.delta == "subtraction":
+            compare, key = None, relation.fused(key)
         return functional.pairwise_attention(
-            query, fused(key), value, self._encoded(query), self.conv_w,
+            query, key, value, self._encoded(query), self.conv_w,
             footprint=self.window.footprint, padding_mode=self.window.padding_mode,
-            affine=self.design.position == "none" or is_pointwise(self.conv_p))
-
-    def _summed(self, weigh: Weigh, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Sum the values (B, O, H, W) under the weights that ``weigh`` makes, slice by slice."""
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return functional.aggregation(
-                value, weigh(query, key).to(value.dtype), footprint=self.window.footprint,
-                padding_mode=self.window.padding_mode)
-
-        return self._by_slices(attend, query, key, value)
+            affine=self.design.position == "none" or is_pointwise(self.conv_p), compare=compare,
+            absolute=absolute)
 
     def attention_weights(self, features: Tensor) -> Tensor:
         """Return the weights (B, M, K2, H * W) that ``forward`` uses; they sum to 1 over K2."""

@@ -8,17 +8,19 @@ dataclasses; a position goes in as it is, for its values decide how large its ta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.library import custom_op
 
 from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, accumulator
 from sanrobust.kernels.kernelset import (fused_kernels, kernels, local_kernels,
                                          norm_kernels)
 from sanrobust.kernels.plain import PaddingMode, Window, pooled_shape
-from sanrobust.kernels.position import PositionCode, position_table
+from sanrobust.kernels.position import PositionCode, place_table, position_table
+from sanrobust.kernels.relations import Delta
 
 
 def _window(footprint: int, stride: int, dilation: int, padding_mode: str) -> Window:
@@ -29,12 +31,42 @@ def _same_size(footprint: int, padding_mode: str) -> Window:
     return _window(footprint, 1, 1, padding_mode)
 
 
-def _table(position: Tensor, matrices: Sequence[Tensor], window: Window,
-           maps: Tensor) -> PairwiseMatrices:
-    """Complete the matrices of a pairwise mapping by what the position adds."""
-    w1, w1t, w2, w2t, *code = matrices
-    table = position_table(position, PositionCode(*code), window, accumulator(maps.dtype))
-    return PairwiseMatrices(w1, w1t, w2, w2t, table)
+class _Pairwise:
+    """A call of pairwise attention as kernels are given it.
+
+    Args:
+        matrices: w1, w1t, w2, w2t, the four of the position's code, and an offset, if any.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, position: Tensor, matrices: Sequence[Tensor],
+                 delta: str, absolute: bool, window: Window) -> None:
+        w1, w1t, w2, w2t, *code = matrices
+        offset = code.pop() if len(code) > 4 else None
+        dtype = accumulator(query.dtype)
+        table = place_table(position, PositionCode(*code), dtype) if absolute \
+            else position_table(position, PositionCode(*code), window, dtype)
+        self.maps = query, key
+        self._halves: tuple[Tensor, ...] = ()
+        if delta == "concatenation":
+            self._halves = w1.to(query.dtype).split(query.shape[1], 1)
+            self._whole = query, key
+            self.maps = self._made(query, 0), self._made(key, 1).neg_()
+        joined = bool(self._halves)
+        self.matrices = PairwiseMatrices(None if joined else w1, None if joined else w1t, w2, w2t,
+                                         table, cast(Delta, delta), offset)
+
+    def grads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the operator's maps for those of what kernels were given."""
+        if not self._halves:
+            return query, key, value
+        return self._back(query, 0), self._back(key.neg_(), 1), value
+
+    def _made(self, maps: Tensor, half: int) -> Tensor:
+        return F.conv2d(torch.relu(maps), self._halves[half][:, :, None, None])
+
+    def _back(self, grad: Tensor, half: int) -> Tensor:
+        to_maps = F.conv2d(grad, self._halves[half].t()[:, :, None, None])
+        return to_maps.masked_fill_(self._whole[half] <= 0, 0)
 
 
 _WINDOW = "SymInt footprint, SymInt stride, SymInt dilation, str padding_mode"
@@ -42,6 +74,8 @@ _MAPS = "Tensor query, Tensor key, Tensor value"
 _LOCAL = ("Tensor query, Tensor? key, Tensor value, Tensor? embedding, SymInt heads, "
           "SymInt footprint, str padding_mode, str backend")
 _FUSED = "Tensor[] matrices, SymInt footprint, str padding_mode, str backend"
+_PAIRWISE = ("Tensor position, Tensor[] matrices, str delta, bool absolute, SymInt footprint, "
+             "str padding_mode, str backend")
 
 
 @custom_op("sanrobust::aggregation", mutates_args=(),
@@ -111,36 +145,36 @@ def _(grad: Tensor, height: int, width: int, footprint: int, stride: int, dilati
 
 
 @custom_op("sanrobust::pairwise_attention", mutates_args=(),
-           schema=f"({_MAPS}, Tensor position, {_FUSED}) -> Tensor")
+           schema=f"({_MAPS}, {_PAIRWISE}) -> Tensor")
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                       matrices: Sequence[Tensor], footprint: int, padding_mode: str,
-                       backend: str) -> Tensor:
+                       matrices: Sequence[Tensor], delta: str, absolute: bool, footprint: int,
+                       padding_mode: str, backend: str) -> Tensor:
     window = _same_size(footprint, padding_mode)
-    return fused_kernels(backend).pairwise(
-        query, key, value, _table(position, matrices, window, query), window)
+    call = _Pairwise(query, key, position, matrices, delta, absolute, window)
+    return fused_kernels(backend).pairwise(*call.maps, value, call.matrices, window)
 
 
 @pairwise_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, position: Tensor, matrices: Sequence[Tensor],
-      footprint: int, padding_mode: str, backend: str) -> Tensor:
+      *settings: Any) -> Tensor:
     return value.new_empty(value.shape)
 
 
 @custom_op("sanrobust::pairwise_attention_backward", mutates_args=(),
-           schema=f"(Tensor grad, {_MAPS}, Tensor position, {_FUSED}) "
-                  "-> (Tensor, Tensor, Tensor)")
+           schema=f"(Tensor grad, {_MAPS}, {_PAIRWISE}) -> (Tensor, Tensor, Tensor)")
 def pairwise_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
-                                position: Tensor, matrices: Sequence[Tensor], footprint: int,
-                                padding_mode: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+                                position: Tensor, matrices: Sequence[Tensor], delta: str,
+                                absolute: bool, footprint: int, padding_mode: str,
+                                backend: str) -> tuple[Tensor, Tensor, Tensor]:
     window = _same_size(footprint, padding_mode)
-    return fused_kernels(backend).pairwise_backward(
-        grad, query, key, value, _table(position, matrices, window, query), window)
+    call = _Pairwise(query, key, position, matrices, delta, absolute, window)
+    return call.grads(*fused_kernels(backend).pairwise_backward(
+        grad, *call.maps, value, call.matrices, window))
 
 
 @pairwise_attention_backward.register_fake
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-      matrices: Sequence[Tensor], footprint: int, padding_mode: str,
-      backend: str) -> tuple[Tensor, Tensor, Tensor]:
+      matrices: Sequence[Tensor], *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

@@ -43,15 +43,21 @@ def dot_product(query: Tensor, key: Tensor, groups: int, window: Window, *,
 
 
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
-                       folded: FoldedPairwise, window: Window, *, backend: str) -> Tensor:
-    """Attend by a folded mapping with the fused kernels of ``backend``; maps as projected."""
-    scale, shift = folded.query_scale[:, None, None], folded.query_shift[:, None, None]
+                       folded: FoldedPairwise, window: Window, *, absolute: bool = False,
+                       backend: str) -> Tensor:
+    """Attend by a folded mapping with the fused kernels of ``backend``; maps as projected.
+
+    Where ``absolute`` the place of a neighbour counts, not its difference to the centre's.
+    """
     code = folded.code
     matrices = [folded.w1, folded.w1t, folded.w2, folded.w2t,
                 code.scale, code.shift, code.weight, code.bias]
+    if folded.offset is not None:
+        matrices.append(folded.offset)
     attended: Tensor = torch.ops.sanrobust.pairwise_attention(
-        torch.addcmul(shift, query, scale).to(query.dtype), (key * scale).to(key.dtype), value,
-        position, matrices, window.footprint, window.padding_mode, backend)
+        _scaled(query, folded.query_scale, folded.query_shift),
+        _scaled(key, folded.key_scale, folded.key_shift), value, position, matrices, folded.delta,
+        absolute, window.footprint, window.padding_mode, backend)
     return attended
 
 
@@ -106,6 +112,14 @@ def move(norm: nn.BatchNorm2d, stats: Tensor, count: int) -> None:
     mean, variance = stats[0], stats[1] * (count / (count - 1))
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
     norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
+
+
+def _scaled(maps: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is None:
+        return maps
+    scaled = maps * scale[:, None, None] if shift is None else torch.addcmul(
+        shift[:, None, None], maps, scale[:, None, None])
+    return scaled.to(maps.dtype)
 
 
 def _spelled(window: Window) -> tuple[int, int, int, str]:

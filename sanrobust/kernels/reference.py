@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sanrobust.errors import UsageError
 from sanrobust.kernels import ops
+from sanrobust.kernels.calls import Comparison
 from sanrobust.kernels.hooks import is_watched
 from sanrobust.kernels.kernelset import NormKernels, offers
 from sanrobust.kernels.plain import Window as Window
@@ -56,18 +57,33 @@ def pair_products(query: Tensor, key: Tensor, window: Window) -> Tensor:
 
 def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tensor,
                        mapping: nn.Module, window: Window, *, affine: bool = False,
+                       compare: Comparison | None = None, absolute: bool = False,
                        backend: str = NAME) -> Tensor:
-    """Softmax over neighbours of mapping([query_i - key_j, position_i - position_j])."""
+    """Softmax over neighbours of mapping([query_i - key_j, position_i - position_j]).
+
+    ``compare`` takes the place of the first difference; where ``absolute``, position_j that of the
+    second.
+    """
+
+    def relations(query: Tensor, key: Tensor) -> Tensor:
+        where = position.expand(len(query), -1, -1, -1)
+        if compare is None and not absolute:
+            return ops.subtraction(torch.cat((query, where), 1), torch.cat((key, where), 1),
+                                   window, backend=backend)
+        parts = (ops.subtraction(query, key, window, backend=backend),) if compare is None \
+            else compare(query, key)
+        if position.shape[1]:
+            place = neighbours(position, window) if absolute \
+                else ops.subtraction(position, position, window, backend=backend)
+            parts = (*parts, place.expand(len(query), -1, -1, -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        images = query.shape[0]
-        where = position.expand(images, -1, -1, -1)
-        relation = ops.subtraction(torch.cat((query, where), 1), torch.cat((key, where), 1),
-                                   window, backend=backend)
+        relation = relations(query, key)
         weight = torch.softmax(mapped(mapping, relation, backend=backend), dim=-2)
         return ops.aggregation(value, weight.to(value.dtype), window, backend=backend)
 
-    channels = query.shape[1] + position.shape[1]
+    channels = (query.shape[1] if compare is None else compare.width) + position.shape[1]
     return by_slices(attend, (query, key, value), mapping, channels * window.neighbours)
 
 

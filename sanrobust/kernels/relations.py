@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Family = Literal["pairwise", "patchwise"]
+Delta = Literal["subtraction", "hadamard", "dot", "concatenation"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Relation:
             other along the channels.
         counted: multiply-adds of one position in the convention of the paper's own counter.
         fused: given the key, returns what the family's fused operator must be given in its place
-            to compute this relation, as it subtracts (``pairwise``) or concatenates
-            (``patchwise``); None where no fused operator does.
+            to compute this relation; None where no fused operator does.
+        delta: what that operator does with query and key; patchwise it concatenates always.
     """
 
     family: Family
@@ -89,6 +90,7 @@ class Relation:
     compute: Callable[[Elementary, Tensor, Tensor], tuple[Tensor, ...]]
     counted: Callable[[Sizes], int]
     fused: Callable[[Tensor], Tensor] | None = None
+    delta: Delta = "subtraction"
 
 
 def _subtraction(local: Elementary, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
@@ -184,12 +186,13 @@ ENTRIES = (
              fused=_as_it_is),
     Relation("pairwise", "summation", _each_channel, _summation, counted=_each_pair,
              fused=_negated),
-    Relation("pairwise", "concatenation", _both_channels, _pairs,
-             counted=_nothing),
-    Relation("pairwise", "hadamard", _each_channel, _hadamard, counted=_each_pair),
-    Relation("pairwise", "dot", _one, _dot, counted=_each_pair),
+    Relation("pairwise", "concatenation", _both_channels, _pairs, counted=_nothing,
+             fused=_as_it_is, delta="concatenation"),
+    Relation("pairwise", "hadamard", _each_channel, _hadamard, counted=_each_pair,
+             fused=_as_it_is, delta="hadamard"),
+    Relation("pairwise", "dot", _one, _dot, counted=_each_pair, fused=_as_it_is, delta="dot"),
     Relation("patchwise", "concatenation", _patch_width, _patch, counted=_nothing,
-             fused=_as_it_is),
+             fused=_as_it_is, delta="concatenation"),
     Relation("patchwise", "star", _each_neighbour, _star, counted=_each_pair),
     # The paper's figures leave the clique's products out: 1.9G with them would be 2.3G (Table 4).
     Relation("patchwise", "clique", _each_two_neighbours, _clique,

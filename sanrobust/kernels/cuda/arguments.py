@@ -41,9 +41,10 @@ class PairwiseArgs(Structure):
 
     _fields_ = [*_fields(c_int64, "images height width"),
                 *_fields(c_int32, "relation hidden groups channels footprint padding slots "
-                                  "table_per_pixel tile_height tile_width strips unused"),
+                                  "table_per_pixel tile_height tile_width strips "
+                                  "table_by_place"),
                 *_fields(Map, "query key value out"),
-                *_fields(c_void_p, "w1 w1t w2 w2t table scale shift alpha signs"),
+                *_fields(c_void_p, "w1 w1t w2 w2t table offset scale shift alpha signs"),
                 *_fields(Map, "grad grad_query grad_key grad_value"),
                 *_fields(c_void_p, "logit_grad hidden_grad dots")]
 

@@ -7,7 +7,8 @@ from itertools import product
 
 from sanrobust.kernels.cuda import narrow
 from sanrobust.kernels.cuda.compiler import Kernel
-from sanrobust.kernels.cuda.launch import ELEMENTS, FOOTPRINTS, kernel
+from sanrobust.kernels.cuda.general import COMPARING
+from sanrobust.kernels.cuda.launch import DELTAS, ELEMENTS, FOOTPRINTS, kernel
 from sanrobust.kernels.cuda.tuned import DTYPES, PATCHWISE, RELATIONS
 from sanrobust.kernels.folding import accumulator
 
@@ -32,16 +33,20 @@ def elementary_kernels() -> Iterator[Kernel]:
 def general_kernels() -> Iterator[Kernel]:
     """Yield fused attention of any shape."""
     for element, name in product(ELEMENTS.values(), GENERAL):
-        yield kernel("general.cu", name, element)
+        operator, _, part = name.partition("_")
+        compares = operator == "pairwise" and part in COMPARING
+        for delta in DELTAS.values() if compares else (None,):
+            yield kernel("general.cu", name, element, *([] if delta is None else [delta]))
 
 
 def tuned_kernels() -> Iterator[Kernel]:
     """Yield fused attention of the SAN shapes, where registers must not spill."""
     for dtype, relation in product(DTYPES, RELATIONS):
         shape = ELEMENTS[dtype], str(relation)
-        yield kernel("pairwise_forward.cu", "pairwise_forward", *shape)
-        for key in ("false", "true"):
-            yield kernel("pairwise_backward.cu", "pairwise_backward", *shape, key)
+        for delta in DELTAS.values():
+            yield kernel("pairwise_forward.cu", "pairwise_forward", *shape, delta)
+            for key in ("false", "true"):
+                yield kernel("pairwise_backward.cu", "pairwise_backward", *shape, delta, key)
         for name, file in PATCHWISE.items():
             yield kernel(file, name, *shape)
 

@@ -15,12 +15,15 @@ from torch import Tensor
 from sanrobust.kernels.cuda import elementary
 from sanrobust.kernels.cuda.arguments import PairwiseArgs, PatchwiseArgs, map_of
 from sanrobust.kernels.cuda.compiler import Device
-from sanrobust.kernels.cuda.launch import (ELEMENTS, PADDINGS, Maps, aligned, each_value,
-                                           kernel, slot_weights, turns)
-from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, accumulator
+from sanrobust.kernels.cuda.launch import (DELTAS, ELEMENTS, PADDINGS, Maps, aligned, each_value,
+                                           kernel, slot_weights, table_kind, turns)
+from sanrobust.kernels.folding import (PairwiseMatrices, PatchwiseMatrices, accumulator,
+                                       tensors)
 from sanrobust.kernels.plain import Window
 
 _FILE = "general.cu"
+# Kernels of pairwise attention that compare pairs.
+COMPARING = ("logits", "hidden_grad", "query_grad", "key_grad")
 Scratch = dict[str, Tensor]
 
 
@@ -40,7 +43,7 @@ class General:
         self._accumulator = accumulator(maps[0].dtype)
         self._element = ELEMENTS[maps[0].dtype]
         self._matrices = {name: aligned(each, self._accumulator)
-                          for name, each in vars(matrices).items()}
+                          for name, each in tensors(matrices).items()}
         # The window in which weights and values meet.
         self._around = window
 
@@ -94,6 +97,10 @@ class General:
         """Return hidden channels, groups and what else this operator's arguments have."""
         raise NotImplementedError
 
+    def _variant(self, name: str) -> tuple[str, ...]:
+        """Return what else a kernel is instantiated for."""
+        return ()
+
     def _run(self, name: str, values: int, maps: Maps, scratch: Scratch, **described: Any) -> None:
         query, key, value = maps
         images, relation, height, width = query.shape
@@ -103,7 +110,8 @@ class General:
             padding=PADDINGS[self._window.padding_mode], query=map_of(query), key=map_of(key),
             value=map_of(value), **self._widths(), **described,
             **{name: each.data_ptr() for name, each in (self._matrices | scratch).items()})
-        which = kernel(_FILE, f"{self.operator}_{name}", self._element)
+        which = kernel(_FILE, f"{self.operator}_{name}", self._element,
+                       *self._variant(name))
         each_value(self._device, which, values, args)
 
 
@@ -115,6 +123,7 @@ class GeneralPairwise(General):
     def __init__(self, device: Device, maps: Maps, matrices: PairwiseMatrices,
                  window: Window) -> None:
         super().__init__(device, maps, matrices, window)
+        self._delta, self._table = DELTAS[matrices.delta], table_kind(matrices)
         self._slots = window.neighbours + (window.padding_mode == "zeros")
         self._groups, self._hidden = matrices.w2.shape
         # Reflected neighbours share a slot with those inside, and values outside are 0.
@@ -152,8 +161,10 @@ class GeneralPairwise(General):
         return pixels * values * self._accumulator.itemsize
 
     def _widths(self) -> dict[str, int]:
-        return dict(hidden=self._hidden, groups=self._groups, slots=self._slots,
-                    table_per_pixel=int(self._matrices["table"].shape[0] > 1))
+        return dict(hidden=self._hidden, groups=self._groups, slots=self._slots, **self._table)
+
+    def _variant(self, name: str) -> tuple[str, ...]:
+        return (self._delta,) if name in COMPARING else ()
 
 
 class GeneralPatchwise(General):

@@ -104,7 +104,7 @@ class CupyKernels:
 
     def _pairwise(self, maps: Maps, matrices: PairwiseMatrices, window: Window) -> Attention:
         device = self._find_device(maps[0])
-        if NarrowPairwise.takes(maps, matrices.w2, window):
+        if NarrowPairwise.subtracts(maps, matrices, window):
             return NarrowPairwise(device, maps, matrices, window)
         if TunedPairwise.takes(device, maps, matrices, window):
             return TunedPairwise(device, maps, matrices, window)

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from sanrobust.kernels.cuda.arguments import REFLECT, ZEROS, Map
 from sanrobust.kernels.cuda.compiler import Device, Kernel
+from sanrobust.kernels.folding import PairwiseMatrices
+from sanrobust.kernels.relations import Delta
 
 THREADS = 256
 FOOTPRINTS = (3, 5, 7, 9, 11)
 ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.float16: "san::Half",
             torch.bfloat16: "san::BFloat16"}
 PADDINGS = {"reflect": REFLECT, "zeros": ZEROS}
+# As kernels are instantiated for them: the numbers of ``Delta`` in args.cuh.
+DELTAS: dict[Delta, str] = {"subtraction": "0", "hadamard": "1", "dot": "2", "concatenation": "3"}
 # Bytes of scratch for one run of kernels; more images than fit are taken in turns.
 SCRATCH_BYTES = 256 << 20
 # Values per vector access of the tuned kernels.
@@ -47,6 +51,12 @@ def aligned(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a dense matrix of ``dtype`` whose rows may be read by vectors."""
     matrix = matrix.to(dtype).contiguous()
     return matrix.clone() if matrix.data_ptr() % (_QUAD * matrix.element_size()) else matrix
+
+
+def table_kind(matrices: PairwiseMatrices) -> dict[str, int]:
+    """Return what the arguments say of the table."""
+    return dict(table_by_place=int(matrices.by_place),
+                table_per_pixel=int(not matrices.by_place and len(matrices.table) > 1))
 
 
 def slot_weights(scratch: Tensor, images: int) -> Tensor:

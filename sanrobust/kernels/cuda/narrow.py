@@ -14,7 +14,7 @@ from torch import Tensor
 from sanrobust.kernels.cuda.arguments import PairwiseArgs, PatchwiseArgs, map_of
 from sanrobust.kernels.cuda.compiler import Device, Kernel
 from sanrobust.kernels.cuda.launch import ELEMENTS, PADDINGS, Maps, aligned, each_value, kernel
-from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, tensors
 from sanrobust.kernels.plain import Window
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -42,7 +42,7 @@ class Narrow:
         self._device, self._window = device, window
         self._element = ELEMENTS[maps[0].dtype]
         self._matrices = {name: aligned(each, torch.float32)
-                          for name, each in vars(matrices).items()}
+                          for name, each in tensors(matrices).items()}
 
     @classmethod
     def takes(cls, maps: Maps, w2: Tensor, window: Window) -> bool:
@@ -98,6 +98,12 @@ class NarrowPairwise(Narrow):
     """Pairwise attention of this width."""
 
     operator, hidden, struct = "pairwise", 4, PairwiseArgs
+
+    @classmethod
+    def subtracts(cls, maps: Maps, matrices: PairwiseMatrices, window: Window) -> bool:
+        """Whether the kernels have this shape and compare as these matrices want it."""
+        return (cls.takes(maps, matrices.w2, window) and matrices.delta == "subtraction"
+                and not matrices.by_place)
 
     @classmethod
     def columns(cls, window: Window) -> int:

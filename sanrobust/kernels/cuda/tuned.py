@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sanrobust.kernels.cuda.arguments import PairwiseArgs, PatchwiseArgs
 from sanrobust.kernels.cuda.compiler import Device
-from sanrobust.kernels.cuda.launch import (ELEMENTS, PADDINGS, THREADS, Maps, aligned, kernel,
-                                           new_pixel_rows, pixel_rows, turns)
-from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
+from sanrobust.kernels.cuda.launch import (DELTAS, ELEMENTS, PADDINGS, THREADS, Maps, aligned,
+                                           kernel, new_pixel_rows, pixel_rows, table_kind, turns)
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, tensors
 from sanrobust.kernels.plain import Window
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -59,10 +59,11 @@ class TunedPairwise:
                  window: Window) -> None:
         self._device, self._window = device, window
         self._relation = maps[0].shape[1]
-        self._names = ELEMENTS[maps[0].dtype], str(self._relation)
+        self._names = ELEMENTS[maps[0].dtype], str(self._relation), DELTAS[matrices.delta]
+        self._table = table_kind(matrices)
         self._slots = window.neighbours + (window.padding_mode == "zeros")
         self._matrices = {name: aligned(each, torch.float32)
-                          for name, each in vars(matrices).items()}
+                          for name, each in tensors(matrices).items()}
 
     @staticmethod
     def takes(device: Device, maps: Maps, matrices: PairwiseMatrices, window: Window) -> bool:
@@ -124,8 +125,7 @@ class TunedPairwise:
             images=images, height=height, width=width, relation=relation, hidden=relation,
             groups=relation // 2, channels=4 * relation, footprint=self._window.footprint,
             padding=PADDINGS[self._window.padding_mode], slots=self._slots,
-            table_per_pixel=int(self._matrices["table"].shape[0] > 1), tile_height=tile_height,
-            tile_width=_TILE, strips=strips, **described,
+            tile_height=tile_height, tile_width=_TILE, strips=strips, **self._table, **described,
             **{name: each.data_ptr() for name, each in self._matrices.items()})
         which = kernel(f"{name}.cu", name, *self._names, *more)
         self._device.launch(which, images * tiles, THREADS, args,
@@ -148,7 +148,7 @@ class TunedPatchwise:
         self._relation = maps[0].shape[1]
         self._names = ELEMENTS[maps[0].dtype], str(self._relation)
         self._matrices = {name: aligned(each, torch.float32)
-                          for name, each in vars(matrices).items()}
+                          for name, each in tensors(matrices).items()}
 
     @staticmethod
     def takes(device: Device, maps: Maps, matrices: PatchwiseMatrices, window: Window) -> bool:

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from sanrobust.errors import UsageError
+from sanrobust.kernels.relations import Delta
 
 REFLECT, ZEROS = 0, 1
 FLOAT, DOUBLE = 0, 1
 SUBTRACTION, HADAMARD, DOT, CONCATENATION = range(4)
+DELTAS: dict[Delta, int] = {"subtraction": SUBTRACTION, "hadamard": HADAMARD, "dot": DOT,
+                            "concatenation": CONCATENATION}
 LRL, L, LRLRL = range(3)
 # Signs are kept as bits in words of 16.
 SIGNS_PER_WORD = 16

@@ -12,9 +12,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
-from sanrobust.kernels.native.arguments import (LocalArgs, PairwiseArgs, PatchwiseArgs, dense,
-                                                sign_words)
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, tensors
+from sanrobust.kernels.native.arguments import (CONCATENATION, DELTAS, DOT, HADAMARD, LRL,
+                                                LocalArgs, PairwiseArgs, PatchwiseArgs, dense,
+                                                pair_words)
 from sanrobust.kernels.native.checks import PADDINGS, element_of, require, require_window
 from sanrobust.kernels.native.library import Library
 from sanrobust.kernels.plain import Window
@@ -131,7 +132,9 @@ class AttentionCall:
                 and query.shape[3] == value.shape[3], query, key, value)
         require(self._matrices["w2"].dim() == 2 and self.settings()["groups"] >= 1
                 and value.shape[1] % self.settings()["groups"] == 0, value, self._matrices["w2"])
-        for name, shape in self.shapes(query.shape[1]).items():
+        shapes = self.shapes(query.shape[1])
+        require(self._matrices.keys() == {*shapes, "w2"}, *self._matrices.values())
+        for name, shape in shapes.items():
             require(self._matrices[name].shape == shape, self._matrices[name], query)
 
 
@@ -142,7 +145,8 @@ class PairwiseCall(AttentionCall):
     struct = PairwiseArgs
 
     def __init__(self, found: Library, matrices: PairwiseMatrices, window: Window) -> None:
-        super().__init__(found, vars(matrices), window)
+        super().__init__(found, tensors(matrices), window)
+        self._delta, self._by_place = DELTAS[matrices.delta], matrices.by_place
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Return the attended values and y, alpha and signs (``PairwiseArgs``) for `learn`.
@@ -189,16 +193,24 @@ class PairwiseCall(AttentionCall):
             y=((0,), value.dtype), alpha=((0,), value.dtype), signs=((0,), torch.int16))
 
     def settings(self) -> dict[str, int]:
-        """Return M and D, and whether there is a table for each pixel."""
+        """Return M and D, how pairs are compared, and which table there is."""
         groups, hidden = self._matrices["w2"].shape
-        return dict(groups=groups, hidden=hidden,
-                    table_per_pixel=int(len(self._matrices["table"]) > 1))
+        per_pixel = not self._by_place and len(self._matrices["table"]) > 1
+        return dict(groups=groups, hidden=hidden, delta=self._delta,
+                    table_by_place=int(self._by_place), table_per_pixel=int(per_pixel))
 
     def shapes(self, relation: int) -> dict[str, Shape]:
         """Return the shapes that the matrices must have."""
         groups, hidden = self._matrices["w2"].shape
-        return dict(w1=(hidden, relation), w1t=(relation, hidden), w2t=(hidden, groups),
-                    table=(len(self._matrices["table"]), self._window.neighbours + 1, hidden))
+        rows = len(self._matrices["table"])
+        found = dict[str, Shape](w2t=(hidden, groups), table=(
+            (rows, hidden) if self._by_place else (rows, self._window.neighbours + 1, hidden)))
+        compared = 1 if self._delta == DOT else relation
+        if self._delta != CONCATENATION:
+            found.update(w1=(hidden, compared), w1t=(compared, hidden))
+        if self._delta in (HADAMARD, DOT):
+            found.update(offset=(compared,))
+        return found
 
     def kept(self, kind: int, pixels: int, channels: int) -> dict[str, tuple[Shape, torch.dtype]]:
         """Return shape and dtype of the output, the weights and the hidden layer's signs."""
@@ -208,12 +220,15 @@ class PairwiseCall(AttentionCall):
         around = self._window.neighbours
         groups, hidden = self._matrices["w2"].shape
         return dict(**output, alpha=((pixels, around, groups), torch.float32),
-                    signs=((pixels, around, sign_words(hidden)), torch.int16))
+                    signs=((pixels, around, pair_words(hidden, self._delta, LRL)), torch.int16))
 
     def _require_maps(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         super()._require_maps(query, key, value)
-        table = self._matrices["table"]
-        require(len(table) in (1, query.shape[2] * query.shape[3]), table, query)
+        table, pixels = self._matrices["table"], query.shape[2] * query.shape[3]
+        require(len(table) == pixels + 1 if self._by_place else len(table) in (1, pixels), table,
+                query)
+        require(self._delta != CONCATENATION or query.shape[1] == self._matrices["w2"].shape[1],
+                query, self._matrices["w2"])
 
 
 class PatchwiseCall(AttentionCall):
@@ -223,7 +238,7 @@ class PatchwiseCall(AttentionCall):
     struct = PatchwiseArgs
 
     def __init__(self, found: Library, matrices: PatchwiseMatrices, window: Window) -> None:
-        super().__init__(found, vars(matrices), window)
+        super().__init__(found, tensors(matrices), window)
 
     def settings(self) -> dict[str, int]:
         """Return M and D."""

@@ -8,6 +8,7 @@ namespace san {
 typedef long long int64;
 
 enum Padding { kReflect = 0, kZeros = 1 };
+enum Delta { kSubtraction = 0, kHadamard = 1, kDot = 2, kConcatenation = 3 };
 
 // A tensor of maps; strides in elements.
 struct Map {
@@ -33,19 +34,27 @@ struct ElementaryArgs {
   const void *scale, *shift; // out = relu(sum * scale + shift), or null
 };
 
-// t = relu(query_i - key_j); h = relu(table + w1 t); alpha = softmax over j of w2 h;
-// out[c] = sum over j of alpha[j][c % groups] value_j[c], then relu(out * scale + shift) if given.
+// h = relu(table + w1 t); alpha = softmax over j of w2 h; out[c] = sum over j of
+// alpha[j][c % groups] value_j[c], then relu(out * scale + shift) if given. By delta:
+//   kSubtraction    t = relu(query_i - key_j)
+//   kHadamard       t = relu(query_i * key_j + offset)
+//   kDot            t = relu(query_i . key_j + offset), one number
+//   kConcatenation  h = relu(table + query_i - key_j), with hidden = relation, as the caller has
+//                   made the product
 // A slot is a displacement inside the map; the neighbours that reflection repeats share one, with
 // their number as a factor. With padding zeros slot K2 stands for all neighbours outside.
 struct PairwiseArgs {
   int64 images, height, width;
   int relation, hidden, groups, channels;
   int footprint, padding, slots, table_per_pixel;
-  int tile_height, tile_width, strips, unused;   // of the tuned kernels
+  int tile_height, tile_width, strips;           // of the tuned kernels
+  int table_by_place;        // 1: the table is [height * width + 1][hidden]: by the neighbour's
+                             // place, the outside last
   Map query, key, value, out;
-  const void *w1, *w1t;      // [hidden][relation], its transpose
+  const void *w1, *w1t;      // [hidden][relation], kDot: [hidden][1], else null; its transpose
   const void *w2, *w2t;      // [groups][hidden], its transpose
   const void *table;         // [1 or height * width][K2 + 1][hidden]
+  const void *offset;        // kHadamard: [relation]; kDot: [1]; else null
   const void *scale, *shift; // [channels], or null
   void *alpha;               // [pixels][slots][groups], multiplicity included; or null
   unsigned short *signs;     // [pixels][slots][hidden / 16]: bit = h > 0; or null

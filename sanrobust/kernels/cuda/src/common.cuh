@@ -149,6 +149,12 @@ template <class T> SAN_INLINE T *row_of(const Map &map, int64 image, int pixel) 
   return static_cast<T *>(map.data) + image * map.image + pixel * static_cast<int>(map.column);
 }
 
+// The row of the table for a pair of pixels of one map; neighbour -1 is outside, in the last slot.
+SAN_INLINE int64 table_row(const PairwiseArgs &args, int64 centre, int64 neighbour, int slot) {
+  if (args.table_by_place) return neighbour < 0 ? args.height * args.width : neighbour;
+  return (args.table_per_pixel ? centre : 0) * (args.footprint * args.footprint + 1) + slot;
+}
+
 struct Pixel {
   int64 image, rank;
   int y, x;

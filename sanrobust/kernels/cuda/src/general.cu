@@ -26,24 +26,46 @@ SAN_INLINE Slot slot_of(const PairwiseArgs &args, int slot, int y, int x) {
   return place;
 }
 
-// relu(query - key) of one relation channel; a neighbour outside has key 0.
-template <class T> SAN_INLINE Acc<T> relation_at(const PairwiseArgs &args, const Pixel &pixel,
-                                                 const Slot &slot, int r) {
-  const Acc<T> query = widen(*at<T>(args.query, pixel.image, pixel.y, pixel.x, r));
-  if (slot.y < 0) return relu(query);
-  return relu(query - widen(*at<T>(args.key, pixel.image, slot.y, slot.x, r)));
+// A neighbour outside has key 0.
+template <class T> SAN_INLINE Acc<T> query_at(const PairwiseArgs &args, const Pixel &pixel, int r) {
+  return widen(*at<T>(args.query, pixel.image, pixel.y, pixel.x, r));
+}
+template <class T> SAN_INLINE Acc<T> key_at(const PairwiseArgs &args, const Pixel &pixel,
+                                            const Slot &slot, int r) {
+  return slot.y < 0 ? Acc<T>(0) : Acc<T>(widen(*at<T>(args.key, pixel.image, slot.y, slot.x, r)));
 }
 
-template <class T> SAN_INLINE Acc<T> hidden_at(const PairwiseArgs &args, const Pixel &pixel,
-                                               const Slot &slot, int number, int unit) {
+// t of one relation channel, of which a dot product has one.
+template <class T, int DELTA>
+SAN_INLINE Acc<T> relation_at(const PairwiseArgs &args, const Pixel &pixel, const Slot &slot,
+                              int r) {
+  if constexpr (DELTA == kSubtraction) {
+    return relu(query_at<T>(args, pixel, r) - key_at<T>(args, pixel, slot, r));
+  } else {
+    Acc<T> sum = static_cast<const Acc<T> *>(args.offset)[r];
+    for (int c = r; c < (DELTA == kDot ? args.relation : r + 1); c++)
+      sum += query_at<T>(args, pixel, c) * key_at<T>(args, pixel, slot, c);
+    return relu(sum);
+  }
+}
+
+template <class T, int DELTA>
+SAN_INLINE Acc<T> hidden_at(const PairwiseArgs &args, const Pixel &pixel, const Slot &slot,
+                            int number, int unit) {
   typedef Acc<T> A;
-  const int64 in_map = static_cast<int64>(pixel.y) * args.width + pixel.x;
-  const int64 row = (args.table_per_pixel ? in_map : 0)
-      * (args.footprint * args.footprint + 1) + number;
+  const int64 neighbour = slot.y < 0 ? -1 : static_cast<int64>(slot.y) * args.width + slot.x;
+  const int64 row = table_row(args, static_cast<int64>(pixel.y) * args.width + pixel.x, neighbour,
+                              number);
   A sum = static_cast<const A *>(args.table)[row * args.hidden + unit];
-  const A *weight = static_cast<const A *>(args.w1) + static_cast<int64>(unit) * args.relation;
-  for (int r = 0; r < args.relation; r++) sum += weight[r] * relation_at<T>(args, pixel, slot, r);
-  return sum;
+  if constexpr (DELTA == kConcatenation) {
+    return sum + (query_at<T>(args, pixel, unit) - key_at<T>(args, pixel, slot, unit));
+  } else {
+    const int width = DELTA == kDot ? 1 : args.relation;
+    const A *weight = static_cast<const A *>(args.w1) + static_cast<int64>(unit) * width;
+    for (int r = 0; r < width; r++)
+      sum += weight[r] * relation_at<T, DELTA>(args, pixel, slot, r);
+    return sum;
+  }
 }
 
 // What a thread computes: one of the values of a pixel, `index` among those of all pixels.
@@ -63,7 +85,7 @@ template <class Args> SAN_INLINE bool find_task(const Args &args, int each, Task
 }
 
 // The logits of one slot of a pixel, in its row of alpha.
-template <class T>
+template <class T, int DELTA>
 __global__ void __launch_bounds__(256) pairwise_logits(const PairwiseArgs args) {
   typedef Acc<T> A;
   Task task;
@@ -73,7 +95,7 @@ __global__ void __launch_bounds__(256) pairwise_logits(const PairwiseArgs args) 
   A *logits = static_cast<A *>(args.alpha) + task.index * args.groups;
   for (int g = 0; g < args.groups; g++) logits[g] = 0;
   for (int unit = 0; unit < args.hidden; unit++) {
-    const A h = relu(hidden_at<T>(args, task.pixel, slot, task.item, unit));
+    const A h = relu(hidden_at<T, DELTA>(args, task.pixel, slot, task.item, unit));
     const A *weight = static_cast<const A *>(args.w2t) + static_cast<int64>(unit) * args.groups;
     for (int g = 0; g < args.groups; g++) logits[g] += weight[g] * h;
   }
@@ -125,7 +147,7 @@ __global__ void __launch_bounds__(256) pairwise_logit_grad(const PairwiseArgs ar
 }
 
 // The gradient of one slot's hidden units, where they are positive.
-template <class T>
+template <class T, int DELTA>
 __global__ void __launch_bounds__(256) pairwise_hidden_grad(const PairwiseArgs args) {
   typedef Acc<T> A;
   Task task;
@@ -138,24 +160,31 @@ __global__ void __launch_bounds__(256) pairwise_hidden_grad(const PairwiseArgs a
     A sum = 0;
     for (int g = 0; g < args.groups; g++) sum += weight[g] * logit_grad[g];
     static_cast<A *>(args.hidden_grad)[task.index * args.hidden + unit] =
-        hidden_at<T>(args, task.pixel, slot, task.item, unit) > A(0) ? sum : A(0);
+        hidden_at<T, DELTA>(args, task.pixel, slot, task.item, unit) > A(0) ? sum : A(0);
   }
 }
 
-// The gradient of one channel of relu(query - key), in the slot `number` of `pixel`.
-template <class T> SAN_INLINE Acc<T> relation_grad(const PairwiseArgs &args, const Pixel &pixel,
-                                                   const Slot &slot, int number, int r) {
+// The gradient of one channel of the query, or KEY, by the pair in the slot `number` of `pixel`.
+template <class T, int DELTA, bool KEY>
+SAN_INLINE Acc<T> relation_grad(const PairwiseArgs &args, const Pixel &pixel, const Slot &slot,
+                                int number, int r) {
   typedef Acc<T> A;
-  if (!(relation_at<T>(args, pixel, slot, r) > A(0))) return 0;
   const A *grad = static_cast<const A *>(args.hidden_grad)
       + (pixel.rank * args.slots + number) * args.hidden;
-  const A *weight = static_cast<const A *>(args.w1t) + static_cast<int64>(r) * args.hidden;
-  A sum = 0;
-  for (int unit = 0; unit < args.hidden; unit++) sum += weight[unit] * grad[unit];
-  return sum;
+  if constexpr (DELTA == kConcatenation) {
+    return KEY ? -grad[r] : grad[r];
+  } else {
+    const int channel = DELTA == kDot ? 0 : r;
+    if (!(relation_at<T, DELTA>(args, pixel, slot, channel) > A(0))) return 0;
+    const A *weight = static_cast<const A *>(args.w1t) + static_cast<int64>(channel) * args.hidden;
+    A sum = 0;
+    for (int unit = 0; unit < args.hidden; unit++) sum += weight[unit] * grad[unit];
+    if constexpr (DELTA == kSubtraction) return KEY ? -sum : sum;
+    return sum * (KEY ? query_at<T>(args, pixel, r) : key_at<T>(args, pixel, slot, r));
+  }
 }
 
-template <class T>
+template <class T, int DELTA>
 __global__ void __launch_bounds__(256) pairwise_query_grad(const PairwiseArgs args) {
   Task task;
   if (!find_task(args, args.relation, task)) return;
@@ -164,13 +193,13 @@ __global__ void __launch_bounds__(256) pairwise_query_grad(const PairwiseArgs ar
   Acc<T> sum = 0;
   for (int s = 0; s < args.slots; s++) {
     const Slot slot = slot_of(args, s, pixel.y, pixel.x);
-    if (slot.times) sum += relation_grad<T>(args, pixel, slot, s, r);
+    if (slot.times) sum += relation_grad<T, DELTA, false>(args, pixel, slot, s, r);
   }
   *at<T>(args.grad_query, pixel.image, pixel.y, pixel.x, r) = narrow<T>(sum);
 }
 
 // A pixel's key is in the windows of the pixels in its own window, in the mirrored slots.
-template <class T>
+template <class T, int DELTA>
 __global__ void __launch_bounds__(256) pairwise_key_grad(const PairwiseArgs args) {
   const int footprint = args.footprint, squares = footprint * footprint;
   Task task;
@@ -184,7 +213,7 @@ __global__ void __launch_bounds__(256) pairwise_key_grad(const PairwiseArgs args
     if (y < 0 || y >= args.height || x < 0 || x >= args.width) continue;
     const Pixel centre = {pixel.image,
                           pixel.rank + (y - pixel.y) * args.width + (x - pixel.x), y, x};
-    sum -= relation_grad<T>(args, centre, {pixel.y, pixel.x, 1}, squares - 1 - s, r);
+    sum += relation_grad<T, DELTA, true>(args, centre, {pixel.y, pixel.x, 1}, squares - 1 - s, r);
   }
   *at<T>(args.grad_key, pixel.image, pixel.y, pixel.x, r) = narrow<T>(sum);
 }

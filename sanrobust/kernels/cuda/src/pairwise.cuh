@@ -81,6 +81,40 @@ template <bool STAGED> SAN_INLINE const float *stage(const void *weight, float *
   }
 }
 
+// Whether a product lies between a pair's comparison and the hidden layer.
+template <int DELTA> constexpr bool kMultiplied = DELTA == kSubtraction || DELTA == kHadamard;
+
+// Four channels of a pair's comparison, before a ReLU; a neighbour outside has key 0.
+template <class T, int DELTA>
+SAN_INLINE Quad<float> compared(const PairwiseArgs &args, int64 image, int centre, int neighbour,
+                                int r) {
+  Quad<float> query = load4(row_of<T>(args.query, image, centre) + r), key = {{0, 0, 0, 0}};
+  if (neighbour >= 0) key = load4(row_of<T>(args.key, image, neighbour) + r);
+  if constexpr (DELTA == kHadamard) {
+    Quad<float> product = load4(static_cast<const float *>(args.offset) + r);
+    add_scaled(product, query, key);
+    return product;
+  }
+#pragma unroll
+  for (int c = 0; c < 4; c++) query.at[c] -= key.at[c];
+  return query;
+}
+
+template <class T, int R>
+SAN_INLINE float dot_of(const PairwiseArgs &args, int64 image, int centre, int neighbour) {
+  const T *query = row_of<T>(args.query, image, centre);
+  float sum = *static_cast<const float *>(args.offset);
+  if (neighbour < 0) return sum;
+  const T *key = row_of<T>(args.key, image, neighbour);
+#pragma unroll 2
+  for (int r = 0; r < R; r += 4) {
+    const Quad<float> one = load4(query + r), other = load4(key + r);
+#pragma unroll
+    for (int c = 0; c < 4; c++) sum += one.at[c] * other.at[c];
+  }
+  return sum;
+}
+
 // Finds the centres of the strips from `strip` on.
 template <int R> SAN_INLINE void find_centres(const PairwiseArgs &args, const Tile &tile, int strip,
                                               const Memory<R> &memory) {

@@ -106,8 +106,91 @@ template <class T, int R> SAN_INLINE void key_grads(const PairwiseArgs &args, in
   __syncthreads();
 }
 
-// From gradients of logits to those of relu(query - key), summed into each centre.
+// The pixels of a pair: in the key's pass the centre is the one whose key is compared.
+template <bool KEY> struct Ends {
+  int query, key;
+
+  SAN_INLINE explicit Ends(const Pair &pair)
+      : query(KEY ? pair.neighbour : pair.centre), key(KEY ? pair.centre : pair.neighbour) {}
+};
+
+// What a centre's channel is multiplied by in a product; a neighbour outside has key 0.
+template <class T, bool KEY>
+SAN_INLINE Quad<float> factor(const PairwiseArgs &args, int64 image, const Ends<KEY> &ends, int r) {
+  if (KEY) return load4(row_of<T>(args.query, image, ends.query) + r);
+  if (ends.key < 0) return {{0, 0, 0, 0}};
+  return load4(row_of<T>(args.key, image, ends.key) + r);
+}
+
+// In the panel: from gradients of h to those of the centre's channels.
+template <class T, int R, int DELTA, bool KEY>
+SAN_INLINE void channel_grads(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
+                              const float *w1, const int (&offsets)[Shape<R>::kRows], int start,
+                              int live) {
+  typedef Shape<R> S;
+  const int across = threadIdx.x % S::kAcross, down = threadIdx.x / S::kAcross;
+  float grads[S::kRows][4 * S::kVectors] = {};
+  product<R, S::kRows, 4, S::kVectors>(memory.panel, offsets, w1 + across * 4, R, S::kAcross * 4,
+                                       grads);
+  __syncthreads();
+  store_panel<R>(memory.panel, offsets, grads);
+#pragma unroll 1
+  for (int i = down; i < live; i += S::kDown) {
+    const Ends<KEY> ends(memory.pairs[start + i]);
+#pragma unroll
+    for (int v = 0; v < S::kVectors; v++) {
+      const int column = (v * S::kAcross + across) * 4;
+      const Quad<float> t = compared<T, DELTA>(args, image, ends.query, ends.key, column);
+      Quad<float> grad = load4(memory.panel + i * S::kPitch + column);
+      Quad<float> times = {{1, 1, 1, 1}};
+      if constexpr (DELTA == kHadamard) times = factor<T>(args, image, ends, column);
+#pragma unroll
+      for (int c = 0; c < 4; c++) grad.at[c] = t.at[c] > 0.0f ? grad.at[c] * times.at[c] : 0.0f;
+      store4(memory.panel + i * S::kPitch + column, grad);
+    }
+  }
+  __syncthreads();
+}
+
+// The same where pairs are compared by their dot product.
 template <class T, int R, bool KEY>
+SAN_INLINE void dot_grads(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
+                          const float *w1, int start, int live) {
+  typedef Shape<R> S;
+  const int across = threadIdx.x % S::kAcross, down = threadIdx.x / S::kAcross;
+  float sums[S::kRows] = {};
+#pragma unroll
+  for (int i = 0; i < S::kRows; i++) {
+    const int row = min(down + i * S::kDown, live - 1);
+    const Ends<KEY> ends(memory.pairs[start + row]);
+    if (!(dot_of<T, R>(args, image, ends.query, ends.key) > 0.0f)) continue;
+#pragma unroll 1
+    for (int unit = 0; unit < R; unit += 4) {
+      const Quad<float> weight = load4(w1 + unit);
+      const Quad<float> grad = load4(memory.panel + row * S::kPitch + unit);
+#pragma unroll
+      for (int c = 0; c < 4; c++) sums[i] += weight.at[c] * grad.at[c];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < S::kRows; i++) {
+    if (down + i * S::kDown >= live) continue;
+    const Ends<KEY> ends(memory.pairs[start + down + i * S::kDown]);
+#pragma unroll
+    for (int v = 0; v < S::kVectors; v++) {
+      const int column = (v * S::kAcross + across) * 4;
+      Quad<float> grad = factor<T>(args, image, ends, column);
+#pragma unroll
+      for (int c = 0; c < 4; c++) grad.at[c] *= sums[i];
+      store4(memory.panel + (down + i * S::kDown) * S::kPitch + column, grad);
+    }
+  }
+  __syncthreads();
+}
+
+// From gradients of logits to those of the centre's channels, summed into each centre.
+template <class T, int R, int DELTA, bool KEY>
 SAN_INLINE void relation_grads(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
                                const float *w1, const float *w2, int start, int live) {
   typedef Shape<R> S;
@@ -143,33 +226,9 @@ SAN_INLINE void relation_grads(const PairwiseArgs &args, int64 image, const Memo
     }
   }
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < ROWS; i++)
-#pragma unroll
-    for (int c = 0; c < 4 * S::kVectors; c++) grads[i][c] = 0;
-  product<R, ROWS, 4, S::kVectors>(memory.panel, offsets, w1 + across * 4, R, S::kAcross * 4,
-                                   grads);
-  __syncthreads();
-  store_panel<R>(memory.panel, offsets, grads);
-#pragma unroll 1
-  for (int i = down; i < live; i += S::kDown) {
-    const Pair pair = memory.pairs[start + i];
-#pragma unroll
-    for (int v = 0; v < S::kVectors; v++) {
-      const int column = (v * S::kAcross + across) * 4;
-      const Quad<float> query = load4(
-          row_of<T>(args.query, image, KEY ? pair.neighbour : pair.centre) + column);
-      Quad<float> key = {};
-      if (KEY || pair.neighbour >= 0)
-        key = load4(row_of<T>(args.key, image, KEY ? pair.centre : pair.neighbour) + column);
-      Quad<float> grad = load4(memory.panel + i * S::kPitch + column);
-#pragma unroll
-      for (int c = 0; c < 4; c++)
-        if (!(query.at[c] - key.at[c] > 0.0f)) grad.at[c] = 0;
-      store4(memory.panel + i * S::kPitch + column, grad);
-    }
-  }
-  __syncthreads();
+  if constexpr (kMultiplied<DELTA>)
+    channel_grads<T, R, DELTA, KEY>(args, image, memory, w1, offsets, start, live);
+  if constexpr (DELTA == kDot) dot_grads<T, R, KEY>(args, image, memory, w1, start, live);
   for (int i = threadIdx.x; i < args.strips * kStrip * R; i += kThreads) {
     const int p = i / R, r = i % R;
     float sum = memory.sums[i];
@@ -182,12 +241,13 @@ SAN_INLINE void relation_grads(const PairwiseArgs &args, int64 image, const Memo
 }
 
 // KEY: the gradients of key and value, else that of the query, which must come first.
-template <class T, int R, bool KEY>
+template <class T, int R, int DELTA, bool KEY>
 __global__ void __launch_bounds__(kThreads, 2) pairwise_backward(const PairwiseArgs args) {
   SAN_DYNAMIC_SHARED(bytes);
   const Memory<R> memory(bytes, args.strips * kStrip, args.slots);
   const Tile tile(args);
-  const float *w1 = stage<Shape<R>::kStaged>(args.w1, memory.first_weight, R * R);
+  const float *w1 = stage<Shape<R>::kStaged && kMultiplied<DELTA>>(args.w1, memory.first_weight,
+                                                                   R * R);
   const float *w2 = stage<Shape<R>::kStaged>(args.w2, memory.second_weight, R * R / 2);
   for (int strip = 0; strip < tile.strips; strip += args.strips) {
     find_centres(args, tile, strip, memory);
@@ -202,15 +262,15 @@ __global__ void __launch_bounds__(kThreads, 2) pairwise_backward(const PairwiseA
     }
     const int count = memory.begin[args.strips * kStrip];
     for (int start = 0; start < count; start += Shape<R>::kPairs)
-      relation_grads<T, R, KEY>(args, tile.image, memory, w1, w2, start,
-                                min(count - start, Shape<R>::kPairs));
+      relation_grads<T, R, DELTA, KEY>(args, tile.image, memory, w1, w2, start,
+                                       min(count - start, Shape<R>::kPairs));
     for (int i = threadIdx.x; i < args.strips * kStrip * (R / 4); i += kThreads) {
       const int centre = memory.centres[i / (R / 4)], r = i % (R / 4) * 4;
       if (centre < 0) continue;
       Quad<float> sum = load4(memory.sums + i * 4);
 #pragma unroll
       for (int c = 0; c < 4; c++)
-        if (KEY) sum.at[c] = -sum.at[c];
+        if (KEY && (DELTA == kSubtraction || DELTA == kConcatenation)) sum.at[c] = -sum.at[c];
       store4(row_of<T>(KEY ? args.grad_key : args.grad_query, tile.image, centre) + r, sum);
     }
     __syncthreads();

@@ -3,26 +3,65 @@
 
 namespace san {
 
-SAN_INLINE const float *table_row(const PairwiseArgs &args, int centre, int slot, int hidden) {
-  const int64 pixel = args.table_per_pixel ? centre : 0;
-  const int rows = args.footprint * args.footprint + 1;
-  return static_cast<const float *>(args.table) + (pixel * rows + slot) * hidden;
+template <int R>
+SAN_INLINE const float *initial(const PairwiseArgs &args, const Pair &pair) {
+  return static_cast<const float *>(args.table)
+      + table_row(args, pair.centre, pair.neighbour, pair.slot) * R;
 }
 
-// Writes relu(query - key) of the pairs start .. start + live to the panel.
-template <class T, int R> SAN_INLINE void fill_relations(const PairwiseArgs &args, int64 image,
-                                                         const Memory<R> &memory, int start,
-                                                         int live) {
+// Writes t of the pairs start .. start + live to the panel; h where no product lies between.
+template <class T, int R, int DELTA>
+SAN_INLINE void fill_relations(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
+                               int start, int live) {
   for (int i = threadIdx.x; i < live * (R / 4); i += kThreads) {
     const int row = i / (R / 4), r = i % (R / 4) * 4;
     const Pair pair = memory.pairs[start + row];
-    Quad<float> relation = load4(row_of<T>(args.query, image, pair.centre) + r);
-    Quad<float> key = {{0, 0, 0, 0}};
-    if (pair.neighbour >= 0) key = load4(row_of<T>(args.key, image, pair.neighbour) + r);
+    Quad<float> relation;
+    if constexpr (DELTA == kDot) {
+      const float t = relu(dot_of<T, R>(args, image, pair.centre, pair.neighbour));
+      const Quad<float> weight = load4(static_cast<const float *>(args.w1) + r);
+      relation = load4(initial<R>(args, pair) + r);
 #pragma unroll
-    for (int c = 0; c < 4; c++) relation.at[c] = relu(relation.at[c] - key.at[c]);
-    store4(memory.panel + row * Shape<R>::kPitch + r, relation);
+      for (int c = 0; c < 4; c++) relation.at[c] += weight.at[c] * t;
+    } else {
+      relation = compared<T, DELTA>(args, image, pair.centre, pair.neighbour, r);
+      if constexpr (DELTA == kConcatenation) {
+        const Quad<float> first = load4(initial<R>(args, pair) + r);
+#pragma unroll
+        for (int c = 0; c < 4; c++) relation.at[c] += first.at[c];
+      }
+    }
+    store4(memory.panel + row * Shape<R>::kPitch + r, relu(relation));
   }
+}
+
+// From t to h in the panel, of the rows that this thread has at `offsets`.
+template <int R>
+SAN_INLINE void hidden_layer(const PairwiseArgs &args, const Memory<R> &memory, const float *w1t,
+                             const int (&offsets)[Shape<R>::kRows], int start, int live) {
+  constexpr int kAcross = Shape<R>::kAcross, kVectors = Shape<R>::kVectors;
+  constexpr int ROWS = Shape<R>::kRows;
+  const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
+  float hidden[ROWS][4 * kVectors];
+#pragma unroll
+  for (int i = 0; i < ROWS; i++) {
+    const float *row = initial<R>(
+        args, memory.pairs[start + min(down + i * Shape<R>::kDown, live - 1)]);
+#pragma unroll
+    for (int v = 0; v < kVectors; v++) {
+      const Quad<float> first = load4(row + (v * kAcross + across) * 4);
+#pragma unroll
+      for (int c = 0; c < 4; c++) hidden[i][4 * v + c] = first.at[c];
+    }
+  }
+  product<R, ROWS, 4, kVectors>(memory.panel, offsets, w1t + across * 4, R, kAcross * 4, hidden);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < ROWS; i++)
+#pragma unroll
+    for (int c = 0; c < 4 * kVectors; c++) hidden[i][c] = relu(hidden[i][c]);
+  store_panel<R>(memory.panel, offsets, hidden);
+  __syncthreads();
 }
 
 // Keeps the signs of the hidden units in the panel, one bit each.
@@ -46,36 +85,17 @@ template <int R> SAN_INLINE void keep_signs(const PairwiseArgs &args, int64 imag
 }
 
 // The logits of the pairs start .. start + live, at their places among the scores.
-template <class T, int R>
+template <class T, int R, int DELTA>
 SAN_INLINE void score(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
                       const float *w1t, const float *w2t, int start, int live) {
-  constexpr int kAcross = Shape<R>::kAcross, kVectors = Shape<R>::kVectors, kWidth = 2 * kVectors;
+  constexpr int kAcross = Shape<R>::kAcross, kWidth = 2 * Shape<R>::kVectors;
   constexpr int ROWS = Shape<R>::kRows;
   const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
-  fill_relations<T, R>(args, image, memory, start, live);
+  fill_relations<T, R, DELTA>(args, image, memory, start, live);
   int offsets[ROWS];
   panel_rows<R>(offsets);
-  float hidden[ROWS][4 * kVectors];
-#pragma unroll
-  for (int i = 0; i < ROWS; i++) {
-    const Pair pair = memory.pairs[start + min(down + i * Shape<R>::kDown, live - 1)];
-    const float *row = table_row(args, pair.centre, pair.slot, R);
-#pragma unroll
-    for (int v = 0; v < kVectors; v++) {
-      const Quad<float> initial = load4(row + (v * kAcross + across) * 4);
-#pragma unroll
-      for (int c = 0; c < 4; c++) hidden[i][4 * v + c] = initial.at[c];
-    }
-  }
   __syncthreads();
-  product<R, ROWS, 4, kVectors>(memory.panel, offsets, w1t + across * 4, R, kAcross * 4, hidden);
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < ROWS; i++)
-#pragma unroll
-    for (int c = 0; c < 4 * kVectors; c++) hidden[i][c] = relu(hidden[i][c]);
-  store_panel<R>(memory.panel, offsets, hidden);
-  __syncthreads();
+  if constexpr (kMultiplied<DELTA>) hidden_layer(args, memory, w1t, offsets, start, live);
   if (args.signs) keep_signs(args, image, memory, start, live);
   float logits[ROWS][kWidth] = {};
   product<R, ROWS, kWidth, 1>(memory.panel, offsets, w2t + across * kWidth, R / 2, 0, logits);
@@ -155,12 +175,13 @@ template <class T, int R> SAN_INLINE void attend(const PairwiseArgs &args, int64
   }
 }
 
-template <class T, int R>
+template <class T, int R, int DELTA>
 __global__ void __launch_bounds__(kThreads, 2) pairwise_forward(const PairwiseArgs args) {
   SAN_DYNAMIC_SHARED(bytes);
   const Memory<R> memory(bytes, args.strips * kStrip, args.slots);
   const Tile tile(args);
-  const float *w1t = stage<Shape<R>::kStaged>(args.w1t, memory.first_weight, R * R);
+  const float *w1t = stage<Shape<R>::kStaged && kMultiplied<DELTA>>(args.w1t, memory.first_weight,
+                                                                    R * R);
   const float *w2t = stage<Shape<R>::kStaged>(args.w2t, memory.second_weight, R * R / 2);
   for (int strip = 0; strip < tile.strips; strip += args.strips) {
     find_centres(args, tile, strip, memory);
@@ -168,8 +189,8 @@ __global__ void __launch_bounds__(kThreads, 2) pairwise_forward(const PairwiseAr
     list_pairs(args, memory, true);
     const int count = memory.begin[args.strips * kStrip];
     for (int start = 0; start < count; start += Shape<R>::kPairs)
-      score<T, R>(args, tile.image, memory, w1t, w2t, start,
-                  min(count - start, Shape<R>::kPairs));
+      score<T, R, DELTA>(args, tile.image, memory, w1t, w2t, start,
+                         min(count - start, Shape<R>::kPairs));
     normalise(args, tile.image, memory);
     attend<T, R>(args, tile.image, memory);
     __syncthreads();
