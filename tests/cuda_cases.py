@@ -7,13 +7,14 @@ front of a ReLU is exact in float32 (and the maps in bfloat16): all formulations
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, tensors
 from sanrobust.kernels.plain import Window, neighbours
+from sanrobust.kernels.relations import Delta
 
 Maps = tuple[Tensor, Tensor, Tensor]
 
@@ -29,8 +30,8 @@ class Case:
     window: Window
 
     def matrices_of(self, dtype: torch.dtype) -> PairwiseMatrices | PatchwiseMatrices:
-        return type(self.matrices)(**{name: each.to(dtype).contiguous()
-                                      for name, each in vars(self.matrices).items()})
+        return replace(self.matrices, **{name: each.to(dtype).contiguous()
+                                         for name, each in tensors(self.matrices).items()})
 
     def formula(self, dtype: torch.dtype) -> list[Tensor]:
         """The result and the gradients of query, key and value, computed in ``dtype``."""
@@ -42,8 +43,12 @@ class Case:
 
 
 def make(kind: str, relation: int, hidden: int, groups: int, channels: int, footprint: int,
-         padding_mode: str, height: int, width: int, *, images: int = 2, seed: int = 0) -> Case:
-    """Make a case; random numbers depend on the seed alone."""
+         padding_mode: str, height: int, width: int, *, images: int = 2, seed: int = 0,
+         delta: Delta = "subtraction", by_place: bool = False) -> Case:
+    """Make a case; random numbers depend on the seed alone.
+
+    ``delta`` and ``by_place`` are those of pairwise matrices.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def steps(*shape: int, reach: int, size: float) -> Tensor:
@@ -63,11 +68,17 @@ def make(kind: str, relation: int, hidden: int, groups: int, channels: int, foot
     matrices: PairwiseMatrices | PatchwiseMatrices
     if kind == "pairwise":
         per_pixel = padding_mode == "zeros"
-        w1 = steps(hidden, relation, reach=4, size=1 / 16)
+        compared = 1 if delta == "dot" else relation
+        w1 = steps(hidden, compared, reach=4, size=1 / 16)
         w2 = normal(groups, hidden) / hidden ** 0.5
-        table = steps(height * width if per_pixel else 1, count + 1, hidden, reach=64,
-                      size=1 / 128)
-        matrices = PairwiseMatrices(w1, w1.t(), w2, w2.t(), table)
+        rows = (height * width + 1,) if by_place else (height * width if per_pixel else 1,
+                                                       count + 1)
+        table = steps(*rows, hidden, reach=64, size=1 / 128)
+        multiplied = delta in ("hadamard", "dot")
+        offset = steps(compared, reach=64, size=1 / 64) if multiplied else None
+        first = None if delta == "concatenation" else w1
+        matrices = PairwiseMatrices(first, None if first is None else w1.t(), w2, w2.t(), table,
+                                    delta, offset)
     else:
         w1 = steps(hidden, (1 + count) * relation, reach=4, size=1 / 32)
         w2 = normal(count * groups, hidden) / hidden ** 0.5
@@ -84,7 +95,7 @@ def pairwise(query: Tensor, key: Tensor, value: Tensor, matrices: PairwiseMatric
     images, _, height, width = query.shape
     reach, side = window.footprint // 2, window.footprint
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels = rows * width + columns if matrices.table.shape[0] > 1 else torch.zeros_like(rows)
+    pixels = rows * width + columns if len(matrices.table) > 1 else torch.zeros_like(rows)
     logits = []
     around = neighbours(key, window).unflatten(3, (height, width))
     for slot in range(side ** 2):
@@ -93,13 +104,28 @@ def pairwise(query: Tensor, key: Tensor, value: Tensor, matrices: PairwiseMatric
         if window.padding_mode == "reflect":
             y, x = mirrored(y, height), mirrored(x, width)
             inside = torch.ones_like(inside)
-        entry = torch.where(inside, (y - rows + reach) * side + x - columns + reach, side ** 2)
-        relation = torch.relu(query - around[:, :, slot])
-        hidden = torch.relu(torch.einsum("hr,bryx->byxh", matrices.w1, relation)
-                            + matrices.table[pixels, entry])
+        if matrices.by_place:
+            initial = matrices.table[torch.where(inside, y * width + x, height * width)]
+        else:
+            initial = matrices.table[pixels, torch.where(
+                inside, (y - rows + reach) * side + x - columns + reach, side ** 2)]
+        hidden = torch.relu(initial + first_layer(query, around[:, :, slot], matrices))
         logits.append(hidden @ matrices.w2.t())
     weight = torch.softmax(torch.stack(logits), 0).permute(1, 4, 0, 2, 3).flatten(3)
     return summed(value, weight, window)
+
+
+def first_layer(query: Tensor, key: Tensor, matrices: PairwiseMatrices) -> Tensor:
+    """What pairs of pixels add to the hidden layer, (B, H, W, D)."""
+    if matrices.w1 is None:
+        return (query - key).permute(0, 2, 3, 1)
+    if matrices.offset is None:
+        relation = query - key
+    else:
+        products = query * key
+        relation = (products if matrices.delta == "hadamard" else products.sum(1, keepdim=True)) \
+            + matrices.offset[:, None, None]
+    return torch.einsum("hr,bryx->byxh", matrices.w1, torch.relu(relation))
 
 
 def patchwise(query: Tensor, key: Tensor, value: Tensor, matrices: PatchwiseMatrices,

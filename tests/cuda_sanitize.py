@@ -15,7 +15,7 @@ from elementary_calls import elementary
 
 from sanrobust.kernels.cuda import catalog
 from sanrobust.kernels.cuda.kernels import CupyKernels
-from sanrobust.kernels.cuda.launch import kernel
+from sanrobust.kernels.cuda.launch import DELTAS
 from sanrobust.kernels.plain import Window
 
 FLAGS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
@@ -23,7 +23,7 @@ FLAGS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g
 
 def main() -> None:
     """Run everything once; the sanitizers end the process at the first error."""
-    chosen = [kernel("general.cu", name, "float") for name in catalog.GENERAL]
+    chosen = [each for each in catalog.general_kernels() if "<float" in each.expression]
     chosen += [each for each in catalog.elementary_kernels()
                if each.expression.endswith(("<float, float, 3>", "<float>"))]
     chosen += [each for each in catalog.narrow_kernels() if each.expression.endswith("<float>")]
@@ -43,10 +43,12 @@ def attend(kernels: CupyKernels, relation: int, channels: int, padding_mode: str
     for kind in ("pairwise", "patchwise"):
         hidden = relation if kind == "pairwise" else max(relation // 2, 1)
         groups = relation // 2 if relation == 16 else 2
-        case = make(kind, relation, hidden, groups, channels, 3, padding_mode, 3, 9)
-        maps, matrices = [each.float() for each in case.maps], case.matrices_of(torch.float32)
-        getattr(kernels, kind)(*maps, matrices, case.window)
-        getattr(kernels, f"{kind}_backward")(case.grad.float(), *maps, matrices, case.window)
+        for delta in DELTAS if kind == "pairwise" else ("concatenation",):
+            case = make(kind, relation, hidden, groups, channels, 3, padding_mode, 3, 9,
+                        delta=delta, by_place=delta == "dot")
+            maps, matrices = [each.float() for each in case.maps], case.matrices_of(torch.float32)
+            getattr(kernels, kind)(*maps, matrices, case.window)
+            getattr(kernels, f"{kind}_backward")(case.grad.float(), *maps, matrices, case.window)
 
 
 if __name__ == "__main__":

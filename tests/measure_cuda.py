@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -25,11 +26,14 @@ from sanrobust.kernels.cuda import compiler
 from sanrobust.kernels.cuda.general import GeneralPairwise, GeneralPatchwise
 from sanrobust.kernels.cuda.narrow import NarrowPairwise, NarrowPatchwise
 from sanrobust.kernels.cuda.tuned import TunedPairwise, TunedPatchwise
+from sanrobust.kernels.folding import tensors
+from sanrobust.kernels.relations import Delta
 
 # Channels of a stage's maps, footprint, side of the maps of images of 224 pixels.
 STAGES = ((64, 3, 112), (256, 7, 56), (512, 7, 28), (1024, 7, 14), (2048, 7, 7))
 KINDS = {"pairwise": (NarrowPairwise, TunedPairwise, GeneralPairwise),
          "patchwise": (NarrowPatchwise, TunedPatchwise, GeneralPatchwise)}
+OPERATORS = ("pairwise", "pairwise concatenation", "pairwise hadamard", "pairwise dot", "patchwise")
 DEVICE = torch.device("cuda", 0)
 SAMPLES = 5
 SAMPLE_SECONDS = 0.02
@@ -47,9 +51,9 @@ class Maps:
                 for each in (*case.maps, case.grad)]
         self.maps, self.grad = (maps[0], maps[1], maps[2]), maps[3]
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        moved = vars(case.matrices_of(accumulator))
-        self.matrices: Any = type(case.matrices)(**{name: each.to(DEVICE)
-                                                    for name, each in moved.items()})
+        matrices = case.matrices_of(accumulator)
+        self.matrices: Any = replace(matrices, **{name: each.to(DEVICE)
+                                                  for name, each in tensors(matrices).items()})
         self.kind, self.window = case.kind, case.window
         self.device = compiler.device(DEVICE.index)
 
@@ -57,7 +61,7 @@ class Maps:
         """Every family that takes these maps, the one that calls get first."""
         narrow, tuned, general = KINDS[self.kind]
         found: dict[str, Any] = {}
-        if narrow.takes(self.maps, self.matrices.w2, self.window):
+        if narrow.takes(self.maps, self.matrices, self.window):
             found["narrow"] = narrow(*self._given())
         if tuned.takes(self.device, self.maps, self.matrices, self.window):
             found["tuned"] = tuned(*self._given())
@@ -104,13 +108,14 @@ def alternated(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: 1000 * statistics.median(each) for name, each in samples.items()}
 
 
-def rows(kind: str, stage: tuple[int, int, int], dtype: str, batch: int
+def rows(operator: str, stage: tuple[int, int, int], dtype: str, batch: int
          ) -> Iterator[dict[str, object]]:
     """Measure one operator at one stage in one element type."""
     channels, footprint, side = stage
-    relation = channels // 16
+    relation, (kind, _, delta) = channels // 16, operator.partition(" ")
     case = make(kind, relation, relation if kind == "pairwise" else relation // 2, relation // 2,
-                4 * relation, footprint, "reflect", side, side)
+                4 * relation, footprint, "reflect", side, side,
+                delta=cast(Delta, delta or "subtraction"))
     exact, maps = truth(case), Maps(case, getattr(torch, dtype), batch)
     families = maps.families()
     for step in ("forward", "gradients"):
@@ -119,7 +124,7 @@ def rows(kind: str, stage: tuple[int, int, int], dtype: str, batch: int
         taken = alternated(calls)
         first = next(iter(taken.values()))
         for name in calls:
-            yield {"operator": kind, "channels": channels, "side": side, "footprint": footprint,
+            yield {"operator": operator, "channels": channels, "side": side, "footprint": footprint,
                    "batch": batch, "dtype": dtype, "step": step, "family": name,
                    "ms": round(taken[name], 4), "ratio": round(taken[name] / first, 2),
                    "error": f"{errors[name]:.1e}"}
@@ -135,9 +140,9 @@ def main() -> None:
     asked = words.parse_args()
     found: list[dict[str, object]] = []
     for dtype in asked.dtype or ("float32", "float16", "bfloat16"):
-        for kind in KINDS:
+        for operator in OPERATORS:
             for stage in STAGES:
-                found += rows(kind, stage, dtype, asked.batch)
+                found += rows(operator, stage, dtype, asked.batch)
                 pd.DataFrame(found).to_csv(asked.out, index=False)
     print(pd.DataFrame(found).to_string(index=False))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from oracles import unfold_attention
 from torch import Tensor, nn
 
 from sanrobust.kernels.cuda import compiler
+from sanrobust.kernels.folding import tensors
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
+from sanrobust.kernels.relations import Delta
 from sanrobust.zoo.accelerate import accelerate
 from sanrobust.zoo.classifier import Classifier
 from sanrobust.zoo.resolve import create_model
@@ -47,7 +51,8 @@ def run(case: Case, dtype: torch.dtype, device: str = "cuda",
         for each in (*case.maps, case.grad))
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     matrices = case.matrices_of(accumulator)
-    moved = type(matrices)(**{name: each.to(device) for name, each in vars(matrices).items()})
+    moved = replace(matrices, **{name: each.to(device)
+                                 for name, each in tensors(matrices).items()})
     kernels = CupyKernels()
     forward, backward = getattr(kernels, case.kind), getattr(kernels, f"{case.kind}_backward")
     return [forward(query, key, value, moved, case.window),
@@ -61,6 +66,22 @@ def test_errors_are_at_most_twice_those_of_torch(kind: str, relation: int,
                                                  dtype: torch.dtype) -> None:
     case = san_case(kind, relation, 9, 11) if relation != 5 \
         else make(kind, 5, 7, 3, 6, 5, "zeros", 5, 8)
+    truth, plain = case.formula(torch.float64), case.formula(dtype)
+    for found, exact, same in zip(run(case, dtype), truth, plain):
+        error = (found.double().cpu() - exact).abs().max()
+        allowed = FACTOR * (same.double() - exact).abs().max() + FLOOR * exact.abs().max()
+        assert error <= allowed
+
+
+@pytest.mark.parametrize("by_place", [False, True])
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("relation", [5, 16, 128])
+@pytest.mark.parametrize("delta", get_args(Delta))
+def test_every_comparison_errs_at_most_twice_as_torch(delta: Delta, relation: int,
+                                                      dtype: torch.dtype, by_place: bool) -> None:
+    shape = (relation, relation // 2, 4 * relation) if relation != 5 else (5, 3, 6)
+    case = make("pairwise", relation, *shape, 7 if relation != 5 else 5, "zeros", 9, 11,
+                delta=delta, by_place=by_place)
     truth, plain = case.formula(torch.float64), case.formula(dtype)
     for found, exact, same in zip(run(case, dtype), truth, plain):
         error = (found.double().cpu() - exact).abs().max()

@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,9 @@ from sanrobust.kernels.cuda import arguments, catalog, compiler, launch, tuned
 from sanrobust.kernels.cuda.backend import CupyBackend
 from sanrobust.kernels.cuda.compiler import Kernel
 from sanrobust.kernels.cuda.kernels import CupyKernels
-from sanrobust.kernels.cuda.launch import kernel
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention
 from sanrobust.kernels.plain import PaddingMode, PlainKernels, Window
+from sanrobust.kernels.relations import Delta
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels with")
 
@@ -40,10 +39,7 @@ FLOOR = 2e-7
 
 def chosen() -> list[Kernel]:
     """The kernels that the tests run: every dtype, with the footprints of the cases below."""
-    elements = {launch.ELEMENTS[dtype] for dtype in DTYPES}
-    kernels = [kernel("general.cu", name, element)
-               for element, name in product(sorted(elements), catalog.GENERAL)]
-    kernels += catalog.narrow_kernels()
+    kernels = [*catalog.general_kernels(), *catalog.narrow_kernels()]
     footprints = {"double": (3, 5, 7, 11)}
     for each in catalog.elementary_kernels():
         name, *types = each.expression.removeprefix("san::").rstrip(">").replace("<", ", ").split(
@@ -52,8 +48,12 @@ def chosen() -> list[Kernel]:
             kernels.append(each)
     shapes = [("float", "16"), ("float", "64"), ("float", "128"), ("san::Half", "16"),
               ("san::BFloat16", "32")]
+    compared = [("float", "16"), ("float", "128"), ("san::Half", "16")]
+    subtracts = launch.DELTAS["subtraction"]
     for each in catalog.tuned_kernels():
-        if any(f"<{', '.join(shape)}" in each.expression for shape in shapes):
+        _, _, arguments = each.expression.rstrip(">").partition("<")
+        shape, delta = tuple(arguments.split(", ")[:2]), arguments.split(", ")[2:3]
+        if shape in shapes and (delta in ([], [subtracts]) or shape in compared):
             kernels.append(each)
     return kernels
 
@@ -207,6 +207,37 @@ def test_tuned_attention_equals_the_formula(device: ShimDevice, kernels: CupyKer
     device.launched.clear()
     assert_close(case, run(kernels, case, torch.float32), torch.float32)
     assert device.launched <= set(catalog.tuned_kernels())
+
+
+COMPARED = [(7, torch.float64), (5, torch.float32), (16, torch.float32), (128, torch.float32),
+            (16, torch.float16)]
+
+
+@pytest.mark.parametrize("by_place", [False, True])
+@pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])
+@pytest.mark.parametrize(("relation", "dtype"), COMPARED)
+@pytest.mark.parametrize("delta", launch.DELTAS)
+def test_every_comparison_equals_the_formula(
+        device: ShimDevice, kernels: CupyKernels, delta: Delta, relation: int, dtype: torch.dtype,
+        padding_mode: str, by_place: bool) -> None:
+    is_tuned = relation in (16, 128)
+    groups, channels = (relation // 2, 4 * relation) if is_tuned else (3, 6)
+    case = make("pairwise", relation, relation, groups, channels, 3, padding_mode, 4, 7,
+                delta=delta, by_place=by_place)
+    device.launched.clear()
+    assert_close(case, run(kernels, case, dtype), dtype)
+    assert any(each.file == "general.cu" for each in device.launched) is not is_tuned
+
+
+@pytest.mark.parametrize("delta", launch.DELTAS)
+def test_the_narrow_kernels_take_what_they_compute(device: ShimDevice, kernels: CupyKernels,
+                                                   delta: Delta) -> None:
+    for by_place in (False, True):
+        case = make("pairwise", 4, 4, 2, 16, 3, "zeros", 5, 6, delta=delta, by_place=by_place)
+        device.launched.clear()
+        assert_close(case, run(kernels, case, torch.float32), torch.float32)
+        narrow = any(each.file == "narrow_pairwise.cu" for each in device.launched)
+        assert narrow is (delta == "subtraction" and not by_place)
 
 
 @pytest.mark.parametrize(("relation", "dtype"), [(16, torch.float16), (32, torch.bfloat16)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sanrobust.design import PAIRWISE
 from sanrobust.errors import BackendError, ModelError, UsageError
 from sanrobust.kernels import relations
-from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices
+from sanrobust.kernels.folding import PairwiseMatrices, PatchwiseMatrices, tensors
 from sanrobust.kernels.native import library
 from sanrobust.kernels.native.arguments import (CONCATENATION, DOT, HADAMARD, LRLRL, GemmArgs,
                                                 HeadArgs, L, PairwiseArgs, StemArgs, dense)
@@ -59,6 +60,19 @@ def pairwise() -> PairwiseMatrices:
     return PairwiseMatrices(first, first.t(), second, second.t(), normal(1, AROUND + 1, HIDDEN))
 
 
+def multiplied() -> PairwiseMatrices:
+    return replace(pairwise(), delta="hadamard", offset=normal(RELATION))
+
+
+def summed() -> PairwiseMatrices:
+    first = normal(HIDDEN, 1)
+    return replace(pairwise(), w1=first, w1t=first.t(), delta="dot", offset=normal(1))
+
+
+def placed() -> PairwiseMatrices:
+    return replace(pairwise(), table=normal(POSITIONS + 1, HIDDEN))
+
+
 def patchwise() -> PatchwiseMatrices:
     first = normal(HIDDEN, (1 + AROUND) * RELATION)
     second = normal(AROUND * GROUPS, HIDDEN)
@@ -98,18 +112,30 @@ def test_kernels_refuse_a_tensor_that_does_not_fit_the_others(name: str, place: 
         kernel(*changed, *rest)
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize(("made", "name"), [
-    (made, each.name) for made in (pairwise, patchwise) for each in fields(made())])
+# A vector has no rows.
+MATRICES = [(made, name, wrong) for made in (pairwise, multiplied, summed, placed, patchwise)
+            for name, each in tensors(made()).items() for wrong in WRONG
+            if each.dim() > 1 or not wrong.startswith("a row")]
+
+
+@pytest.mark.parametrize(("made", "name", "wrong"), MATRICES)
 def test_kernels_refuse_a_matrix_that_does_not_fit(
         made: Callable[[], PairwiseMatrices | PatchwiseMatrices], name: str, wrong: str) -> None:
     matrices = made()
-    matrix = getattr(matrices, name)
-    if matrix.dim() == 1 and wrong.startswith("a row"):
-        pytest.skip("a vector has no rows")
-    changed = replace(matrices, **{name: WRONG[wrong](matrix)})
+    kernel = getattr(NativeKernels(), "patchwise" if made is patchwise else "pairwise")
+    kernel(*ATTENDED, matrices, WINDOW)
     with pytest.raises(UsageError):
-        getattr(NativeKernels(), made.__name__)(*ATTENDED, changed, WINDOW)
+        kernel(*ATTENDED, replace(matrices, **{name: WRONG[wrong](getattr(matrices, name))}),
+               WINDOW)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(w1=None), dict(w1t=None), dict(offset=normal(RELATION)), dict(offset=normal(1)),
+    dict(delta="hadamard"), dict(delta="dot"), dict(delta="concatenation"),
+    dict(delta="concatenation", w1=None, w1t=None)])
+def test_kernels_refuse_matrices_of_another_comparison(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        NativeKernels().pairwise(*ATTENDED, replace(pairwise(), **changes), WINDOW)
 
 
 @pytest.mark.parametrize("window", [

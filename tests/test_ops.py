@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from sanrobust.design import PAIRWISE
 from sanrobust.errors import BackendError, UnknownNameError
 from sanrobust.kernels import backends, folding, functional
 from sanrobust.kernels.modules import PairwiseAttention, PatchwiseAttention, position_grid
+from sanrobust.kernels.relations import Delta
 
 RELATION, VALUES, FOOTPRINT = 3, 8, 3
 ASKED: ContextVar[str] = ContextVar("asked", default="")
@@ -44,20 +47,24 @@ def aggregated(settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def fused_arguments(kind: type[nn.Module], height: int = 4, width: int = 3,
-                    padding_mode: str = "reflect") -> list[Any]:
+                    padding_mode: str = "reflect", delta: Delta = "subtraction",
+                    absolute: bool = False) -> list[Any]:
     """What the fused operator of a layer is given: maps, position, matrices, settings."""
-    layer = frozen(layer_of(kind, FOOTPRINT))
+    settings = {} if kind is PatchwiseAttention else {"design": replace(
+        PAIRWISE, relation=delta, position="absolute" if absolute else "relative")}
+    layer = frozen(layer_of(kind, FOOTPRINT, **settings))
     maps: list[Any] = [maps_of(2, channels, height, width, seed=seed).requires_grad_()
                        for seed, channels in enumerate((RELATION, RELATION, VALUES))]
     if kind is PairwiseAttention:
-        folded = folding.fold_pairwise(layer.conv_w, RELATION, torch.float64)
+        folded = folding.fold_pairwise(layer.conv_w, RELATION, torch.float64, delta)
         grid = position_grid(height, width, dtype=torch.float64)
         code = folded.code
         matrices = [folded.w1, folded.w1t, folded.w2, folded.w2t, *vars(code).values()]
-        maps.append(layer.conv_p(grid))
-    else:
-        matrices = list(vars(folding.fold_patchwise(
-            layer.conv_w, RELATION, torch.float64).matrices).values())
+        matrices += [] if folded.offset is None else [folded.offset]
+        maps += [layer.conv_p(grid)]
+        return [*maps, matrices, delta, absolute, FOOTPRINT, padding_mode, "native"]
+    matrices = list(vars(folding.fold_patchwise(
+        layer.conv_w, RELATION, torch.float64).matrices).values())
     return [*maps, matrices, FOOTPRINT, padding_mode, "native"]
 
 
@@ -98,6 +105,17 @@ def test_fused_operators_pass_opcheck(kind: type[nn.Module], padding_mode: str) 
     opcheck(fused_operator(kind), tuple(arguments))
     arguments[:3] = [each.detach() for each in arguments[:3]]
     opcheck(fused_operator(kind, "_backward"), (maps_of(2, VALUES, 4, 3, seed=9), *arguments))
+
+
+@needs_native
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("delta", get_args(Delta))
+def test_every_comparison_passes_opcheck(delta: Delta, absolute: bool) -> None:
+    arguments = fused_arguments(PairwiseAttention, delta=delta, absolute=absolute)
+    opcheck(fused_operator(PairwiseAttention), tuple(arguments))
+    arguments[:3] = [each.detach() for each in arguments[:3]]
+    opcheck(fused_operator(PairwiseAttention, "_backward"),
+            (maps_of(2, VALUES, 4, 3, seed=9), *arguments))
 
 
 @needs_native
@@ -202,9 +220,10 @@ def test_compiled_attention_still_calls_the_fused_operator() -> None:
     assert torch.ops.sanrobust.pairwise_attention in called
 
 
-def flops(kind: type[nn.Module], backend: str, *, backward: bool = False) -> dict[str, int]:
+def flops(kind: type[nn.Module], backend: str, *, backward: bool = False,
+          **settings: Any) -> dict[str, int]:
     """FLOPs by operator of a layer on two maps of 5 x 4 pixels."""
-    layer = frozen(layer_of(kind, FOOTPRINT, relation=RELATION))
+    layer = frozen(layer_of(kind, FOOTPRINT, relation=RELATION, **settings))
     features = maps_of(2, 6, 5, 4).requires_grad_(backward)
     with backends.use_backend(backend), FlopCounterMode(display=False) as counter:
         attended = layer(features)
@@ -242,6 +261,16 @@ def test_the_fused_flops_are_those_counted_by_hand() -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_has_as_many_flops_on_every_backend(kind: type[nn.Module]) -> None:
     assert sum(flops(kind, "native").values()) == sum(flops(kind, "reference").values()) > 0
+
+
+@needs_native
+@pytest.mark.parametrize("changes", [dict(relation=each) for each in get_args(Delta)]
+                         + [dict(position="absolute"), dict(position="none")])
+def test_a_pairwise_design_has_as_many_flops_on_every_backend(changes: dict[str, Any]) -> None:
+    native, composed = (flops(PairwiseAttention, backend, design=replace(PAIRWISE, **changes))
+                        for backend in ("native", "reference"))
+    assert "pairwise_attention" in native and "pairwise_attention" not in composed
+    assert sum(native.values()) == sum(composed.values()) > 0
 
 
 @needs_native

@@ -174,21 +174,41 @@ def fold_pairwise(mapping: nn.Module, channels: int, dtype: torch.dtype,
         code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
         if foldcache.unchanging():
             keep_tables(code)
-        return FoldedPairwise(delta, *_spread(delta, scale[:relation].to(dtype),
-                                              shift[:relation].to(dtype), channels),
-                              *_both(w1[:, :relation], dtype), *_both(w2, dtype), code)
+        first = _FirstNorm(delta, scale[:relation].to(dtype), shift[:relation].to(dtype))
+        return FoldedPairwise(delta, *first.of_query(channels), *first.of_key(channels),
+                              first.offset, *_both(w1[:, :relation], dtype), *_both(w2, dtype),
+                              code)
 
     return _kept(fold, mapping, layers, f"pairwise {delta} {channels} {dtype}")
 
 
-def _spread(delta: Delta, scale: Tensor, shift: Tensor,
-            channels: int) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
-    """Return where the first normalisation goes: scale and shift of query and key, and offset."""
-    if delta == "concatenation":
-        return (scale[:channels], shift[:channels], scale[channels:], shift[channels:], None)
-    if delta == "subtraction":
-        return scale, shift, scale, None, None
-    return scale.expand(channels), None, None, None, shift
+@dataclass(frozen=True)
+class _FirstNorm:
+    """Where the first normalisation of a pairwise mapping goes, scale and shift (N,)."""
+
+    delta: Delta
+    scale: Tensor
+    shift: Tensor
+
+    def of_query(self, channels: int) -> tuple[Tensor, Tensor | None]:
+        """Return scale and shift of the query's ``channels``."""
+        scale = self.scale[:channels].expand(channels)
+        return scale, None if self._multiplies else self.shift[:channels]
+
+    def of_key(self, channels: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return those of the key; what is subtracted needs no shift."""
+        if self.delta == "concatenation":
+            return self.scale[channels:], self.shift[channels:]
+        return None if self._multiplies else self.scale, None
+
+    @property
+    def offset(self) -> Tensor | None:
+        """What is added to products."""
+        return self.shift if self._multiplies else None
+
+    @property
+    def _multiplies(self) -> bool:
+        return self.delta in ("hadamard", "dot")
 
 
 def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,

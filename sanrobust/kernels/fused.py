@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sanrobust.kernels import batch_mapping, folding, ops, reference
 from sanrobust.kernels.calls import Call, Comparison
-from sanrobust.kernels.hooks import is_watched
+from sanrobust.kernels.hooks import is_altered
 from sanrobust.kernels.pairs import gathered
 from sanrobust.kernels.plain import Window, differentiates_forwards, pad
 from sanrobust.kernels.relations import Delta
@@ -159,4 +159,4 @@ class FusedBackend:
 def _is_fused(compare: Comparison | None) -> bool:
     """Whether kernels compare as this does, and nobody waits for it to be called."""
     return compare is None or (compare.relation.fused is not None
-                               and not is_watched(cast(nn.Module, compare)))
+                               and not is_altered(cast(nn.Module, compare)))

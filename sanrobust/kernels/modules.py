@@ -132,7 +132,7 @@ class PairwiseAttention(VectorAttention):
         """Return the attended values (B, O, H, W) of ``features`` (B, C, H, W)."""
         query, key, value = self._projected(features)
         relation, absolute = self.relation.relation, self.design.position == "absolute"
-        compare = self.relation
+        compare: RelationLayer | None = self.relation
         if relation.fused is not None and relation.delta == "subtraction":
             compare, key = None, relation.fused(key)
         return functional.pairwise_attention(

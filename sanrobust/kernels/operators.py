@@ -48,7 +48,7 @@ class _Pairwise:
         self.maps = query, key
         self._halves: tuple[Tensor, ...] = ()
         if delta == "concatenation":
-            self._halves = w1.to(query.dtype).split(query.shape[1], 1)
+            self._halves = torch.split(w1.to(query.dtype), query.shape[1], 1)
             self._whole = query, key
             self.maps = self._made(query, 0), self._made(key, 1).neg_()
         joined = bool(self._halves)

@@ -104,7 +104,7 @@ class CupyKernels:
 
     def _pairwise(self, maps: Maps, matrices: PairwiseMatrices, window: Window) -> Attention:
         device = self._find_device(maps[0])
-        if NarrowPairwise.subtracts(maps, matrices, window):
+        if NarrowPairwise.takes(maps, matrices, window):
             return NarrowPairwise(device, maps, matrices, window)
         if TunedPairwise.takes(device, maps, matrices, window):
             return TunedPairwise(device, maps, matrices, window)
@@ -112,7 +112,7 @@ class CupyKernels:
 
     def _patchwise(self, maps: Maps, matrices: PatchwiseMatrices, window: Window) -> Attention:
         device = self._find_device(maps[0])
-        if NarrowPatchwise.takes(maps, matrices.w2, window):
+        if NarrowPatchwise.takes(maps, matrices, window):
             return NarrowPatchwise(device, maps, matrices, window)
         if TunedPatchwise.takes(device, maps, matrices, window):
             return TunedPatchwise(device, maps, matrices, window)

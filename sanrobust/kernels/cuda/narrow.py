@@ -45,13 +45,13 @@ class Narrow:
                           for name, each in tensors(matrices).items()}
 
     @classmethod
-    def takes(cls, maps: Maps, w2: Tensor, window: Window) -> bool:
-        """Whether the kernels have the shape of these maps and of the matrix behind the hidden
-        layer."""
+    def takes(cls, maps: Maps, matrices: PairwiseMatrices | PatchwiseMatrices,
+              window: Window) -> bool:
+        """Whether the kernels have the shape of these maps and matrices."""
         query, _, value = maps
         return (query.dtype in DTYPES and window.footprint == _FOOTPRINT
                 and query.shape[1] == _RELATION and value.shape[1] == _CHANNELS
-                and tuple(w2.shape) == (cls.columns(window), cls.hidden))
+                and tuple(matrices.w2.shape) == (cls.columns(window), cls.hidden))
 
     @classmethod
     def columns(cls, window: Window) -> int:
@@ -100,9 +100,11 @@ class NarrowPairwise(Narrow):
     operator, hidden, struct = "pairwise", 4, PairwiseArgs
 
     @classmethod
-    def subtracts(cls, maps: Maps, matrices: PairwiseMatrices, window: Window) -> bool:
-        """Whether the kernels have this shape and compare as these matrices want it."""
-        return (cls.takes(maps, matrices.w2, window) and matrices.delta == "subtraction"
+    def takes(cls, maps: Maps, matrices: PairwiseMatrices | PatchwiseMatrices,
+              window: Window) -> bool:
+        """Whether the kernels have the shape, and subtract, as the matrices must want it."""
+        assert isinstance(matrices, PairwiseMatrices)
+        return (super().takes(maps, matrices, window) and matrices.delta == "subtraction"
                 and not matrices.by_place)
 
     @classmethod

@@ -19,7 +19,7 @@ template <int R> struct Shape {
   static constexpr int kDown = kThreads / kAcross;
   static constexpr int kRows = 4;                      // pairs of one thread
   static constexpr int kPairs = kDown * kRows;
-  static constexpr int kPitch = R + 4;                 // spreads rows over the banks
+  static constexpr int kPitch = R + 4;                 // spreads rows over the banks, with room
   static constexpr int kWords = R / 16;                // of sign bits
   static constexpr bool kStaged = R <= 64;             // weights in shared memory
 };
@@ -94,10 +94,11 @@ SAN_INLINE Quad<float> compared(const PairwiseArgs &args, int64 image, int centr
     Quad<float> product = load4(static_cast<const float *>(args.offset) + r);
     add_scaled(product, query, key);
     return product;
-  }
+  } else {
 #pragma unroll
-  for (int c = 0; c < 4; c++) query.at[c] -= key.at[c];
-  return query;
+    for (int c = 0; c < 4; c++) query.at[c] -= key.at[c];
+    return query;
+  }
 }
 
 template <class T, int R>

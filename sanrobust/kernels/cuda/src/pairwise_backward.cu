@@ -152,39 +152,28 @@ SAN_INLINE void channel_grads(const PairwiseArgs &args, int64 image, const Memor
   __syncthreads();
 }
 
-// The same where pairs are compared by their dot product.
+// The same where pairs are compared by their dot product, whose gradient goes behind its row.
 template <class T, int R, bool KEY>
 SAN_INLINE void dot_grads(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
-                          const float *w1, int start, int live) {
-  typedef Shape<R> S;
-  const int across = threadIdx.x % S::kAcross, down = threadIdx.x / S::kAcross;
-  float sums[S::kRows] = {};
-#pragma unroll
-  for (int i = 0; i < S::kRows; i++) {
-    const int row = min(down + i * S::kDown, live - 1);
+                          int start, int live) {
+  constexpr int kPitch = Shape<R>::kPitch;
+  const float *w1 = static_cast<const float *>(args.w1);
+  for (int row = threadIdx.x; row < live; row += kThreads) {
     const Ends<KEY> ends(memory.pairs[start + row]);
-    if (!(dot_of<T, R>(args, image, ends.query, ends.key) > 0.0f)) continue;
-#pragma unroll 1
-    for (int unit = 0; unit < R; unit += 4) {
-      const Quad<float> weight = load4(w1 + unit);
-      const Quad<float> grad = load4(memory.panel + row * S::kPitch + unit);
-#pragma unroll
-      for (int c = 0; c < 4; c++) sums[i] += weight.at[c] * grad.at[c];
-    }
+    float *place = memory.panel + row * kPitch, sum = 0;
+    if (dot_of<T, R>(args, image, ends.query, ends.key) > 0.0f)
+#pragma unroll 4
+      for (int unit = 0; unit < R; unit++) sum += w1[unit] * place[unit];
+    place[R] = sum;
   }
   __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < live * (R / 4); i += kThreads) {
+    const int row = i / (R / 4), r = i % (R / 4) * 4;
+    Quad<float> grad = factor<T>(args, image, Ends<KEY>(memory.pairs[start + row]), r);
 #pragma unroll
-  for (int i = 0; i < S::kRows; i++) {
-    if (down + i * S::kDown >= live) continue;
-    const Ends<KEY> ends(memory.pairs[start + down + i * S::kDown]);
-#pragma unroll
-    for (int v = 0; v < S::kVectors; v++) {
-      const int column = (v * S::kAcross + across) * 4;
-      Quad<float> grad = factor<T>(args, image, ends, column);
-#pragma unroll
-      for (int c = 0; c < 4; c++) grad.at[c] *= sums[i];
-      store4(memory.panel + (down + i * S::kDown) * S::kPitch + column, grad);
-    }
+    for (int c = 0; c < 4; c++) grad.at[c] *= memory.panel[row * kPitch + R];
+    store4(memory.panel + row * kPitch + r, grad);
   }
   __syncthreads();
 }
@@ -228,7 +217,7 @@ SAN_INLINE void relation_grads(const PairwiseArgs &args, int64 image, const Memo
   __syncthreads();
   if constexpr (kMultiplied<DELTA>)
     channel_grads<T, R, DELTA, KEY>(args, image, memory, w1, offsets, start, live);
-  if constexpr (DELTA == kDot) dot_grads<T, R, KEY>(args, image, memory, w1, start, live);
+  if constexpr (DELTA == kDot) dot_grads<T, R, KEY>(args, image, memory, start, live);
   for (int i = threadIdx.x; i < args.strips * kStrip * R; i += kThreads) {
     const int p = i / R, r = i % R;
     float sum = memory.sums[i];

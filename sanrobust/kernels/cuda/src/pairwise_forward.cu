@@ -13,12 +13,21 @@ SAN_INLINE const float *initial(const PairwiseArgs &args, const Pair &pair) {
 template <class T, int R, int DELTA>
 SAN_INLINE void fill_relations(const PairwiseArgs &args, int64 image, const Memory<R> &memory,
                                int start, int live) {
+  constexpr int kPitch = Shape<R>::kPitch;
+  if constexpr (DELTA == kDot) {  // behind its row
+    for (int row = threadIdx.x; row < live; row += kThreads) {
+      const Pair pair = memory.pairs[start + row];
+      memory.panel[row * kPitch + R] =
+          relu(dot_of<T, R>(args, image, pair.centre, pair.neighbour));
+    }
+    __syncthreads();
+  }
   for (int i = threadIdx.x; i < live * (R / 4); i += kThreads) {
     const int row = i / (R / 4), r = i % (R / 4) * 4;
     const Pair pair = memory.pairs[start + row];
     Quad<float> relation;
     if constexpr (DELTA == kDot) {
-      const float t = relu(dot_of<T, R>(args, image, pair.centre, pair.neighbour));
+      const float t = memory.panel[row * kPitch + R];
       const Quad<float> weight = load4(static_cast<const float *>(args.w1) + r);
       relation = load4(initial<R>(args, pair) + r);
 #pragma unroll
@@ -31,7 +40,7 @@ SAN_INLINE void fill_relations(const PairwiseArgs &args, int64 image, const Memo
         for (int c = 0; c < 4; c++) relation.at[c] += first.at[c];
       }
     }
-    store4(memory.panel + row * Shape<R>::kPitch + r, relu(relation));
+    store4(memory.panel + row * kPitch + r, relu(relation));
   }
 }
 
