@@ -28,7 +28,7 @@ def test_each_way_of_computing_is_seen() -> None:
                   "san10-patch(relation=star)", "san10-patch(transforms=2)")
     assert found["san10-pair", "float32", "attack"] == support.NETWORK
     assert found["san10-pair", "float64", "attack"] == support.FUSED
-    assert found["san10-pair(relation=dot)", "float64", "attack"] == support.ELEMENTARY
+    assert found["san10-pair(relation=dot)", "float64", "attack"] == support.FUSED
     assert found["san10-patch(mapping=L)", "float32", "attack"] == support.ELEMENTARY
     assert {by for (model, _, step), by in found.items()
             if step == support.TRAINING and model != "san10-pair"} == {support.ELEMENTARY}
