@@ -125,6 +125,40 @@ def tensors(matrices: PairwiseMatrices | PatchwiseMatrices) -> dict[str, Tensor]
     return {name: each for name, each in vars(matrices).items() if isinstance(each, Tensor)}
 
 
+@dataclass(frozen=True)
+class FirstNorm:
+    """Where the first normalisation of a pairwise mapping goes, before query and key are compared.
+
+    Attributes:
+        delta: how they are compared.
+        scale, shift: (N,), of the relation's channels.
+    """
+
+    delta: Delta
+    scale: Tensor
+    shift: Tensor
+
+    def of_query(self, channels: int) -> tuple[Tensor, Tensor | None]:
+        """Return scale and shift of the query's ``channels``."""
+        scale = self.scale[:channels].expand(channels)
+        return scale, None if self._multiplies else self.shift[:channels]
+
+    def of_key(self, channels: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return those of the key; what is subtracted needs no shift."""
+        if self.delta == "concatenation":
+            return self.scale[channels:], self.shift[channels:]
+        return None if self._multiplies else self.scale, None
+
+    @property
+    def offset(self) -> Tensor | None:
+        """What is added to products."""
+        return self.shift if self._multiplies else None
+
+    @property
+    def _multiplies(self) -> bool:
+        return self.delta in ("hadamard", "dot")
+
+
 def refusal(mapping: nn.Module, maps: Tensor | None = None,
             channels: int | None = None) -> str | None:
     """Return why ``mapping`` cannot be folded, as a clause; None when it can.
@@ -174,41 +208,12 @@ def fold_pairwise(mapping: nn.Module, channels: int, dtype: torch.dtype,
         code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
         if foldcache.unchanging():
             keep_tables(code)
-        first = _FirstNorm(delta, scale[:relation].to(dtype), shift[:relation].to(dtype))
+        first = FirstNorm(delta, scale[:relation].to(dtype), shift[:relation].to(dtype))
         return FoldedPairwise(delta, *first.of_query(channels), *first.of_key(channels),
                               first.offset, *_both(w1[:, :relation], dtype), *_both(w2, dtype),
                               code)
 
     return _kept(fold, mapping, layers, f"pairwise {delta} {channels} {dtype}")
-
-
-@dataclass(frozen=True)
-class _FirstNorm:
-    """Where the first normalisation of a pairwise mapping goes, scale and shift (N,)."""
-
-    delta: Delta
-    scale: Tensor
-    shift: Tensor
-
-    def of_query(self, channels: int) -> tuple[Tensor, Tensor | None]:
-        """Return scale and shift of the query's ``channels``."""
-        scale = self.scale[:channels].expand(channels)
-        return scale, None if self._multiplies else self.shift[:channels]
-
-    def of_key(self, channels: int) -> tuple[Tensor | None, Tensor | None]:
-        """Return those of the key; what is subtracted needs no shift."""
-        if self.delta == "concatenation":
-            return self.scale[channels:], self.shift[channels:]
-        return None if self._multiplies else self.scale, None
-
-    @property
-    def offset(self) -> Tensor | None:
-        """What is added to products."""
-        return self.shift if self._multiplies else None
-
-    @property
-    def _multiplies(self) -> bool:
-        return self.delta in ("hadamard", "dot")
 
 
 def fold_patchwise(mapping: nn.Module, relation: int, dtype: torch.dtype, *,

@@ -27,15 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from sanrobust.design import AttentionConfig
-from sanrobust.kernels.folding import affine
+from sanrobust.kernels import relations
+from sanrobust.kernels.folding import FirstNorm, affine
 from sanrobust.kernels.modules import PairwiseAttention, position_grid
 from sanrobust.kernels.native import arguments
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.position import PositionCode, place_table, position_table
 
-DELTAS = {"subtraction": arguments.SUBTRACTION, "summation": arguments.SUBTRACTION,
-          "hadamard": arguments.HADAMARD, "dot": arguments.DOT,
-          "concatenation": arguments.CONCATENATION}
+# The relation that is subtraction of the negated key.
+NEGATED = "summation"
 MAPPINGS = {"L": arguments.L, "LRL": arguments.LRL, "LRLRL": arguments.LRLRL}
 
 
@@ -120,7 +120,7 @@ class FoldedDesign:
 
 def refusal(design: AttentionConfig) -> str | None:
     """Return what of a pairwise design no kernel computes, as a clause; None: they compute it."""
-    if design.relation not in DELTAS:
+    if relations.find("pairwise", design.relation) not in relations.ENTRIES:
         return f"no fused kernel has its relation {design.relation}"
     return None
 
@@ -136,26 +136,27 @@ def fold(attention: PairwiseAttention) -> FoldedDesign:
     code = PositionCode(scale[relation.width:], shift[relation.width:],
                         first[:, relation.width:], bias)
     scale, shift = scale[:relation.width], shift[:relation.width]
+    delta = relation.relation.delta
     hidden, channels = len(first), attention.relation.sizes.channels
     matrices: dict[str, Tensor] = {}
     halves = query_scale = query_shift = key_scale = None
-    if design.relation == "concatenation":
+    if delta == "concatenation":
         halves = Halves(scale, shift, _by_halves(compared))
     else:
         matrices.update(_both("w1", "w1t", compared))
-        query_scale = _rounded(scale).expand(channels)
-        if design.relation in ("hadamard", "dot"):
-            matrices["offset"] = shift.float().contiguous()
-        else:
-            query_shift = _rounded(shift)
-            key_scale = -query_scale if design.relation == "summation" else query_scale
+        norm = FirstNorm(delta, _rounded(scale), _rounded(shift))
+        (query_scale, query_shift), (key_scale, _) = norm.of_query(channels), norm.of_key(channels)
+        if norm.offset is not None:
+            matrices["offset"] = norm.offset.float().contiguous()
+        if design.relation == NEGATED and key_scale is not None:
+            key_scale = -key_scale
     if len(layers) == 3:
         matrices.update(_both("w_mid", "w_mid_t", layers[1][0]), b_mid=layers[1][1].float())
     if len(layers) > 1:
         matrices.update(_both("w2", "w2t", layers[-1][0]))
     _, key, values = attention.projections()
     value = projection(values)
-    settings = dict(delta=DELTAS[design.relation], mapping=MAPPINGS[design.mapping],
+    settings = dict(delta=arguments.DELTAS[delta], mapping=MAPPINGS[design.mapping],
                     relation=channels, hidden=hidden, groups=len(layers[-1][0]),
                     channels=value.convolution.out_channels,
                     table_by_place=int(design.position == "absolute"))
