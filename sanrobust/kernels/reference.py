@@ -66,7 +66,7 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     """
 
     def relations(query: Tensor, key: Tensor) -> Tensor:
-        where = position.expand(len(query), -1, -1, -1)
+        where = position.expand(query.shape[0], -1, -1, -1)
         if compare is None and not absolute:
             return ops.subtraction(torch.cat((query, where), 1), torch.cat((key, where), 1),
                                    window, backend=backend)
@@ -75,7 +75,7 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
         if position.shape[1]:
             place = neighbours(position, window) if absolute \
                 else ops.subtraction(position, position, window, backend=backend)
-            parts = (*parts, place.expand(len(query), -1, -1, -1))
+            parts = (*parts, place.expand(query.shape[0], -1, -1, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
