@@ -14,14 +14,15 @@ from sanrobust.kernels.pointwise import PointwiseConv2d, convolved
 from sanrobust.zoo.build import build
 from sanrobust.zoo.forms import small_config
 
-SIDES = [(4, 4), (5, 7), (1, 16), (3, 5), (1, 1)]
+# Of the last three, all images are multiplied at once.
+SIDES = [(4, 4), (5, 7), (1, 16), (3, 5), (3, 3), (2, 1), (1, 1)]
 
 
 def _tensors(sides: tuple[int, int], *, bias: bool, residual: bool,
              images: int = 3) -> list[Tensor | None]:
     torch.manual_seed(0)
-    shapes = [(images, 5, *sides), (6, 5, 1, 1), (6,) if bias else None,
-              (images, 6, *sides) if residual else None]
+    shapes = [(images, 40, *sides), (48, 40, 1, 1), (48,) if bias else None,
+              (images, 48, *sides) if residual else None]
     return [None if shape is None else torch.randn(shape, dtype=torch.float64, requires_grad=True)
             for shape in shapes]
 
@@ -45,9 +46,9 @@ def test_a_product_is_the_convolution_and_has_its_gradients(
         torch.testing.assert_close(own, true, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("residual", (True, False))
-def test_second_derivatives_are_right(residual: bool) -> None:
-    tensors = _tensors((4, 4), bias=True, residual=residual, images=1)
+@pytest.mark.parametrize(("sides", "residual"), list(product([(4, 4), (2, 1)], (True, False))))
+def test_second_derivatives_are_right(sides: tuple[int, int], residual: bool) -> None:
+    tensors = _tensors(sides, bias=True, residual=residual, images=1)
     assert torch.autograd.gradgradcheck(convolved, tensors, fast_mode=True)
 
 
@@ -115,7 +116,7 @@ def test_an_exported_network_takes_other_batches(name: str) -> None:
 
 
 def test_the_module_is_the_product() -> None:
-    layer = PointwiseConv2d(5, 6).double()
+    layer = PointwiseConv2d(40, 48).double()
     maps, *_ = _tensors((3, 5), bias=True, residual=False)
     assert maps is not None
     torch.testing.assert_close(layer(maps), F.conv2d(maps, layer.weight, layer.bias))

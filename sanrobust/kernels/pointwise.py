@@ -6,9 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Maps of fewer pixels are convolved faster all at once.
-_LEAST_PIXELS = 16
-
 
 class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` of kernel 1 with the same parameters, computed by ``torch.bmm``.
@@ -35,14 +32,25 @@ def convolved(maps: Tensor, weight: Tensor, bias: Tensor | None,
               residual: Tensor | None = None) -> Tensor:
     """Return the 1x1 convolution (B, O, H, W) of ``maps`` (B, C, H, W) by a weight (O, C, 1, 1).
 
-    The ``residual`` (B, O, H, W) is added to it. On a CPU it is a product for each image, but of
-    the smallest maps: the gradients of a convolution take up to twice as long, as its library
-    brings maps into another order first.
+    The ``residual`` (B, O, H, W) is added to it. On a CPU it is products, as the gradients of a
+    convolution take up to twice as long: of each image, or of small maps of all at once, where a
+    gradient of the weight for every image would cost more than another order of the maps.
     """
-    if maps.device.type == "cpu" and maps.shape[2] * maps.shape[3] >= _LEAST_PIXELS:
+    pixels, (made, of) = maps.shape[2] * maps.shape[3], weight.shape[:2]
+    if maps.device.type != "cpu":
+        product = F.conv2d(maps, weight, bias)
+    elif 2 * pixels * (made + of) < made * of:
+        product = _of_all(maps, weight, bias)
+    else:
         return _product(maps, weight, bias, residual)
-    made = F.conv2d(maps, weight, bias)
-    return made if residual is None else made + residual
+    return product if residual is None else product + residual
+
+
+def _of_all(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    columns, factor = maps.transpose(0, 1).flatten(1), weight.flatten(1)
+    product = factor @ columns if bias is None else torch.addmm(bias[:, None], factor, columns)
+    by_channel = product.view(product.shape[0], maps.shape[0], *maps.shape[2:])
+    return by_channel.transpose(0, 1).contiguous()
 
 
 def _product(maps: Tensor, weight: Tensor, bias: Tensor | None,
