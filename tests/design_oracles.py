@@ -94,8 +94,13 @@ def _pairs(layer: PairwiseAttention, query: Tensor, key: Tensor, y: int, x: int)
 
 def _around(layer: PairwiseAttention | PatchwiseAttention, maps: Tensor, y: int,
             x: int) -> list[Features]:
-    """The channels of each neighbour of a pixel, row by row; reflected past the border."""
-    assert layer.window.padding_mode == "reflect"
+    """The channels of each neighbour of a pixel, row by row; past the border reflected or 0."""
     height, width = maps.shape[-2:]
-    return [maps[:, :, reflect(y + dy, height), reflect(x + dx, width)].unbind(1)
-            for dy, dx in offsets(layer.window.footprint)]
+    zeros = layer.window.padding_mode == "zeros"
+
+    def at(row: int, column: int) -> Tensor:
+        if zeros and not (0 <= row < height and 0 <= column < width):
+            return torch.zeros_like(maps[:, :, 0, 0])
+        return maps[:, :, reflect(row, height), reflect(column, width)]
+
+    return [at(y + dy, x + dx).unbind(1) for dy, dx in offsets(layer.window.footprint)]

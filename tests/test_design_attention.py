@@ -59,14 +59,16 @@ def named(value: object) -> str | None:
             f"{value.position}")
 
 
-def layer_for(design: AttentionConfig, footprint: int) -> nn.Module:
-    return frozen(layer_of(KINDS[design.attention], footprint, design=design))
+def layer_for(design: AttentionConfig, footprint: int, padding: str = "reflect") -> nn.Module:
+    return frozen(layer_of(KINDS[design.attention], footprint, design=design,
+                           padding_mode=padding))
 
 
 @lru_cache(maxsize=None)
-def truth(design: AttentionConfig, footprint: int, height: int, width: int) -> tuple[Tensor, ...]:
+def truth(design: AttentionConfig, footprint: int, height: int, width: int,
+          padding: str) -> tuple[Tensor, ...]:
     """Output, gradient of the input and weights by loops."""
-    layer = layer_for(design, footprint)
+    layer = layer_for(design, footprint, padding)
     features = maps_of(2, 6, height, width).requires_grad_()
     attended = loop_attention(layer, features)
     grad, = torch.autograd.grad(attended, features, maps_of(*attended.shape, seed=3))
@@ -75,12 +77,13 @@ def truth(design: AttentionConfig, footprint: int, height: int, width: int) -> t
 
 
 @pytest.mark.parametrize(("design", "footprint", "height", "width"), CASES, ids=named)
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_design_equals_per_pixel_loops(design: AttentionConfig, footprint: int, height: int,
-                                             width: int, backend: str) -> None:
-    layer = layer_for(design, footprint)
+                                             width: int, backend: str, padding: str) -> None:
+    layer = layer_for(design, footprint, padding)
     features = maps_of(2, 6, height, width)
-    attended, grad, weights = truth(design, footprint, height, width)
+    attended, grad, weights = truth(design, footprint, height, width, padding)
     ours, our_grad = computed(layer, features, backend)
     with backends.use_backend(backend):
         our_weights = layer.attention_weights(features)

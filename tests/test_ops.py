@@ -58,11 +58,8 @@ def fused_arguments(kind: type[nn.Module], height: int = 4, width: int = 3,
     if kind is PairwiseAttention:
         folded = folding.fold_pairwise(layer.conv_w, RELATION, torch.float64, delta)
         grid = position_grid(height, width, dtype=torch.float64)
-        code = folded.code
-        matrices = [folded.w1, folded.w1t, folded.w2, folded.w2t, *vars(code).values()]
-        matrices += [] if folded.offset is None else [folded.offset]
         maps += [layer.conv_p(grid)]
-        return [*maps, matrices, delta, absolute, FOOTPRINT, padding_mode, "native"]
+        return [*maps, folded.tensors(), delta, absolute, FOOTPRINT, padding_mode, "native"]
     matrices = list(vars(folding.fold_patchwise(
         layer.conv_w, RELATION, torch.float64).matrices).values())
     return [*maps, matrices, FOOTPRINT, padding_mode, "native"]

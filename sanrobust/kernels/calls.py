@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from sanrobust.kernels.plain import Window
-from sanrobust.kernels.relations import Relation
+from sanrobust.kernels.relations import Relation, Sizes
 
 Operation = Literal["aggregation", "subtraction", "dot_product", "neighbours",
                     "pair_products", "pairwise_attention", "patchwise_attention", "patchwise_sum",
@@ -21,6 +22,21 @@ class Comparison(Protocol):
     @property
     def relation(self) -> Relation:
         """Which one."""
+        ...
+
+    @property
+    def sizes(self) -> Sizes:
+        """What it compares."""
+        ...
+
+    @property
+    def window(self) -> Window:
+        """Its footprint."""
+        ...
+
+    @property
+    def fused(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes of a key that of a fused operator; None where it must be called itself."""
         ...
 
     @property

@@ -61,6 +61,15 @@ class FoldedPairwise:
     w2t: Tensor
     code: PositionCode
 
+    def tensors(self) -> list[Tensor]:
+        """Return w1, w1t, w2, w2t and four of the code; of products the offset too, of a
+        concatenation what is outside.
+        """
+        code = self.code
+        last = self.offset if code.outside is None else code.outside
+        return [self.w1, self.w1t, self.w2, self.w2t, code.scale, code.shift, code.weight,
+                code.bias, *([] if last is None else [last])]
+
 
 @dataclass(frozen=True)
 class PairwiseMatrices:
@@ -154,6 +163,16 @@ class FirstNorm:
         """What is added to products."""
         return self.shift if self._multiplies else None
 
+    def outside(self, weight: Tensor) -> Tensor | None:
+        """Return what ``weight`` (D, N) makes of a key of 0, (D,), where its pixel is all it needs.
+
+        Elsewhere None.
+        """
+        if self.delta != "concatenation":
+            return None
+        of_key = weight.chunk(2, 1)[1]
+        return of_key @ torch.relu(self.shift.chunk(2)[1]).to(weight.dtype)
+
     @property
     def _multiplies(self) -> bool:
         return self.delta in ("hadamard", "dot")
@@ -205,10 +224,11 @@ def fold_pairwise(mapping: nn.Module, channels: int, dtype: torch.dtype,
         scale, shift = affine(layers.norm)
         w1, b1 = _hidden(layers)
         w2 = layers.linear2.weight.flatten(1)
-        code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1)
+        first = FirstNorm(delta, scale[:relation].to(dtype), shift[:relation].to(dtype))
+        code = PositionCode(scale[relation:], shift[relation:], w1[:, relation:], b1,
+                            first.outside(w1[:, :relation]))
         if foldcache.unchanging():
             keep_tables(code)
-        first = FirstNorm(delta, scale[:relation].to(dtype), shift[:relation].to(dtype))
         return FoldedPairwise(delta, *first.of_query(channels), *first.of_key(channels),
                               first.offset, *_both(w1[:, :relation], dtype), *_both(w2, dtype),
                               code)

@@ -22,6 +22,7 @@ from sanrobust.kernels import learned_stem, reference
 from sanrobust.kernels.backends import choose, use_backend
 from sanrobust.kernels.calls import Call, Comparison
 from sanrobust.kernels.plain import PaddingMode, Window
+from sanrobust.kernels.relations import Relation
 
 
 def aggregation(value: Tensor, weight: Tensor, *, footprint: int, stride: int = 1,
@@ -143,6 +144,8 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     _require_attention(window, query, key, value)
     _require_alike(query=query, position=position)
     _require_shape("position", position, (1, position.shape[1], *query.shape[2:]))
+    if compare is not None:
+        _require_comparison(compare, query, window)
     call = Call("pairwise_attention", (query, key, value, position), window, mapping)
     chosen = choose(call, backend=backend)
     # What compares asks for backends itself.
@@ -348,6 +351,18 @@ def _require_floating(name: str, tensor: Tensor) -> None:
 def _require_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
     _require(tuple(tensor.shape) == wanted, f"{name} must have shape {wanted}",
              f"its shape is {tuple(tensor.shape)}", "project it from the same maps as the query")
+
+
+def _require_comparison(compare: Comparison, query: Tensor, window: Window) -> None:
+    relation = getattr(compare, "relation", None)
+    _require(isinstance(relation, Relation) and relation.family == "pairwise"
+             and all(hasattr(compare, each) for each in ("sizes", "window", "fused")),
+             "what compares must be a RelationLayer of a pairwise relation", f"it is {compare!r}",
+             "use the relation of a PairwiseAttention, or leave compare out to subtract")
+    wanted, seen = ((at.footprint, at.padding_mode, channels) for at, channels in (
+        (window, query.shape[1]), (compare.window, compare.sizes.channels)))
+    _require(seen == wanted, "what compares must have the footprint, padding mode and channels of "
+             f"the attention, {wanted}", f"it has {seen}", "make it with the same Window and Sizes")
 
 
 def _require_weight(value: Tensor, weight: Tensor, window: Window) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from sanrobust.kernels import batch_mapping, folding, ops, reference
 from sanrobust.kernels.calls import Call, Comparison
-from sanrobust.kernels.hooks import is_altered
 from sanrobust.kernels.pairs import gathered
 from sanrobust.kernels.plain import Window, differentiates_forwards, pad
 from sanrobust.kernels.relations import Delta
@@ -109,15 +106,15 @@ class FusedBackend:
                                                     backend=self.name)
         tracked = torch.is_grad_enabled() and position.requires_grad
         relation = query.shape[1] if compare is None else compare.width
-        if (tracked or not _is_fused(compare)
+        if (tracked or (compare is not None and compare.fused is None)
                 or folding.refusal(mapping, query, relation + position.shape[1]) is not None
                 or not folding.shares(mapping, value, 1)):
             return reference.pairwise_attention(query, key, value, position, mapping, window,
                                                 compare=compare, absolute=absolute,
                                                 backend=self.name)
         delta: Delta = "subtraction"
-        if compare is not None and compare.relation.fused is not None:
-            delta, key = compare.relation.delta, compare.relation.fused(key)
+        if compare is not None and compare.fused is not None:
+            delta, key = compare.relation.delta, compare.fused(key)
         folded = folding.fold_pairwise(mapping, query.shape[1],
                                        folding.accumulator(query.dtype), delta)
         return ops.pairwise_attention(query, key, value, position, folded, window,
@@ -154,9 +151,3 @@ class FusedBackend:
                                        backend=self.name)
         return reference.local_attention(query, key, value, embedding, heads, window,
                                          backend=self.name)
-
-
-def _is_fused(compare: Comparison | None) -> bool:
-    """Whether kernels compare as this does, and nobody waits for it to be called."""
-    return compare is None or (compare.relation.fused is not None
-                               and not is_altered(cast(nn.Module, compare)))

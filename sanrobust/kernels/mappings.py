@@ -7,12 +7,14 @@ relation, M weight groups, H and W map pixels. Source: Zhao, Jia and Koltun, CVP
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from sanrobust.design import Mapping
 from sanrobust.kernels import functional, reference
+from sanrobust.kernels.hooks import is_altered
 from sanrobust.kernels.plain import Window
 from sanrobust.kernels.pointwise import PointwiseConv2d
 from sanrobust.kernels.relations import Relation, Sizes
@@ -48,7 +50,7 @@ def patchwise_mapping(mapping: Mapping, relation: int, hidden: int, groups: int,
 def widest(mapping: nn.Sequential) -> int:
     """Return the channels of the widest tensor between the layers of a mapping."""
     return max(max(layer.in_channels, layer.out_channels) for layer in mapping
-               if isinstance(layer, PointwiseConv2d))
+               if isinstance(layer, nn.Conv2d))
 
 
 def _chain(*widths: int) -> nn.Sequential:
@@ -81,6 +83,13 @@ class RelationLayer(nn.Module):
     def width(self) -> int:
         """N, the channels of the relation."""
         return self.relation.width(self.sizes)
+
+    @property
+    def fused(self) -> Callable[[Tensor], Tensor] | None:
+        """That of the relation; None also where somebody changes, or waits for, what is returned.
+        """
+        plain = type(self) is RelationLayer and not is_altered(self)
+        return self.relation.fused if plain else None
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         """Return the relation of query and key (B, R, H, W) in parts along its N channels."""

@@ -35,24 +35,24 @@ class _Pairwise:
     """A call of pairwise attention as kernels are given it.
 
     Args:
-        matrices: w1, w1t, w2, w2t, the four of the position's code, and an offset, if any.
+        matrices: those of ``FoldedPairwise.tensors``.
     """
 
     def __init__(self, query: Tensor, key: Tensor, position: Tensor, matrices: Sequence[Tensor],
                  delta: str, absolute: bool, window: Window) -> None:
         w1, w1t, w2, w2t, *code = matrices
-        offset = code.pop() if len(code) > 4 else None
+        joins = delta == "concatenation"
+        offset = code.pop() if len(code) > 4 and not joins else None
         dtype = accumulator(query.dtype)
         table = place_table(position, PositionCode(*code), dtype) if absolute \
             else position_table(position, PositionCode(*code), window, dtype)
         self.maps = query, key
         self._halves: tuple[Tensor, ...] = ()
-        if delta == "concatenation":
+        if joins:
             self._halves = torch.split(w1.to(query.dtype), query.shape[1], 1)
             self._whole = query, key
             self.maps = self._made(query, 0), self._made(key, 1).neg_()
-        joined = bool(self._halves)
-        self.matrices = PairwiseMatrices(None if joined else w1, None if joined else w1t, w2, w2t,
+        self.matrices = PairwiseMatrices(None if joins else w1, None if joins else w1t, w2, w2t,
                                          table, cast(Delta, delta), offset)
 
     def grads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,11 +62,17 @@ class _Pairwise:
         return self._back(query, 0), self._back(key.neg_(), 1), value
 
     def _made(self, maps: Tensor, half: int) -> Tensor:
-        return F.conv2d(torch.relu(maps), self._halves[half][:, :, None, None])
+        return _mixed(torch.relu(maps), self._halves[half])
 
     def _back(self, grad: Tensor, half: int) -> Tensor:
-        to_maps = F.conv2d(grad, self._halves[half].t()[:, :, None, None])
+        to_maps = _mixed(grad, self._halves[half].t())
         return to_maps.masked_fill_(self._whole[half] <= 0, 0)
+
+
+def _mixed(maps: Tensor, weight: Tensor) -> Tensor:
+    """Return ``weight`` (O, C) times every pixel of ``maps`` (B, C, H, W), in their own dtype."""
+    with torch.autocast(maps.device.type, enabled=False):
+        return F.conv2d(maps, weight[:, :, None, None])
 
 
 _WINDOW = "SymInt footprint, SymInt stride, SymInt dilation, str padding_mode"

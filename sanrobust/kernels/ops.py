@@ -49,14 +49,9 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
 
     Where ``absolute`` the place of a neighbour counts, not its difference to the centre's.
     """
-    code = folded.code
-    matrices = [folded.w1, folded.w1t, folded.w2, folded.w2t,
-                code.scale, code.shift, code.weight, code.bias]
-    if folded.offset is not None:
-        matrices.append(folded.offset)
     attended: Tensor = torch.ops.sanrobust.pairwise_attention(
         _scaled(query, folded.query_scale, folded.query_shift),
-        _scaled(key, folded.key_scale, folded.key_shift), value, position, matrices, folded.delta,
+        _scaled(key, folded.key_scale, folded.key_shift), value, position, folded.tensors(), folded.delta,
         absolute, window.footprint, window.padding_mode, backend)
     return attended
 

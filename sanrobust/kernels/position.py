@@ -26,12 +26,14 @@ class PositionCode:
         scale, shift: (P,) float64.
         weight: (D, P) float64.
         bias: (D,) float64.
+        outside: (D,) float64, what a neighbour outside a map that ends in zeros adds besides.
     """
 
     scale: Tensor
     shift: Tensor
     weight: Tensor
     bias: Tensor
+    outside: Tensor | None = None
 
 
 # Tables of the codes, by their weights, that belong to mappings that nobody changes.
@@ -71,7 +73,7 @@ def place_table(position: Tensor, code: PositionCode, dtype: torch.dtype) -> Ten
     """
     places = position[0].double().flatten(1).t()
     places = torch.cat((places, torch.zeros_like(places[:1])))
-    return _hidden(places, code).to(dtype).contiguous()
+    return _beyond(_hidden(places, code), code).to(dtype).contiguous()
 
 
 def displacement_table(slopes: Tensor, code: PositionCode, window: Window) -> Tensor:
@@ -86,16 +88,23 @@ def _hidden(places: Tensor, code: PositionCode) -> Tensor:
     return torch.relu(places * code.scale + code.shift) @ code.weight.t() + code.bias
 
 
+def _beyond(table: Tensor, code: PositionCode) -> Tensor:
+    """Complete the last row of ``table`` (..., D), that of neighbours outside the map."""
+    if code.outside is not None:
+        table[..., -1, :] += code.outside
+    return table
+
+
 def _computed(position: Tensor, code: PositionCode, window: Window, dtype: torch.dtype) -> Tensor:
     place = position[0].double()
     found = None
-    if window.padding_mode == "reflect" and _may_look(position):
+    if not len(place) or (window.padding_mode == "reflect" and _may_look(position)):
         found = slopes(place, torch.finfo(position.dtype).eps)
     if found is None:
         table = _hidden(_differences(place, window), code)
     else:
         table = displacement_table(found, code, window).unsqueeze(0)
-    return table.to(dtype).contiguous()
+    return _beyond(table, code).to(dtype).contiguous()
 
 
 def _may_look(position: Tensor) -> bool:

@@ -133,10 +133,11 @@ def fold(attention: PairwiseAttention) -> FoldedDesign:
     first, bias = layers[0]
     compared = first[:, :relation.width]
     # The position's channels follow those of the relation.
-    code = PositionCode(scale[relation.width:], shift[relation.width:],
-                        first[:, relation.width:], bias)
-    scale, shift = scale[:relation.width], shift[:relation.width]
     delta = relation.relation.delta
+    norm = FirstNorm(delta, _rounded(scale[:relation.width]), _rounded(shift[:relation.width]))
+    code = PositionCode(scale[relation.width:], shift[relation.width:],
+                        first[:, relation.width:], bias, norm.outside(compared))
+    scale, shift = scale[:relation.width], shift[:relation.width]
     hidden, channels = len(first), attention.relation.sizes.channels
     matrices: dict[str, Tensor] = {}
     halves = query_scale = query_shift = key_scale = None
@@ -144,7 +145,6 @@ def fold(attention: PairwiseAttention) -> FoldedDesign:
         halves = Halves(scale, shift, _by_halves(compared))
     else:
         matrices.update(_both("w1", "w1t", compared))
-        norm = FirstNorm(delta, _rounded(scale), _rounded(shift))
         (query_scale, query_shift), (key_scale, _) = norm.of_query(channels), norm.of_key(channels)
         if norm.offset is not None:
             matrices["offset"] = norm.offset.float().contiguous()
