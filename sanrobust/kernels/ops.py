@@ -51,8 +51,8 @@ def pairwise_attention(query: Tensor, key: Tensor, value: Tensor, position: Tens
     """
     attended: Tensor = torch.ops.sanrobust.pairwise_attention(
         _scaled(query, folded.query_scale, folded.query_shift),
-        _scaled(key, folded.key_scale, folded.key_shift), value, position, folded.tensors(), folded.delta,
-        absolute, window.footprint, window.padding_mode, backend)
+        _scaled(key, folded.key_scale, folded.key_shift), value, position, folded.tensors(),
+        folded.delta, absolute, window.footprint, window.padding_mode, backend)
     return attended
 
 
