@@ -83,7 +83,8 @@ def _count(kept: dict[int, int]) -> Callable[[Tensor], Tensor]:
         if not isinstance(saved, nn.Parameter):
             storage = saved.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+        # What knows its own origin would hold itself, and all before it, for ever.
+        return saved.detach()
     return pack
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,16 @@ def test_gradients_cost_the_tensors_that_are_kept() -> None:
     with_gradient = memory.image_bytes(Doubling(), 8, CPU, gradient=True)
     without = memory.image_bytes(Doubling(), 8, CPU, gradient=False)
     assert with_gradient - without == image
+
+
+def test_nothing_of_the_pass_is_kept() -> None:
+    # A ReLU keeps what it returns, which knows the ReLU.
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    weight = weakref.ref(model[0].weight)
+    assert memory.image_bytes(model, 8, CPU, gradient=True) > 0
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_larger_image_leaves_room_for_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
