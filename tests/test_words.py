@@ -82,7 +82,7 @@ def test_every_option_and_command_that_a_module_names_exists(path: Path) -> None
 
 def typed(document: str) -> Iterator[list[str]]:
     """Yield the words of every command line of ours in a document."""
-    text = (Path(SOURCES) / document).read_text("utf-8")
+    text = (Path(SOURCES) / document).read_text("utf-8").replace("\\\n", " ")
     # In blocks a comment may follow; in a sentence a command ends with its quotation mark.
     lines = re.findall(r"^\$? ?(sanrobust .*)$", text, re.MULTILINE)
     lines += re.findall(r"`(sanrobust [^`]*)`", text)
