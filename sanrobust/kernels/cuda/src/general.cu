@@ -62,6 +62,7 @@ SAN_INLINE Acc<T> hidden_at(const PairwiseArgs &args, const Pixel &pixel, const 
   } else {
     const int width = DELTA == kDot ? 1 : args.relation;
     const A *weight = static_cast<const A *>(args.w1) + static_cast<int64>(unit) * width;
+#pragma unroll 2  // by four, registers spill
     for (int r = 0; r < width; r++)
       sum += weight[r] * relation_at<T, DELTA>(args, pixel, slot, r);
     return sum;
