@@ -52,8 +52,8 @@ def position_table(position: Tensor, code: PositionCode, window: Window,
                    dtype: torch.dtype) -> Tensor:
     """Return the table (1 or H * W, K2 + 1, D) of ``PairwiseMatrices`` for a position map.
 
-    One for all pixels where reflection meets a ``position`` (1, P, H, W) that is affine in the
-    pixel coordinates; otherwise one for each.
+    One for all pixels where there is no position, P = 0, and where reflection meets a
+    ``position`` (1, P, H, W) that is affine in the pixel coordinates; otherwise one for each.
     """
     tables = _TABLES[code.weight] if code.weight in _TABLES else None
     key = position.shape, window, dtype

@@ -128,16 +128,14 @@ def refusal(design: AttentionConfig) -> str | None:
 def fold(attention: PairwiseAttention) -> FoldedDesign:
     """Fold a layer that is frozen and in eval mode; `refusal` must have returned None."""
     design, relation = attention.design, attention.relation
-    scale, shift = affine(cast(nn.BatchNorm2d, attention.conv_w[0]))
-    layers = _layers(attention.conv_w)
+    layers, delta = _layers(attention.conv_w), relation.relation.delta
     first, bias = layers[0]
-    compared = first[:, :relation.width]
     # The position's channels follow those of the relation.
-    delta = relation.relation.delta
-    norm = FirstNorm(delta, _rounded(scale[:relation.width]), _rounded(shift[:relation.width]))
-    code = PositionCode(scale[relation.width:], shift[relation.width:],
-                        first[:, relation.width:], bias, norm.outside(compared))
-    scale, shift = scale[:relation.width], shift[:relation.width]
+    (scale, place_scale), (shift, place_shift), (compared, placed) = (
+        each.tensor_split([relation.width], -1)
+        for each in (*affine(cast(nn.BatchNorm2d, attention.conv_w[0])), first))
+    norm = FirstNorm(delta, _rounded(scale), _rounded(shift))
+    code = PositionCode(place_scale, place_shift, placed, bias, norm.outside(compared))
     hidden, channels = len(first), attention.relation.sizes.channels
     matrices: dict[str, Tensor] = {}
     halves = query_scale = query_shift = key_scale = None
